@@ -1,0 +1,93 @@
+# PYTHON=... takes that interpreter as it is; without it, .venv is made once and kept up to date.
+VENV := .venv
+BASE_PYTHON ?= python3
+BASE_IMAGE ?= nvcr.io/nvidia/pytorch:26.09-py3
+IMAGE ?= reste-trainer
+CMD ?= make imagenet-r18 $(if $(DATA),DATA=/data) $(if $(GPUS),GPUS=$(GPUS)) $(if $(ARGS),ARGS=$(call quote,$(ARGS)))
+
+ifdef PYTHON
+READY :=
+else
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+endif
+
+quote = '$(subst ','\'',$(1))'
+# Today one process; torchrun's place is here.
+LAUNCH = $(if $(filter-out 1,$(GPUS)),$(error error: GPUS=$(GPUS): more than one GPU is not supported yet),$(PYTHON) -m launch.train)
+train = $(LAUNCH) configs/$(1).yaml $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)
+bench = $(PYTHON) -m launch.benchmark $(1) $(if $(DEVICE),--device $(DEVICE))
+# --mount, since -v would create a path that is missing, as root.
+mount_runs = --mount type=bind,source=$(call quote,$(CURDIR)/runs),target=/workspace/reste-trainer/runs
+mount_data = --mount type=bind,source="$$(cd $(call quote,$(DATA)) && pwd)",target=/data,readonly
+
+.PHONY: help setup quickstart test test-gpu lint format \
+	imagenet-r18 imagenet-r34 cifar10-r20 cifar10-r20-bireal cifar10-r18 cifar10-vgg-small \
+	bench-train bench-loader docker-build docker-run
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo '  DATA=path  ARGS="key=value ..."  PYTHON=interpreter (instead of .venv)  BASE_PYTHON=python3.12 (to make .venv)'
+
+setup: $(READY)  ## make .venv and install everything into it (6 GB, once)
+
+quickstart: $(READY)  ## train a small network on a data set drawn here
+	$(PYTHON) -m launch.train configs/quickstart.yaml $(ARGS)
+
+test: $(READY)  ## the tests that need no GPU
+	$(PYTHON) -m pytest -m "not gpu" $(ARGS)
+
+test-gpu: $(READY)  ## the tests that need a GPU
+	$(PYTHON) -m pytest -m gpu $(ARGS)
+
+lint: $(READY)  ## ruff and mypy; changes nothing
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+format: $(READY)  ## let ruff rewrite the sources
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+imagenet-r18: $(READY)  ## ImageNet, ResNet-18
+	$(call train,imagenet_resnet18)
+
+imagenet-r34: $(READY)  ## ImageNet, ResNet-34
+	$(call train,imagenet_resnet34)
+
+cifar10-r20: $(READY)  ## CIFAR-10, ResNet-20
+	$(call train,cifar10_resnet20)
+
+cifar10-r20-bireal: $(READY)  ## CIFAR-10, ResNet-20 with Bi-Real skips
+	$(call train,cifar10_resnet20_bireal)
+
+cifar10-r18: $(READY)  ## CIFAR-10, ResNet-18
+	$(call train,cifar10_resnet18)
+
+cifar10-vgg-small: $(READY)  ## CIFAR-10, VGG-small
+	$(call train,cifar10_vgg_small)
+
+bench-train: $(READY)  ## training throughput (DEVICE=cpu|cuda)
+	$(call bench,train) $(ARGS)
+
+bench-loader: $(READY)  ## data loading throughput (DATA=, DEVICE=cpu|cuda)
+	$(call bench,loader) $(if $(DATA),--data $(call quote,$(DATA))) $(ARGS)
+
+docker-build:  ## build the image (BASE_IMAGE=, IMAGE=)
+	docker build --build-arg BASE_IMAGE=$(BASE_IMAGE) -t $(IMAGE) .
+
+docker-run:  ## imagenet-r18, or CMD="make ...", in the image; DATA becomes /data, runs/ is shared
+	@mkdir -p runs
+	docker run --rm $$(test -t 0 && echo -it) --gpus all --ipc=host --ulimit memlock=-1 --ulimit stack=67108864 \
+	  --user "$$(id -u):$$(id -g)" --env WANDB_API_KEY $(mount_runs) $(if $(DATA),$(mount_data)) $(IMAGE) $(CMD)
+
+# .incomplete marks an environment that was begun here and not finished: it is made anew. Any other
+# one is only brought up to date.
+$(VENV)/.ready: pyproject.toml
+	@if [ -e $(VENV)/.incomplete ] || [ ! -x $(VENV)/bin/python ]; then \
+	  $(BASE_PYTHON) -c 'import ensurepip, sys; assert sys.version_info >= (3, 11)' 2>/dev/null || \
+	    { echo 'error: $(BASE_PYTHON) is no Python 3.11 or newer with its venv module: make setup BASE_PYTHON=/path/to/python3.11' >&2; exit 1; }; \
+	  rm -rf $(VENV) && mkdir $(VENV) && touch $(VENV)/.incomplete && $(BASE_PYTHON) -m venv $(VENV); fi
+	$(PYTHON) -m pip install --disable-pip-version-check '.[torch,test,lint,wandb,plot]'
+	@rm -f $(VENV)/.incomplete && touch $@

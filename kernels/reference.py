@@ -1,0 +1,34 @@
+"""The specification: every op of this folder in plain PyTorch.
+
+The kernels are tested against these functions, and CPU tensors and float64 run on them.
+"""
+
+import torch
+
+from kernels.estimators import get_estimator
+
+
+def sign(x: torch.Tensor) -> torch.Tensor:
+    """+1 where x >= 0 (so for 0 and -0 too), -1 where x < 0, NaN where x is NaN.
+
+    Any shape, any floating dtype; the result has x's. The official code gives 0 at 0, which
+    leaves a few activations ternary under AMP, and hides a NaN behind a 0.
+    """
+    return torch.where(x >= 0, 1, torch.where(x < 0, -1, x))
+
+
+def binarize_backward(
+    grad: torch.Tensor, x: torch.Tensor, params: torch.Tensor, estimator: str
+) -> torch.Tensor:
+    """grad * h(x) with ``estimator``'s factor h; x's shape and dtype, computed in at least fp32."""
+    compute = torch.promote_types(x.dtype, torch.float32)
+    factor = get_estimator(estimator).factor(x.to(compute), params.to(compute))
+    return (grad.to(compute) * factor).to(x.dtype)
+
+
+def weight_scale(weight: torch.Tensor) -> torch.Tensor:
+    """mean |w| over the whole tensor, 0-dim: a binary layer convolves with scale * sign(w).
+
+    One scalar per layer, not one per channel, and not detached (ReSTE's official code).
+    """
+    return weight.abs().mean()

@@ -1,0 +1,144 @@
+"""Where networks meet kernels: binarization, binary convolution, and what stands between two.
+
+Inside a network every feature map travels as a pair ``(x, xb)``: the real stream x, which skips
+add to, and what the next convolution reads, which is sign(x) in a 1w1a network and x itself in
+the others. A block is then, twice,
+
+    z, scale = self.conv1(xb)
+    x, xb = self.bn1(z, scale, residual=x)
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels import binarize, get_estimator
+from kernels.reference import weight_scale
+
+BITS = ("1w1a", "1w32a", "32w32a")
+Pair = tuple[Tensor, Tensor]
+
+
+class Binarize(nn.Module):
+    """sign(x) with ``estimator``'s gradient; shape, dtype and memory format stay x's.
+
+    ``params`` is a buffer outside the ``state_dict``: a network's ``set_progress`` fills it.
+    """
+
+    params: Tensor
+
+    def __init__(self, estimator: str) -> None:
+        super().__init__()
+        self.estimator = estimator
+        count = len(get_estimator(estimator).parameters)
+        self.register_buffer("params", torch.zeros(count), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return binarize(x, self.params, self.estimator)
+
+    def extra_repr(self) -> str:
+        return self.estimator
+
+
+class BinaryConv2d(nn.Conv2d):
+    """Convolution of ``xb`` (N, C, H, W) with sign(w), and the layer's scale mean |w|, 0-dim.
+
+    The scale is handed on rather than multiplied in: sums of ±1 are small integers, exact in
+    fp32 in whatever order they are added, while sums of ±scale are not. Border taps are 0,
+    because padding comes after binarization.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, *, stride: int = 1, estimator: str = "reste"
+    ) -> None:
+        super().__init__(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.binarize = Binarize(estimator)
+
+    def forward(self, xb: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        z = self._conv_forward(xb, self.binarize(self.weight), None)
+        return z, weight_scale(self.weight)
+
+
+class RealConv2d(nn.Conv2d):
+    """The full-precision stand-in for ``BinaryConv2d``: its scale is None."""
+
+    def __init__(self, in_channels: int, channels: int, *, stride: int = 1) -> None:
+        super().__init__(in_channels, channels, 3, stride, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return super().forward(x), None
+
+
+def conv3x3(
+    in_channels: int, channels: int, *, bits: str, estimator: str, stride: int = 1
+) -> BinaryConv2d | RealConv2d:
+    """The 3x3 convolution of a ``bits`` network, without bias."""
+    if bits == "32w32a":
+        return RealConv2d(in_channels, channels, stride=stride)
+    return BinaryConv2d(in_channels, channels, stride=stride, estimator=estimator)
+
+
+def binarization(bits: str, estimator: str) -> nn.Module:
+    """What makes xb from x: ``Binarize`` in 1w1a networks, nothing in the others."""
+    return Binarize(estimator) if bits == "1w1a" else nn.Identity()
+
+
+class NormBinarize(nn.BatchNorm2d):
+    """What stands between two convolutions: y = BN(relu(scale z)) + residual, and yb from y.
+
+    Args of ``forward``: z (N, C, H, W); scale 0-dim, positive, or None for 1; residual of z's
+    shape or None. Returns (y, yb). ``binarize`` makes yb, see ``binarization``.
+    """
+
+    def __init__(self, channels: int, binarize: nn.Module | None = None) -> None:
+        super().__init__(channels)
+        self.binarize = binarize or nn.Identity()
+
+    def forward(  # type: ignore[override]
+        self, z: Tensor, scale: Tensor | None = None, residual: Tensor | None = None
+    ) -> Pair:
+        x = F.relu(z)
+        y = super().forward(x if scale is None else x * scale)
+        if residual is not None:
+            y = y + residual
+        return y, self.binarize(y)
+
+
+class BinaryNetwork(nn.Module):
+    """What every network here has: its name, its bits, its estimator and its schedule."""
+
+    def __init__(self, arch: str, bits: str, estimator: str, **options: float) -> None:
+        super().__init__()
+        self.arch, self.bits, self.estimator, self.options = arch, bits, estimator, options
+        self.progress = 0.0
+
+    def binary_convs(self) -> dict[str, BinaryConv2d]:
+        """The binary convolutions by name, from the input to the output."""
+        return {n: m for n, m in self.named_modules() if isinstance(m, BinaryConv2d)}
+
+    def estimator_parameters(self) -> dict[str, float]:
+        """The estimator's parameters at the current progress, by name."""
+        entry = get_estimator(self.estimator)
+        return dict(
+            zip(entry.parameters, entry.schedule(self.progress, **self.options), strict=True)
+        )
+
+    def set_progress(self, progress: float) -> None:
+        """Move the estimator's schedule to ``progress`` = epoch / epochs in [0, 1].
+
+        Refills each ``Binarize``'s params in place: no recompilation, no synchronisation, and a
+        captured CUDA graph sees the new values.
+        """
+        if not 0 <= progress <= 1:
+            raise ValueError(f"progress is {progress}; it must lie in [0, 1]")
+        self.progress = progress
+        values = torch.tensor([*self.estimator_parameters().values()], dtype=torch.float64)
+        for module in self.modules():
+            if isinstance(module, Binarize):
+                module.params.copy_(values.to(module.params.dtype))
+
+    def reset_head_binarization(self, block: nn.Module) -> None:
+        """Drop the sign after the last ``block``: the classifier reads the real stream."""
+        cast(NormBinarize, block.bn2).binarize = nn.Identity()

@@ -1,0 +1,170 @@
+"""The official formulation of the same networks: the oracle of our tests, the rival of our timings.
+
+Written from the paper's equations in the way of github.com/DravenALG/ReSTE (MIT): one module an
+operation, a scale multiplied into the weights, boolean masks in the gradient, o and t as 0-dim
+tensors, sign(0) = 0. Nothing here is shared with the networks that we train.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MaskedReSTE(torch.autograd.Function):
+    """sign(x); the gradient factor gathered and scattered region by region."""
+
+    @staticmethod
+    def forward(ctx, x, o, t):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x, o, t)
+        return torch.sign(x)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, o, t = ctx.saved_tensors
+        m = 0.1
+        secant = m ** (1 / o.item()) / m
+        factor = torch.zeros_like(x)
+        positive = (x > m) & (x <= t)
+        factor[positive] = x[positive] ** ((1 - o) / o) / o
+        negative = (x < -m) & (x >= -t)
+        factor[negative] = (-x[negative]) ** ((1 - o) / o) / o
+        factor[(x >= 0) & (x <= m)] = secant
+        factor[(x <= 0) & (x >= -m)] = secant
+        return grad * factor, None, None
+
+
+class OfficialConv2d(nn.Conv2d):
+    """conv(sign(a), mean|w| sign(w)), or conv(a, mean|w| sign(w)) with ``real_input``."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, real_input: bool) -> None:
+        super().__init__(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.real_input = real_input
+        self.o = torch.tensor(1.0)
+        self.t = torch.tensor(1.5)
+
+    def forward(self, a: Tensor) -> Tensor:
+        o, t = self.o.to(a.device), self.t.to(a.device)
+        weight = MaskedReSTE.apply(self.weight, o, t) * self.weight.abs().mean()
+        if not self.real_input:
+            a = MaskedReSTE.apply(a, o, t)
+        return F.conv2d(a, weight, None, self.stride, self.padding)
+
+
+def _conv(in_channels: int, channels: int, stride: int, bits: str) -> nn.Module:
+    if bits == "32w32a":
+        return nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+    return OfficialConv2d(in_channels, channels, stride, real_input=bits == "1w32a")
+
+
+class _PadShortcut(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        extra = x.shape[1] // 2
+        zeros = x.new_zeros(x.shape[0], extra, (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2)
+        return torch.cat([zeros, x[:, :, ::2, ::2], zeros], 1)
+
+
+class _Block(nn.Module):
+    """One basic block; ``classic`` is the full-precision CIFAR order conv, BN, ReLU."""
+
+    def __init__(
+        self, i: int, c: int, stride: int, bits: str, *, skip: str, per_conv: bool, classic: bool
+    ) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _conv(i, c, stride, bits), nn.BatchNorm2d(c)
+        self.conv2, self.bn2 = _conv(c, c, 1, bits), nn.BatchNorm2d(c)
+        self.skip, self.per_conv, self.classic = skip, per_conv, classic
+        if i == c:
+            self.add_module(skip, nn.Sequential())
+        elif skip == "pad":
+            self.add_module(skip, _PadShortcut())
+        else:
+            project = nn.Conv2d(i, c, 1, stride, bias=False)
+            self.add_module(skip, nn.Sequential(project, nn.BatchNorm2d(c)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.get_submodule(self.skip)(x)
+        if self.classic:
+            out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+            return F.relu(out + skip)
+        out = self.bn1(F.relu(self.conv1(x)))
+        if self.per_conv:
+            out = skip = out + skip
+        return self.bn2(F.relu(self.conv2(out))) + skip
+
+
+class OfficialResNet(nn.Module):
+    """Every residual network of the official code."""
+
+    def __init__(self, arch: str, bits: str, num_classes: int) -> None:
+        super().__init__()
+        self.imagenet = arch in ("resnet18", "resnet34")
+        widths = (16, 32, 64) if arch.startswith("resnet20") else (64, 128, 256, 512)
+        depths = {"resnet34": (3, 4, 6, 3), "resnet18": (2, 2, 2, 2), "resnet18_cifar": (2,) * 4}
+        skip = {"resnet18_cifar": "shortcut"}.get(arch, "downsample" if self.imagenet else "pad")
+        per_conv = self.imagenet or arch == "resnet20_bireal"
+        classic = bits == "32w32a" and not self.imagenet
+        kernel, stride = (7, 2) if self.imagenet else (3, 1)
+        self.conv1 = nn.Conv2d(3, widths[0], kernel, stride, kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.layers, i = [], widths[0]
+        for n, (width, depth) in enumerate(
+            zip(widths, depths.get(arch, (3, 3, 3)), strict=True), start=1
+        ):
+            blocks = []
+            for b in range(depth):
+                step = 2 if n > 1 and b == 0 else 1
+                blocks.append(
+                    _Block(i, width, step, bits, skip=skip, per_conv=per_conv, classic=classic)
+                )
+                i = width
+            self.layers.append(nn.Sequential(*blocks))
+            self.add_module(f"layer{n}", self.layers[-1])
+        self.bn2 = nn.BatchNorm1d(i)
+        self.add_module("fc" if self.imagenet else "linear", nn.Linear(i, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(F.relu(self.conv1(x)))
+        if self.imagenet:
+            x = F.max_pool2d(x, 3, 2, 1)
+        for layer in self.layers:
+            x = layer(x)
+        x = F.avg_pool2d(x, x.shape[-1]).flatten(1)
+        return self.get_submodule("fc" if self.imagenet else "linear")(self.bn2(x))
+
+
+class OfficialVgg(nn.Module):
+    """The official vgg_small; its full-precision version as it was meant."""
+
+    def __init__(self, bits: str, num_classes: int) -> None:
+        super().__init__()
+        self.bits = bits
+        widths = (3, 128, 128, 256, 256, 512, 512)
+        self.conv0, self.bn0 = nn.Conv2d(3, 128, 3, padding=1, bias=False), nn.BatchNorm2d(128)
+        for n in range(1, 6):
+            self.add_module(f"conv{n}", _conv(widths[n], widths[n + 1], 1, bits))
+            self.add_module(f"bn{n}", nn.BatchNorm2d(widths[n + 1]))
+        self.fc = nn.Linear(8192, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for n in range(6):
+            conv, norm = self.get_submodule(f"conv{n}"), self.get_submodule(f"bn{n}")
+            x = F.relu(norm(conv(x))) if self.bits == "32w32a" else norm(F.relu(conv(x)))
+            if n % 2:
+                x = F.max_pool2d(x, 2)
+        return self.fc(x.flatten(1))
+
+
+def build_official(arch: str, bits: str = "1w1a", num_classes: int = 10) -> nn.Module:
+    """The official network; ``arch`` and ``bits`` as in ``models.build_model``."""
+    if arch == "vgg_small":
+        return OfficialVgg(bits, num_classes)
+    if arch == "resnet20_bireal" and bits == "32w32a":
+        arch = "resnet20"
+    return OfficialResNet(arch, bits, num_classes)
+
+
+def set_official_o(model: nn.Module, o: Tensor) -> None:
+    """Set o, a 0-dim tensor, in every binary convolution; float64 makes a float64 reference."""
+    for module in model.modules():
+        if isinstance(module, OfficialConv2d):
+            module.o, module.t = o, torch.tensor(1.5, dtype=o.dtype)

@@ -1,0 +1,138 @@
+"""Which images a batch holds and how each is cropped and flipped: pure functions of
+(seed, epoch, index).
+
+Nothing here has a state, so resuming needs none, the number of workers or processes changes
+nothing, and every loader that uses these functions sees the same pixels.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+MEAN = (0.485, 0.456, 0.406)  # ImageNet's, red green blue, pixels on the scale 0..1
+STD = (0.229, 0.224, 0.225)
+
+ATTEMPTS = 10  # random_resized_crop: rectangles tried before the central one
+CROP_UNIFORMS = 2 * ATTEMPTS + 2  # areas, aspects, and where to put the window
+FLIP_COLUMN = CROP_UNIFORMS  # the image is mirrored where this uniform is below 1/2
+
+Position = tuple[int, int]  # (epoch, batch), both from 0
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # splitmix64's constants as signed 64-bit integers
+_FACTORS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
+
+
+def permutation(seed: int, epoch: int, n: int) -> Ints:
+    """The order of ``n`` images in one epoch, (n,) int64.
+
+    Sorts random keys instead of asking numpy for a permutation: numpy promises that the bits of
+    a generator never change, but not what its methods make of them.
+    """
+    keys = np.random.PCG64(np.random.SeedSequence((seed, epoch))).random_raw(n)
+    return np.argsort(keys, kind="stable")
+
+
+def uniforms(seed: int, epoch: int, index: torch.Tensor, count: int) -> torch.Tensor:
+    """(len(index), count) float64 in [0, 1) on the device of ``index`` (N,), integers.
+
+    Element (i, k) depends on ``seed``, ``epoch``, ``index[i]`` and ``k`` alone: it is element
+    ``k`` of the splitmix64 stream that starts at a hash of the first three (Steele, Lea and
+    Flood, "Fast splittable pseudorandom number generators", 2014). Torch operators only, and no
+    synchronisation with the device.
+    """
+    key = int(_mix(_mix(torch.tensor(seed)) + epoch))
+    start = _mix(index.to(torch.int64) * _GOLDEN + key)
+    step = torch.arange(1, count + 1, device=index.device) * _GOLDEN
+    bits = _shift(_mix(start[:, None] + step), 11)
+    return bits.to(torch.float64) * 2.0**-53
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """splitmix64's finaliser, a bijection of the 64-bit integers; products wrap around."""
+    for bits, factor in _FACTORS:
+        x = (x ^ _shift(x, bits)) * factor
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical right shift; torch's own keeps the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def crop_sides(u: Floats, min_area: float) -> Floats:
+    """Height and width of every attempt in units of sqrt(image area), (N, ATTEMPTS, 2).
+
+    ``u``: (N, CROP_UNIFORMS or more) uniforms. The area is uniform in [min_area, 1], the aspect
+    (width / height) log-uniform in [3/4, 4/3].
+    """
+    area = min_area + (1 - min_area) * u[:, :ATTEMPTS]
+    aspect = (4 / 3) ** (2 * u[:, ATTEMPTS : 2 * ATTEMPTS] - 1)
+    return np.stack([np.sqrt(area / aspect), np.sqrt(area * aspect)], axis=-1)
+
+
+def crop_place(u: Floats) -> Floats:
+    """Where the window lies between top and bottom and between left and right, (N, 2)."""
+    return u[:, 2 * ATTEMPTS : CROP_UNIFORMS]
+
+
+def random_resized_crop(u: Floats, height: Ints, width: Ints, min_area: float = 0.08) -> Ints:
+    """Windows (N, 4) int64: top, left, height, width, in pixels, by torchvision's law.
+
+    ``u``: (N, CROP_UNIFORMS or more) uniforms; ``height``, ``width``: (N,) of the images. The
+    first of ten rectangles that fits is placed uniformly; if none fits, the largest central
+    window of an aspect in [3/4, 4/3] is taken (torchvision.transforms.RandomResizedCrop).
+    """
+    size = np.stack([height, width], axis=-1).astype(np.float64)
+    root = np.sqrt(size[:, 0] * size[:, 1])
+    drawn = np.floor(crop_sides(u, min_area) * root[:, None, None] + 0.5)
+    fits = ((drawn > 0) & (drawn <= size[:, None])).all(axis=-1)
+    first = drawn[np.arange(len(u)), fits.argmax(axis=1)]
+    central = np.minimum(size, np.floor(size[:, ::-1] * 4 / 3 + 0.5))
+    found = np.any(fits, axis=1, keepdims=True)
+    shape = np.where(found, first, central)
+    placed = np.floor(crop_place(u) * (size - shape + 1))
+    start = np.where(found, placed, np.floor((size - shape) / 2))
+    return np.concatenate([start, shape], axis=1).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every batch holds. Training: a new order each epoch, ragged last batch dropped.
+    Evaluation: every image once, in the order of the files."""
+
+    images: int
+    batch_size: int
+    train: bool
+    seed: int
+
+    def __len__(self) -> int:
+        """The number of batches in an epoch."""
+        return self.images // self.batch_size if self.train else -(-self.images // self.batch_size)
+
+    def following(self, position: Position) -> Position:
+        """The position after ``position``. Evaluation goes round in one epoch, number 0."""
+        epoch, batch = position
+        return (epoch, batch + 1) if batch + 1 < len(self) else (epoch + self.train, 0)
+
+    def indices(self, position: Position) -> Ints:
+        """The images of one batch, (N,) int64."""
+        epoch, batch = position
+        chosen = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+        if self.train:
+            return _kept_permutation(self.seed, epoch, self.images)[chosen]
+        return np.arange(self.images)[chosen]
+
+    def uniforms(self, position: Position) -> Floats:
+        """The random numbers of one batch, (N, FLIP_COLUMN + 1): for the crop, then the flip."""
+        index = torch.from_numpy(self.indices(position))
+        return uniforms(self.seed, position[0], index, FLIP_COLUMN + 1).numpy()
+
+
+@lru_cache(maxsize=2)  # at the end of an epoch the next one's first batches are already wanted
+def _kept_permutation(seed: int, epoch: int, n: int) -> Ints:
+    return permutation(seed, epoch, n)

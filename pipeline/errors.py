@@ -1,0 +1,10 @@
+"""The two ways a run ends badly that are not bugs."""
+
+
+class UserError(ValueError):
+    """What the user gave is wrong. The message is one line that names the key or the file and
+    the remedy; a command prints it behind ``error: `` and exits with code 2."""
+
+
+class Diverged(RuntimeError):
+    """The training produced a value that is not finite. The message says where; exit code 3."""

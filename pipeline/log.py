@@ -1,0 +1,166 @@
+"""What a run says: log.txt and the console, metrics.jsonl, and wandb when asked."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from pipeline.errors import UserError
+
+logger = logging.getLogger("reste")
+
+
+class _Console(logging.Handler):
+    """Lines above a progress bar, if there is one; yellow warnings on a terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if record.levelno >= logging.WARNING:
+            text = f"warning: {text}"
+            if sys.stderr.isatty():
+                text = f"\033[33m{text}\033[0m"
+        tqdm.write(text, file=sys.stderr)
+
+
+def start_console() -> None:
+    """Let ``logger`` speak on stderr."""
+    logger.handlers.clear()
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(_Console())
+
+
+def start_file(path: Path) -> None:
+    """Let ``logger`` append to ``path`` too, with the time before every line."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+
+
+class JsonLines:
+    """metrics.jsonl: one JSON object a line, flushed at once.
+
+    ``size`` of a checkpoint says how long the file was then; resuming cuts off what came after.
+    """
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        self.path = path
+        self.file: TextIO = open(path, "a")  # noqa: SIM115: open for as long as the run lasts
+        if path.stat().st_size < size:
+            logger.warning("%s is shorter than at the checkpoint: lines are missing", path)
+        else:
+            os.truncate(path, size)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append ``record``."""
+        try:
+            self.file.write(json.dumps(record) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; make room or set run.dir"
+            ) from None
+
+    def size(self) -> int:
+        """Its length in bytes."""
+        return self.path.stat().st_size
+
+
+class Wandb:
+    """Weights & Biases, if asked for; a failure is one warning and never the run's end."""
+
+    def __init__(self, mode: str, project: str, folder: Path, config: dict[str, Any]) -> None:
+        self.run: Any = None
+        if mode == "disabled":
+            return
+        try:
+            import wandb
+
+            identity = folder / "wandb_id"
+            if not identity.exists():
+                identity.write_text(os.urandom(6).hex())
+            self.run = wandb.init(
+                project=project,
+                name=folder.name,
+                dir=folder,
+                config=config,
+                id=identity.read_text(),
+                resume="allow",
+                mode=mode,  # type: ignore[arg-type]
+            )
+        except Exception as error:  # whatever it is, the training matters more
+            self._give_up(error)
+
+    def write(self, record: dict[str, Any], step: int) -> None:
+        """Send the numbers of ``record``."""
+        if self.run is None:
+            return
+        try:
+            kind = record["kind"]
+            numbers = {f"{kind}/{k}": v for k, v in record.items() if isinstance(v, int | float)}
+            self.run.log(numbers, step=step)
+        except Exception as error:
+            self._give_up(error)
+
+    def finish(self, exit_code: int = 0) -> None:
+        """End it."""
+        if self.run is None:
+            return
+        try:
+            self.run.finish(exit_code=exit_code)
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self.run = None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        logger.warning("wandb is off for this run: %s", reason)
+
+
+class Progress:
+    """How an epoch goes: a bar on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, label: str, total: int, done: int = 0) -> None:
+        self.label, self.total = label, total
+        self.bar = tqdm(
+            desc=label,
+            total=total,
+            initial=done,
+            leave=False,
+            dynamic_ncols=True,
+            colour="green",
+            disable=not sys.stderr.isatty(),
+            bar_format="{desc} {bar} {n_fmt}/{total_fmt} {postfix} {remaining} left",
+        )
+
+    def step(self) -> None:
+        """One batch more."""
+        self.bar.update()
+
+    def show(self, done: int, left: float, **values: float) -> None:
+        """Show ``values`` after ``done`` batches, with ``left`` seconds to go."""
+        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self.bar.disable:
+            logger.info("%s  step %d/%d  %s  %s left", self.label, done, self.total, text, clock(left))
+        else:
+            self.bar.set_postfix_str(text)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self.bar.close()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def bold(text: str) -> str:
+    """``text``, bold on a terminal."""
+    return f"\033[1m{text}\033[0m" if sys.stderr.isatty() else text

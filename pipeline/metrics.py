@@ -1,0 +1,44 @@
+"""Sums over an epoch, kept on the device so that no step waits for it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Sums:
+    """Loss, top-1 and top-5 hits and the number of images, summed on ``device``.
+
+    A batch whose loss is not finite is left out of all four.
+    """
+
+    NAMES = ("loss", "top1", "top5", "images")
+
+    def __init__(self, device: torch.device) -> None:
+        self.values = torch.zeros(4, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        """Add a batch: logits (N, C), labels (N,) int64, loss 0-dim, their mean loss."""
+        best = logits.topk(min(5, logits.shape[1])).indices
+        hits = best == labels[:, None]
+        images = labels.shape[0]
+        total = torch.stack([hits[:, 0].sum(), hits.any(1).sum()]).double()
+        batch = torch.cat([loss.double()[None] * images, total, total.new_full((1,), images)])
+        self.values += torch.where(loss.isfinite(), batch, 0)
+
+    def means(self) -> dict[str, float]:
+        """loss per image, top1 and top5 in per cent, and images. Waits for the device."""
+        loss, top1, top5, images = self.values.tolist()
+        count = max(images, 1)
+        return {
+            "loss": loss / count,
+            "top1": 100 * top1 / count,
+            "top5": 100 * top5 / count,
+            "images": int(images),
+        }
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """The mean cross-entropy of logits (N, C), in at least fp32."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)

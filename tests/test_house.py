@@ -1,0 +1,235 @@
+"""The house around the sources: commands, requirements, image, citation."""
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAININGS = {
+    "imagenet-r18": "imagenet_resnet18",
+    "imagenet-r34": "imagenet_resnet34",
+    "cifar10-r20": "cifar10_resnet20",
+    "cifar10-r20-bireal": "cifar10_resnet20_bireal",
+    "cifar10-r18": "cifar10_resnet18",
+    "cifar10-vgg-small": "cifar10_vgg_small",
+}
+ECHO = '#!/bin/sh\nprintf "%s\\n" "$@"\n'  # a program that prints its arguments, one per line
+# An interpreter whose `-m venv DIR` puts a copy of itself into DIR and whose `-m pip` fails while
+# the file `offline` exists. Both leave a line in `log`.
+INTERPRETER = """#!/bin/sh
+case "$2" in
+  venv) echo venv >> log; mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+  pip) echo pip >> log; test ! -e offline ;;
+esac
+"""
+
+
+@pytest.fixture
+def house(tmp_path):
+    """A checkout with the Makefile alone, beside stand-ins for Python and docker."""
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    for name, text in {"python": ECHO, "bin/docker": ECHO, "base": INTERPRETER}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def make(house, *args):
+    """Run make there in an environment that this test run's own make did not touch."""
+    env = {"PATH": f"{house}/bin:{os.environ['PATH']}"}
+    return subprocess.run(
+        ["make", "-s", *args],
+        cwd=house,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def arguments(house, *args):
+    done = make(house, "PYTHON=./python", *args)
+    assert done.returncode == 0, done.stderr
+    assert not (house / ".venv").exists()
+    return done.stdout.splitlines()
+
+
+def extra(*names):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *(project["optional-dependencies"][name] for name in names)]
+    return {r.name: r for r in map(Requirement, sum(lists, []))}
+
+
+@pytest.mark.parametrize("package", ["kernels", "models", "pipeline", "launch"])
+def test_packages_are_ours(package):
+    assert Path(importlib.import_module(package).__file__).parent == ROOT / package
+
+
+def test_nothing_is_installed():
+    assert (
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"] == []
+    )
+
+
+def test_make_alone_lists_every_target(house):
+    phony = re.search(r"^\.PHONY: (.*?[^\\])$", (ROOT / "Makefile").read_text(), re.M | re.S)[1]
+    listed = re.findall(r"^  make (\S+) +\S", make(house).stdout, re.M)
+    assert listed == phony.replace("\\", "").split()
+    assert TRAININGS.keys() <= set(listed)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("quickstart", ["-m", "launch.train", "configs/quickstart.yaml", "a=1", "b=2"]),
+        ("test", ["-m", "pytest", "-m", "not gpu", "a=1", "b=2"]),
+        ("test-gpu", ["-m", "pytest", "-m", "gpu", "a=1", "b=2"]),
+        ("bench-train", ["-m", "launch.benchmark", "train", "a=1", "b=2"]),
+        ("bench-loader", ["-m", "launch.benchmark", "loader", "a=1", "b=2"]),
+    ],
+)
+def test_commands(house, target, expected):
+    assert arguments(house, target, "ARGS=a=1 b=2") == expected
+
+
+@pytest.mark.parametrize(("target", "config"), TRAININGS.items())
+def test_trainings(house, target, config):
+    command = ["-m", "launch.train", f"configs/{config}.yaml"]
+    assert arguments(house, target) == command
+    assert arguments(house, target, "GPUS=1", "ARGS=train.epochs=2 seed=3") == [
+        *command,
+        "train.epochs=2",
+        "seed=3",
+    ]
+    assert (ROOT / command[-1]).is_file()
+
+
+@pytest.mark.parametrize("path", ["/data sets/image net", "/it's", '/a "b" & `c`;d'])
+def test_any_path_is_one_argument(house, path):
+    assert arguments(house, "imagenet-r18", f"DATA={path}")[-1] == f"data.path={path}"
+    assert arguments(house, "bench-loader", f"DATA={path}")[-2:] == ["--data", path]
+
+
+def test_gpus_is_refused_in_one_line(house):
+    done = make(house, "PYTHON=./python", "cifar10-r20", "GPUS=2")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(r".*error: GPUS=2: .* not supported yet.*\n", done.stderr)
+
+
+def test_setup_runs_once_and_repairs(house):
+    def setup():
+        (house / "log").unlink(missing_ok=True)
+        code = make(house, "setup", "BASE_PYTHON=./base").returncode
+        return code, (house / "log").read_text().split() if (house / "log").exists() else []
+
+    stamp = house / ".venv/.ready"
+    (house / "offline").touch()
+    assert setup() == (2, ["venv", "pip"])
+    assert not stamp.exists()
+    (house / "offline").unlink()
+    assert setup() == (0, ["venv", "pip"])  # what the failure left is not trusted
+    assert setup() == (0, [])
+    later = stamp.stat().st_mtime + 1
+    os.utime(house / "pyproject.toml", (later, later))
+    (house / "offline").touch()
+    assert setup() == (2, ["pip"])
+    (house / "offline").unlink()
+    os.utime(house / "pyproject.toml", (1, 1))
+    assert setup() == (0, [])
+
+
+def test_setup_keeps_an_environment_it_did_not_make(house):
+    (house / ".venv/bin").mkdir(parents=True)
+    shutil.copy(house / "base", house / ".venv/bin/python")
+    assert make(house, "setup").returncode == 0
+    assert (house / "log").read_text() == "pip\n"
+
+
+def test_setup_refuses_an_old_python(house):
+    (house / "base").write_text("#!/bin/sh\nexit 1\n")
+    done = make(house, "setup", "BASE_PYTHON=./base")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ./base is no Python 3.11 or newer")
+    assert not (house / ".venv").exists()
+
+
+def test_docker_run(house):
+    (house / "image net").mkdir()
+    done = make(
+        house, "docker-run", "DATA=image net", "ARGS=train.epochs=1 seed=2"
+    ).stdout.splitlines()
+    image = done.index("reste-trainer")
+    mounts = {done[i + 1] for i, word in enumerate(done) if word == "--mount"}
+    assert mounts == {
+        f"type=bind,source={house}/runs,target=/workspace/reste-trainer/runs",
+        f"type=bind,source={house}/image net,target=/data,readonly",
+    }
+    assert done[done.index("--user") + 1] == f"{os.getuid()}:{os.getgid()}"
+    assert done[image + 1 :] == ["make", "imagenet-r18", "DATA=/data", "ARGS=train.epochs=1 seed=2"]
+    assert make(house, "docker-run", "CMD=make test").stdout.splitlines()[-2:] == ["make", "test"]
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    commands = re.findall(r"^make .*", (ROOT / ".ci/run").read_text(), re.M)
+    assert commands == ["make lint", "make test", "make quickstart"]
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+    readme = (ROOT / "README.md").read_text()
+    assert [command for command in commands if command not in readme] == []
+
+
+@pytest.mark.parametrize(
+    ("package", "versions"),
+    {
+        "torch": ["2.11.0", "2.14.0a0+0123abc.nv26.9", "2.15.0"],
+        "triton": ["3.6.0", "3.9.0"],
+        "torchvision": ["0.29.2"],
+        "nvidia-dali-cuda130": ["2.4.0"],
+        "omegaconf": ["2.4.0"],
+    }.items(),
+)
+def test_requirements_admit_what_we_support(package, versions):
+    bounds = extra("torch")[package].specifier
+    assert [v for v in versions if not bounds.contains(v, prereleases=True)] == []
+
+
+def test_image_keeps_its_own_torch():
+    lines = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    installs = [line for line in lines if "pip install" in line]
+    assert len(installs) == 1
+    extras = re.search(r"'\.\[(.*)\]'", installs[0])[1].split(",")
+    assert "test" in extras
+    assert "-c /etc/pip/constraint.txt" in installs[0]
+    assert extra(*extras).keys().isdisjoint(extra("torch").keys() - extra().keys())
+
+
+def test_image_takes_a_base_and_drops_root():
+    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if line]
+    assert lines[0].startswith("ARG BASE_IMAGE=")
+    assert lines[1] == "FROM ${BASE_IMAGE}"
+    users = [line.split()[1] for line in lines if line.startswith("USER")]
+    assert users and users[-1].split(":")[0] not in ("0", "root")
+
+
+def test_image_leaves_out_what_is_large_or_local():
+    assert {".git", ".venv", "data", "runs"} <= set((ROOT / ".dockerignore").read_text().split())
+
+
+def test_citation_names_the_paper():
+    citation = OmegaConf.load(ROOT / "CITATION.cff")
+    paper = citation.references[0]
+    assert "Rectified Straight Through Estimator" in paper.title
+    assert [author["family-names"] for author in paper.authors] == ["Wu", "Zheng", "Liu", "Zheng"]
+    assert (paper.year, paper.start, paper.end) == (2023, 17055, 17064)
