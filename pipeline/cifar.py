@@ -6,10 +6,8 @@ kept in a cache file.
 """
 
 import hashlib
-import logging
 import os
 import secrets
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -20,20 +18,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torchvision.datasets import CIFAR10
-from tqdm import tqdm
 
-from pipeline.augment import MEAN, STD, permutation, uniforms
+from pipeline.augment import MEAN, STD, Ints, Plan, permutation, uniforms
 from pipeline.data import Batch
 from pipeline.errors import UserError
+from pipeline.imagefolder import ImageFolder, open_rgb, scan
+from pipeline.log import Progress, logger
 
-LOG = logging.getLogger(__name__)
-SPLITS = ("train", "test")
 SIDE = 32
 PADDING = 4
 BLOCK = 256  # images that a decoding thread takes at a time
-FETCH = "or fetch it with data.path=data/cifar10 data.download=true"
+REMEDY = "give the folder of CIFAR-10, or fetch it: data.path=data/cifar10 data.download=true"
 
 Pixels = NDArray[np.uint8]
 
@@ -60,23 +56,22 @@ def load_cifar10(
     """Split ``split`` ("train" or "test") of the data set at ``path``; the other is not read.
 
     ``path`` is, or holds, torchvision's folder ``cifar-10-batches-py`` (its checksums are
-    verified; ``download`` fetches what is missing), or it holds ``train/<class>/*`` and
-    ``test/<class>/*``: 32x32 JPEG or PNG files, classes numbered by name, hidden files left out.
-    A tree is decoded once into a file in ``cache``: by default in ``path``, or in ``data/cache``
-    where ``path`` is not writable. Raises UserError when the data set is missing or broken.
+    verified; ``download`` fetches what is missing), or it is a tree of 32x32 images,
+    ``train/<class>/*`` and ``test/<class>/*`` (see imagefolder.scan). A tree is decoded once into
+    a file in ``cache``: by default in ``path``, or in ``data/cache`` where ``path`` is not
+    writable. Raises UserError when the data set is missing or broken.
     """
-    assert split in SPLITS, split
+    assert split in ("train", "test"), split
     if path is None:
-        raise UserError(f"data.path is not set: give the folder of CIFAR-10, {FETCH}")
+        raise UserError(f"data.path: not set; {REMEDY}")
     root = path.resolve().parent if path.resolve().name == CIFAR10.base_folder else path
-    is_tree = any((path / name).is_dir() for name in SPLITS)
+    is_tree = (path / "train").is_dir() or (path / "test").is_dir()
     if (root / CIFAR10.base_folder).is_dir() or (download and not is_tree):
         return _load_official(root, split, download)
     if is_tree:
         return _load_tree(path, split, cache)
     neither = f"holds neither {CIFAR10.base_folder}/ nor train/ and test/"
-    problem = neither if path.exists() else "does not exist"
-    raise UserError(f"data.path={path} {problem}: give the folder of CIFAR-10, {FETCH}")
+    raise UserError(f"data.path: {path} {neither if path.exists() else 'does not exist'}; {REMEDY}")
 
 
 def _load_official(root: Path, split: str, download: bool) -> CifarSplit:
@@ -85,111 +80,85 @@ def _load_official(root: Path, split: str, download: bool) -> CifarSplit:
     try:
         data = source(root, train=split == "train", download=download)
     except (OSError, RuntimeError, HTTPException) as error:
-        problem = "is incomplete or damaged: data.download=true fetches it again"
+        problem = "is incomplete or damaged; data.download=true fetches it again"
         if download:
-            problem = f"cannot be fetched ({error}): check the network and the disk"
-        raise UserError(f"data.path={root}: {CIFAR10.base_folder}/ {problem}") from error
-    return _split(np.ascontiguousarray(data.data), data.targets, tuple(data.classes))
+            problem = f"cannot be fetched ({error}); check the network and the disk"
+        raise UserError(f"data.path: {root / CIFAR10.base_folder} {problem}") from error
+    return _split(np.ascontiguousarray(data.data), np.array(data.targets), tuple(data.classes))
 
 
-def _split(images: Pixels, labels: list[int], classes: tuple[str, ...]) -> CifarSplit:
-    digest = hashlib.sha256(repr((images.shape, labels, classes)).encode())
+def _split(images: Pixels, labels: Ints, classes: tuple[str, ...]) -> CifarSplit:
+    digest = hashlib.sha256(repr((images.shape, labels.tolist(), classes)).encode())
     digest.update(images.data)
-    pixels, targets = torch.from_numpy(images), torch.tensor(labels)
+    pixels, targets = torch.from_numpy(images), torch.from_numpy(labels)
     return CifarSplit(pixels, targets, classes, digest.hexdigest())
 
 
 def _load_tree(path: Path, split: str, cache: Path | None) -> CifarSplit:
     """An image-folder tree, from the cache where that still describes it."""
-    try:
-        classes = _tree_classes(path, split)
-        files, labels, source = _scan(path / split, classes)
-    except OSError as error:
-        reason = f"{error.filename} cannot be read ({error.strerror})"
-        raise UserError(f"data.path: {reason}: make it readable or remove it") from error
+    for needed in {"test", split}:  # what is given to evaluate need not hold training images
+        if not (path / needed).is_dir():
+            raise UserError(f"data.path: {path} has no folder {needed}/; add it")
+    folder = scan(path, split)
+    _check_classes(folder, path / ("test" if split == "train" else "train"))
+    source = _state(folder)
     file = _cache_file(path, split, cache)
-    loaded = _read_cache(file, source, labels, classes)
+    loaded = _read_cache(file, source, folder)
     if loaded is None:
-        loaded = _split(_decode(files, path / split), labels, classes)
+        loaded = _split(_decode(folder, split), folder.labels, folder.classes)
         _write_cache(file, source, loaded)
     return loaded
 
 
-def _tree_classes(path: Path, split: str) -> tuple[str, ...]:
-    """The names of the class folders, sorted. Training needs both splits, evaluation its own."""
-    found: dict[str, set[str]] = {}
-    for name in SPLITS:
-        if (path / name).is_dir():
-            found[name] = {item.name for item in _visible(path / name) if item.is_dir()}
-        elif split in ("train", name):
-            raise UserError(f"data.path={path} has no folder {name}/: add it, or correct the path")
-    odd = found.get("train", found["test"]) ^ found["test"]
-    if odd:
-        where = f"{sorted(odd)[0]}/ is a class folder in one of train/ and test/ only"
-        raise UserError(f"data.path={path}: {where}: both need the same ones")
-    if len(found[split]) < 2:
-        raise UserError(f"data.path={path}: {split}/ needs the folders of at least 2 classes")
-    return tuple(sorted(found[split]))
+def _check_classes(folder: ImageFolder, other: Path) -> None:
+    """At least two classes, the same ones in the ``other`` split where there is one."""
+    if len(folder.classes) < 2:
+        raise UserError(f"data.path: {folder.root} has one class only; add the folders of others")
+    names = next(os.walk(other), ("", [], []))[1]
+    odd = {name for name in names if not name.startswith(".")} ^ set(folder.classes)
+    if odd and other.is_dir():
+        raise UserError(
+            f"data.path: under {folder.root}, class {min(odd)} is in one of train/ and test/ only; "
+            "give both the same class folders"
+        )
 
 
-def _visible(folder: Path) -> list[Path]:
-    """What ``folder`` holds, by name, without hidden files such as .DS_Store."""
-    visible = (item for item in folder.iterdir() if not item.name.startswith("."))
-    return sorted(visible, key=lambda item: item.name)
+def _state(folder: ImageFolder) -> str:
+    """Changes when a file is added, removed, renamed, resized or touched."""
+    digest = hashlib.sha256(folder.fingerprint.encode())
+    for path in folder.paths(range(len(folder.files))):
+        digest.update(b"%d " % os.stat(path).st_mtime_ns)
+    return digest.hexdigest()
 
 
-def _scan(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], list[int], str]:
-    """All files with their labels, and a hash over their names, sizes and modification times."""
-    files: list[Path] = []
-    labels: list[int] = []
-    digest = hashlib.sha256()
-    for label, name in enumerate(classes):
-        members = _visible(folder / name)
-        if not members:
-            raise UserError(f"data.path: {folder / name} is empty: add images or remove the class")
-        for file in members:
-            stat = file.stat()
-            digest.update(repr((name, file.name, stat.st_size, stat.st_mtime_ns)).encode())
-        files += members
-        labels += [label] * len(members)
-    return files, labels, digest.hexdigest()
-
-
-def _decode(files: list[Path], folder: Path) -> Pixels:
+def _decode(folder: ImageFolder, split: str) -> Pixels:
     """The pixels of all files, (N, 32, 32, 3). The first bad file in their order is named."""
-    images = np.empty((len(files), SIDE, SIDE, 3), np.uint8)
+    paths = folder.paths(range(len(folder.files)))
+    images = np.empty((len(paths), SIDE, SIDE, 3), np.uint8)
 
-    def decode_block(start: int) -> int:
-        block = files[start : start + BLOCK]
-        for number, file in enumerate(block, start):
-            images[number] = _read_image(file)
-        return len(block)
+    def decode_block(start: int) -> None:
+        for number, path in enumerate(paths[start : start + BLOCK], start):
+            images[number] = _read_image(path)
 
-    terminal = sys.stderr.isatty()
-    if not terminal:
-        print(f"decoding the {len(files)} images of {folder} once", file=sys.stderr, flush=True)
-    pool = ThreadPoolExecutor()
+    logger.info("decoding the %d images of %s once", len(paths), folder.root / split)
+    starts = range(0, len(paths), BLOCK)
+    progress, pool = Progress(f"decoding {split}/", len(starts)), ThreadPoolExecutor()
     try:
-        with tqdm(total=len(files), desc=f"decoding {folder}", disable=not terminal) as bar:
-            for done in pool.map(decode_block, range(0, len(files), BLOCK)):
-                bar.update(done)
+        for _ in pool.map(decode_block, starts):
+            progress.step()
     finally:
         pool.shutdown(cancel_futures=True)  # a bad file or Ctrl-C does not wait for the rest
+        progress.close()
     return images
 
 
-def _read_image(file: Path) -> Pixels:
+def _read_image(path: str) -> Pixels:
     """One image as RGB, (32, 32, 3)."""
-    try:
-        with Image.open(file) as image:
-            # Pillow would clip 16-bit pixels (modes I and F) instead of scaling them.
-            if image.size == (SIDE, SIDE) and image.mode[0] not in "IF":
-                return np.asarray(image.convert("RGB"))
-            found = f"{image.width}x{image.height} in mode {image.mode}"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"data.path: {file} is no whole image ({error}): remove it") from error
-    remedy = f"convert it to {SIDE}x{SIDE} with 8 bits per channel, or remove it"
-    raise UserError(f"data.path: {file} is {found}: {remedy}")
+    image = open_rgb(path)
+    if image.size != (SIDE, SIDE):
+        width, height = image.size
+        raise UserError(f"data.path: {path} is {width}x{height}, not {SIDE}x{SIDE}; resize it")
+    return np.asarray(image)
 
 
 def _cache_file(path: Path, split: str, cache: Path | None) -> Path:
@@ -199,39 +168,38 @@ def _cache_file(path: Path, split: str, cache: Path | None) -> Path:
     return folder / f"cifar-{split}-{place}.npz"
 
 
-def _read_cache(
-    file: Path, source: str, labels: list[int], classes: tuple[str, ...]
-) -> CifarSplit | None:
+def _read_cache(file: Path, source: str, folder: ImageFolder) -> CifarSplit | None:
     """The cached split, or None where there is none of these files or it is damaged."""
     try:
         with np.load(file, allow_pickle=False) as saved:
             if str(saved["source"]) != source:
                 return None
-            split = _split(saved["images"], labels, classes)
+            split = _split(saved["images"], folder.labels, folder.classes)
             if split.fingerprint == str(saved["fingerprint"]):
                 return split
             problem = "wrong checksum"
     except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return None  # nothing to read; whether it can be written, the writing tells
+        return None  # whether the folder can be written, writing tells
     except Exception as error:  # a damaged archive raises almost anything
         problem = str(error) or type(error).__name__
-    LOG.warning("%s is damaged (%s): the images are decoded again", file, problem)
+    logger.warning("%s is damaged (%s): the images are decoded again", file, problem)
     return None
 
 
 def _write_cache(file: Path, source: str, split: CifarSplit) -> None:
     """Whole or not at all: the file gets its name when all of it is on the disk."""
     temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}.tmp")
+    images, fingerprint = split.images.numpy(), split.fingerprint
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        images, fingerprint = split.images.numpy(), split.fingerprint
         with temporary.open("wb") as stream:
             np.savez(stream, source=source, fingerprint=fingerprint, images=images)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(file)
     except OSError as error:
-        LOG.warning("no cache in %s (%s): every run decodes again", file.parent, error.strerror)
+        reason = error.strerror
+        logger.warning("no cache in %s (%s): every run decodes again", file.parent, reason)
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -277,35 +245,42 @@ class CifarLoader:
         device: torch.device,
     ) -> None:
         n = len(split.labels)
-        if train and batch_size > n:
-            raise UserError(f"data.batch_size={batch_size} is more than the {n} training images")
-        self.images = n - n % batch_size if train else n
+        self._plan = Plan(n, batch_size, train, seed)
+        if not len(self):
+            raise UserError(
+                f"data.batch_size: {batch_size} is more than the {n} training images; lower it"
+            )
+        self.images = len(self) * batch_size if train else n
         self.classes, self.fingerprint = split.classes, split.fingerprint
-        self._batch_size, self._train, self._augment = batch_size, train, train and augment
-        self._seed, self._dtype, self._device = seed, dtype, device
+        self._augment, self._dtype, self._device = train and augment, dtype, device
         self._pixels, self._labels = split.images.to(device), split.labels.to(device)
         self._mean = torch.tensor(MEAN, dtype=torch.float32, device=device)
         self._std = torch.tensor(STD, dtype=torch.float32, device=device)
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
-        return -(-self.images // self._batch_size)
+        return len(self._plan)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches ``start``, ``start + 1``, ... of epoch ``epoch`` (both from 0)."""
-        n = len(self._labels)
-        order = permutation(self._seed, epoch, n) if self._train else np.arange(n)
-        index = torch.from_numpy(order[: self.images]).to(self._device)
+        index = self._order(epoch)
         # The whole epoch's draws at once: a few launches, not a few per batch.
-        draws = uniforms(self._seed, epoch, index, 3)
+        draws = uniforms(self._plan.seed, epoch, index, 3)
         top, left = (draws[:, :2] * (2 * PADDING + 1)).long().unbind(1)
         flip = draws[:, 2] < 0.5
         for batch in range(start, len(self)):
-            part = slice(batch * self._batch_size, (batch + 1) * self._batch_size)
+            part = slice(batch * self._plan.batch_size, (batch + 1) * self._plan.batch_size)
             images = self._pixels.index_select(0, index[part])
             if self._augment:
                 images = augment_batch(images, top[part], left[part], flip[part])
             yield Batch(self._normalise(images), self._labels.index_select(0, index[part]))
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        """The images of an epoch in its order, (``self.images``,) int64."""
+        if not self._plan.train:
+            return torch.arange(self.images, device=self._device)
+        order = permutation(self._plan.seed, epoch, self._plan.images)
+        return torch.from_numpy(order[: self.images]).to(self._device)
 
     def _normalise(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 32, 32, 3) uint8 -> (N, 3, 32, 32), channels_last."""

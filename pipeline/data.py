@@ -6,9 +6,16 @@ batches from ``b`` on.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
+
+from pipeline.config import Config
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.imagefolder import FolderLoader, ImageFolder
 
 
 class Batch(NamedTuple):
@@ -32,3 +39,126 @@ class Loader(Protocol):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches ``start``, ``start + 1``, ... of epoch ``epoch`` (both from 0)."""
         ...
+
+
+def build_loaders(config: Config, device: torch.device) -> tuple[Loader, Loader]:
+    """The training and the evaluation loader of ``config``.
+
+    Raises ``UserError`` for whatever is wrong with the data or with how the config uses them.
+    """
+    data = config.data
+    if data.dataset == "cifar10":
+        train, val = (
+            _cifar_loader(config, device, train=split == "train") for split in ("train", "test")
+        )
+        return _checked(train, config), _checked(val, config)
+    root = _tree(config)
+    from pipeline.imagefolder import scan_train_val
+
+    folders = scan_train_val(root)
+    make = folder_loader(config)
+    return (
+        _checked(_folder_loader(make, folders[0], config, device, train=True), config),
+        _checked(_folder_loader(make, folders[1], config, device, train=False), config),
+    )
+
+
+def build_eval_loader(config: Config, device: torch.device) -> Loader:
+    """The evaluation loader alone; the training images are not touched."""
+    if config.data.dataset == "cifar10":
+        return _checked(_cifar_loader(config, device, train=False), config)
+    root = _tree(config)
+    from pipeline.imagefolder import scan
+
+    folder = scan(root, "val")
+    loader = _folder_loader(folder_loader(config), folder, config, device, train=False)
+    return _checked(loader, config)
+
+
+def _tree(config: Config) -> Path:
+    from pipeline import synthetic
+
+    if config.data.path is not None:
+        return Path(config.data.path)
+    if config.data.dataset == "synthetic":
+        return synthetic.draw(synthetic.default_root())
+    raise UserError("data.path is not set: give the folder that holds train/ and val/ (make DATA=)")
+
+
+def folder_loader(config: Config) -> type[FolderLoader]:
+    """The loader class for JPEG trees that ``data.loader`` asks for."""
+    choice = config.data.loader
+    if choice != "torchvision":
+        try:
+            from pipeline.dali import DaliLoader
+
+            return DaliLoader
+        except ImportError as error:
+            if choice == "dali":
+                raise UserError(
+                    f"data.loader=dali, but DALI cannot be imported ({error}); install "
+                    "nvidia-dali-cuda130 or set data.loader=torchvision"
+                ) from None
+    from pipeline.torchvision_loader import TorchvisionLoader
+
+    return TorchvisionLoader
+
+
+def image_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """What loaders deliver: fp16 where the network casts anyway, fp64 to verify, else fp32."""
+    if config.train.precision == "fp64":
+        return torch.float64
+    mixed = config.train.precision in ("bf16", "fp16")
+    return torch.float16 if mixed and device.type == "cuda" else torch.float32
+
+
+def _folder_loader(
+    make: type[FolderLoader],
+    folder: ImageFolder,
+    config: Config,
+    device: torch.device,
+    *,
+    train: bool,
+) -> Loader:
+    data = config.data
+    dtype = image_dtype(config, device)
+    return make(
+        folder,
+        batch_size=data.batch_size if train else data.eval_batch_size,
+        train=train,
+        size=data.size,
+        resize=data.resize,
+        min_area=data.min_area,
+        augment=data.augment,
+        seed=config.seed,
+        workers=data.workers,
+        dtype=torch.float32 if dtype == torch.float64 else dtype,
+        device=device,
+    )
+
+
+def _cifar_loader(config: Config, device: torch.device, *, train: bool) -> Loader:
+    from pipeline.cifar import CifarLoader, load_cifar10
+
+    data = config.data
+    path = None if data.path is None else Path(data.path)
+    split = load_cifar10(path, split="train" if train else "test", download=data.download)
+    return CifarLoader(
+        split,
+        batch_size=data.batch_size if train else data.eval_batch_size,
+        train=train,
+        augment=data.augment,
+        seed=config.seed,
+        dtype=image_dtype(config, device),
+        device=device,
+    )
+
+
+def _checked(loader: Loader, config: Config) -> Loader:
+    count = len(loader.classes)
+    if count != config.model.num_classes:
+        raise UserError(
+            f"model.num_classes is {config.model.num_classes}, but data.path={config.data.path} "
+            f"has {count} classes; set model.num_classes={count}"
+        )
+    return loader

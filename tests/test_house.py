@@ -74,7 +74,7 @@ def extra(*names):
 
 @pytest.mark.parametrize("package", ["kernels", "models", "pipeline", "launch"])
 def test_packages_are_ours(package):
-    assert Path(importlib.import_module(package).__file__).parent == ROOT / package
+    assert list(importlib.import_module(package).__path__) == [str(ROOT / package)]
 
 
 def test_nothing_is_installed():
@@ -84,7 +84,7 @@ def test_nothing_is_installed():
 
 
 def test_make_alone_lists_every_target(house):
-    phony = re.search(r"^\.PHONY: (.*?[^\\])$", (ROOT / "Makefile").read_text(), re.M | re.S)[1]
+    phony = (ROOT / "Makefile").read_text().split(".PHONY:")[1].split("\n\n")[0]
     listed = re.findall(r"^  make (\S+) +\S", make(house).stdout, re.M)
     assert listed == phony.replace("\\", "").split()
     assert TRAININGS.keys() <= set(listed)
@@ -209,7 +209,7 @@ def test_image_keeps_its_own_torch():
     lines = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
     installs = [line for line in lines if "pip install" in line]
     assert len(installs) == 1
-    extras = re.search(r"'\.\[(.*)\]'", installs[0])[1].split(",")
+    extras = installs[0].split("'.[")[1].split("]'")[0].split(",")
     assert "test" in extras
     assert "-c /etc/pip/constraint.txt" in installs[0]
     assert extra(*extras).keys().isdisjoint(extra("torch").keys() - extra().keys())
