@@ -9,7 +9,6 @@ import os
 import pickle
 import random
 import re
-import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -188,8 +187,3 @@ def load_weights(
         )
     model.load_state_dict({**weights, **{key: own[key] for key in wrong}})
     return skips
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a file's content."""
-    shutil.copyfile(source, target)

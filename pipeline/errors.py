@@ -1,4 +1,4 @@
-"""The two ways a run ends badly that are not bugs."""
+"""The ways a run ends badly that are not bugs."""
 
 
 class UserError(ValueError):
@@ -8,3 +8,11 @@ class UserError(ValueError):
 
 class Diverged(RuntimeError):
     """The training produced a value that is not finite. The message says where; exit code 3."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop, and it did, saved; exit code 128 + ``signal``."""
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal

@@ -1,0 +1,36 @@
+"""What every command has in common: its exit codes and its one-line errors."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import torch
+
+from pipeline.config import Config
+from pipeline.errors import Diverged, Interrupted, UserError
+
+
+def command(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Run ``main`` with the command line; exit with 0, 2 (the user's input is wrong), 3 (the
+    training diverged) or 128 + the signal that stopped it."""
+    try:
+        main(sys.argv[1:])
+    except (UserError, Diverged) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 3)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(128 + stop.signal)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def get_device(config: Config) -> torch.device:
+    """The device that ``train.device`` asks for."""
+    if config.train.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device=cuda, but torch finds no CUDA device; set train.device=cpu")
+    if config.train.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.train.device)

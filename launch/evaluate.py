@@ -1,0 +1,62 @@
+"""Evaluate a checkpoint, ours or an official one:
+``python -m launch.evaluate CHECKPOINT [key=value ...]``.
+
+The last line is one JSON object with top1, top5, loss and images.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.command import command, get_device
+from launch.train import seed_everything
+from models import ARCHS, build_model
+from pipeline import checkpoint, trainer
+from pipeline.config import make_config
+from pipeline.data import build_eval_loader
+from pipeline.errors import UserError
+from pipeline.log import Progress, logger, start_console
+
+USAGE = "usage: python -m launch.evaluate CHECKPOINT [key=value ...]"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Evaluate the checkpoint in ``arguments`` on the validation images."""
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError(USAGE)
+    path = Path(arguments[0])
+    start_console()
+    state = checkpoint.load(path)
+    config = make_config(values_of(state), arguments[1:], name="evaluation")
+    device = get_device(config)
+    seed_everything(config)
+    model = build_model(config.model.arch, config.model.bits, config.model.num_classes)
+    checkpoint.load_weights(model, state, path)
+    model = trainer.prepare(model, config, device)
+    loader = build_eval_loader(config, device)
+    logger.info("%s: %s %s on %d images", path, model.arch, model.bits, loader.images)
+    bar = Progress("evaluation", len(loader))
+    try:
+        result = trainer.evaluate(model, loader, config, device, lambda done: bar.step())
+    finally:
+        bar.close()
+    print(json.dumps({name: result[name] for name in ("top1", "top5", "loss", "images")}))
+
+
+def values_of(state: dict[str, Any]) -> dict[str, Any]:
+    """The config of a checkpoint; an official one gives its network and its data set."""
+    if "config" in state:
+        return dict(state["config"])
+    arch, bits = checkpoint.identify(state)
+    if arch not in ARCHS:
+        return {}  # not said: model.arch and model.bits must be given
+    weights = checkpoint.network_weights(state)
+    classifier = next(w for k, w in weights.items() if k in ("fc.weight", "linear.weight"))
+    model = {"arch": arch, "bits": bits, "num_classes": classifier.shape[0]}
+    dataset = "imagenet" if arch in ("resnet18", "resnet34") else "cifar10"
+    return {"model": model, "data": {"dataset": dataset}}
+
+
+if __name__ == "__main__":
+    command(main)

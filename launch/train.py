@@ -1,0 +1,179 @@
+"""Train a network: ``python -m launch.train CONFIG [key=value ...]``."""
+
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from launch.command import command, get_device
+from models import BinaryNetwork, build_model
+from pipeline import checkpoint, trainer
+from pipeline.config import Config, load_config, to_dict
+from pipeline.data import build_loaders
+from pipeline.errors import UserError
+from pipeline.log import JsonLines, Wandb, bold, logger, start_console, start_file
+
+USAGE = "usage: python -m launch.train CONFIG [key=value ...], such as configs/quickstart.yaml"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train as the config and the overrides in ``arguments`` say, or go on doing so."""
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError(USAGE)
+    config = load_config(arguments[0], arguments[1:])
+    start_console()
+    store = checkpoint.CheckpointStore(config.run_folder / "checkpoints", config.checkpoint.keep)
+    state = find_state(config, store)
+    if state and state["epoch"] == config.train.epochs:
+        logger.info("this run is finished; for another one set run.name")
+        return summarise(config, state["best"], state["last"])
+    device = get_device(config)
+    seed_everything(config)
+    loaders = build_loaders(config, device)
+    if state:
+        check_data(state, trainer.fingerprints(*loaders), config)
+    model = make_model(config)
+    stop = trainer.StopSignal()
+    run = trainer.Trainer(config, model, loaders, device, store, stop)
+    prepare_folder(config)
+    if state:
+        run.restore(state)
+        logger.info("going on after epoch %d, batch %d", run.epoch, run.batch)
+    describe(config, run, device)
+    metrics = JsonLines(config.run_folder / "metrics.jsonl", state["metrics_size"] if state else 0)
+    wandb = Wandb(config.log.wandb, config.log.project, config.run_folder, to_dict(config))
+    finished = False
+    try:
+        run.fit(metrics, wandb)
+        finished = True
+    finally:
+        wandb.finish(0 if finished else 1)
+    summarise(config, run.best, run.last)
+
+
+def find_state(config: Config, store: checkpoint.CheckpointStore) -> dict[str, Any] | None:
+    """The state to go on from, as ``run.resume`` says, or None for a new run."""
+    folder, resume = config.run_folder, config.run.resume
+    exists = (folder / "config.yaml").exists() or bool(store.files())
+    remedy = "set run.name to start another run"
+    if resume == "none" and exists:
+        raise UserError(f"run.resume=none, but {folder} holds a run already; {remedy}")
+    if resume not in ("auto", "none"):
+        if exists:
+            raise UserError(f"run.resume={resume} starts a new run, but {folder} exists; {remedy}")
+        return check_config(checkpoint.load(Path(resume)), config, Path(resume))
+    damaged = []
+    for path, state in store.newest():
+        if isinstance(state, dict):
+            return check_config(state, config, path)
+        damaged.append(path)
+        logger.warning("%s; going on from the one before", str(state).rpartition(";")[0])
+    if damaged:
+        raise UserError(f"every checkpoint in {store.folder} is damaged; {remedy}")
+    return None
+
+
+def check_config(state: dict[str, Any], config: Config, path: Path) -> dict[str, Any]:
+    """``state``, if it is ours and of the same training."""
+    if state.get("format") != checkpoint.FORMAT:
+        raise UserError(
+            f"checkpoint {path} cannot be resumed from, it holds only a network; "
+            f"set model.weights={path} to start from its weights"
+        )
+    if changed := trainer.differences(config, state):
+        raise UserError(
+            f"{path} is of another training ({', '.join(changed)}); take these back, or set "
+            "run.name to start another run"
+        )
+    return state
+
+
+def check_data(state: dict[str, Any], data: dict[str, str], config: Config) -> None:
+    """Raise if the data are not those that the run began with."""
+    changed = [split for split, fingerprint in data.items() if state["data"][split] != fingerprint]
+    if changed:
+        raise UserError(
+            f"data.path={config.data.path}: the {' and '.join(changed)} images are not those that "
+            "this run began with; bring them back, or set run.name to start another run"
+        )
+
+
+def seed_everything(config: Config) -> None:
+    """Seed Python, NumPy and torch; the loaders take the seed themselves."""
+    random.seed(config.seed)
+    np.random.seed(config.seed)  # noqa: NPY002
+    torch.manual_seed(config.seed)
+    torch.backends.cudnn.benchmark = not config.deterministic
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def make_model(config: Config) -> BinaryNetwork:
+    """The network of ``config``, started from ``model.weights`` if set."""
+    model = build_model(
+        config.model.arch,
+        config.model.bits,
+        config.model.num_classes,
+        config.estimator.name,
+        **config.estimator_options,
+    )
+    if config.model.weights:
+        path = Path(config.model.weights)
+        state = checkpoint.load(path)
+        fresh = checkpoint.load_weights(model, state, path, new_classifier=True)
+        logger.info("started from %s%s", path, " with a new classifier" if fresh else "")
+    return model
+
+
+def prepare_folder(config: Config) -> None:
+    """Make the run's folder, its config.yaml and its log.txt."""
+    folder = config.run_folder
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        start_file(folder / "log.txt")
+    except OSError as error:
+        raise UserError(
+            f"run.dir: cannot write {folder}: {error.strerror}; set run.dir to a folder that can"
+        ) from None
+    text = yaml.safe_dump(to_dict(config), sort_keys=False)
+    checkpoint.write_atomically(folder / "config.yaml", text.encode())
+
+
+def describe(config: Config, run: trainer.Trainer, device: torch.device) -> None:
+    """Say what is going to happen."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    logger.info(
+        "%s: %s %s, %s, %d training and %d validation images of %d classes, %d epochs of %d steps "
+        "on %s in %s",
+        config.run_folder,
+        config.model.arch,
+        config.model.bits,
+        config.estimator.name,
+        run.loader.images,
+        run.val_loader.images,
+        len(run.loader.classes),
+        config.train.epochs,
+        len(run.loader),
+        name,
+        config.train.precision,
+    )
+
+
+def summarise(config: Config, best: dict[str, Any], last: dict[str, Any]) -> None:
+    """Say how a finished run went, and what to do next."""
+    folder = config.run_folder
+    for label, record in (("best", best), ("last", last)):
+        text = f"val top-1 {record['val_top1']:.2f} %, top-5 {record['val_top5']:.2f} %"
+        logger.info(bold(f"{label}: {text} (epoch {record['epoch'] + 1})"))
+    logger.info("the run lies in %s; next:", folder)
+    logger.info("  python -m launch.evaluate %s", folder / "checkpoints" / "best.pt")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,411 @@
+"""The training loop."""
+
+import contextlib
+import math
+import platform
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from models import BinaryNetwork
+from pipeline import checkpoint
+from pipeline.config import Config, flatten, make_config, to_dict
+from pipeline.data import Batch, Loader
+from pipeline.errors import Diverged, Interrupted, UserError
+from pipeline.indicators import Indicators
+from pipeline.log import JsonLines, Progress, Wandb, clock, logger
+from pipeline.metrics import Sums, cross_entropy
+from pipeline.schedule import learning_rate, progress
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MAX_SKIPPED = 20  # fp16 steps in a row whose loss is not finite
+MIN_LOSS_SCALE = 2.0**-8  # below it, gradients have been overflowing for long
+
+
+def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD over all parameters, as ``optim`` says."""
+    optim = config.optim
+    options: dict[str, Any] = {
+        "lr": optim.lr,
+        "momentum": optim.momentum,
+        "weight_decay": optim.weight_decay,
+    }
+    if optim.impl == "apex":
+        return _apex_sgd()(model.parameters(), **options)
+    return torch.optim.SGD(model.parameters(), fused=optim.impl == "torch_fused", **options)
+
+
+def _apex_sgd() -> Any:
+    try:
+        from apex.optimizers import FusedSGD
+    except ImportError:
+        raise UserError(
+            "optim.impl=apex, but apex.optimizers cannot be imported; take torch_fused, or build "
+            "NVIDIA's apex from source"
+        ) from None
+    return FusedSGD
+
+
+class Trainer:
+    """Trains ``model`` as ``config`` says; ``fit`` goes on from where ``restore`` left off."""
+
+    def __init__(
+        self,
+        config: Config,
+        model: BinaryNetwork,
+        loaders: tuple[Loader, Loader],
+        device: torch.device,
+        store: checkpoint.CheckpointStore,
+        stop: "StopSignal",
+    ) -> None:
+        self.config, self.device, self.store, self.stop = config, device, store, stop
+        self.loader, self.val_loader = loaders
+        self.model = prepare(model, config, device)
+        self.optimizer = make_optimizer(config, self.model)
+        mixed = config.train.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(device.type, enabled=mixed)
+        self.ema: AveragedModel | None = None
+        if decay := config.train.ema_decay:
+            self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.sums = Sums(device)
+        self.skipped = torch.zeros(2, dtype=torch.int64, device=device)  # in a row; most in a row
+        self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)  # its global step
+        self.statistics = StatisticsGuard(self.model) if mixed else None
+        self.indicators: Indicators | None = None
+        if config.indicators.enabled:
+            self.indicators = Indicators(
+                self.model, samples=config.indicators.samples, official=config.indicators.official
+            )
+        self.epoch = self.batch = 0
+        self.seconds = self.waited = 0.0  # of this epoch's training
+        self.best: dict[str, Any] = {"epoch": -1, "val_top1": -1.0}
+        self.last: dict[str, Any] = {}
+
+    @property
+    def step(self) -> int:
+        """Steps done since the training began."""
+        return self.epoch * len(self.loader) + self.batch
+
+    def fit(self, metrics: JsonLines, wandb: Wandb) -> None:
+        """Train to the end; raises ``Diverged``, or ``Interrupted`` after saving."""
+        self.metrics, self.wandb = metrics, wandb
+        with self.stop:
+            while self.epoch < self.config.train.epochs:
+                self._epoch()
+
+    def _epoch(self) -> None:
+        config, epochs = self.config, self.config.train.epochs
+        lr = learning_rate(self.epoch, epochs, config.optim.lr, config.optim.warmup_epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.model.set_progress(progress(self.epoch, epochs))
+        began = time.perf_counter()
+        self._train_epoch(lr)
+        train = self.sums.means()
+        val = self._evaluate()
+        record = {
+            "kind": "epoch",
+            "epoch": self.epoch,
+            "lr": lr,
+            **self.model.estimator_parameters(),
+            "train_loss": train["loss"],
+            "train_top1": train["top1"],
+            **{f"val_{name}": val[name] for name in ("loss", "top1", "top5")},
+            "images_per_second": self.step_images() / max(self.seconds, 1e-9),
+            "data_wait": self.waited / max(self.seconds, 1e-9),
+            "seconds": self.seconds + val["seconds"],
+        }
+        if self.indicators:
+            record["indicators"] = self.indicators.record()
+        self._finish_epoch(record, time.perf_counter() - began)
+
+    def step_images(self) -> int:
+        """Images trained on in this epoch so far."""
+        return self.batch * self.config.data.batch_size
+
+    def _train_epoch(self, lr: float) -> None:
+        label = f"epoch {self.epoch + 1}/{self.config.train.epochs}"
+        bar = Progress(label, len(self.loader), self.batch)
+        self.model.train()
+        batches = self.loader.epoch(self.epoch, self.batch)
+        first, mark = self.batch, time.perf_counter()
+        try:
+            for _ in range(self.batch, len(self.loader)):
+                batch = next(batches)
+                self.waited += time.perf_counter() - mark
+                self._train_step(batch)
+                self.batch += 1
+                bar.step()
+                if self.batch % self.config.log.every == 0 or self.batch == len(self.loader):
+                    self._log_step(bar, lr)
+                now = time.perf_counter()
+                self.seconds, mark = self.seconds + now - mark, now
+                self._maybe_save(first)
+        finally:
+            bar.close()
+
+    def _train_step(self, batch: Batch) -> None:
+        with autocast(self.config, self.device):
+            logits = self.model(batch.images)
+        loss = cross_entropy(logits, batch.labels, self.config.train.label_smoothing)
+        self._watch(loss.detach())
+        self.scaler.scale(loss).backward()
+        if self.indicators:
+            self.scaler.unscale_(self.optimizer)
+            self.indicators.update(last=self.batch + 1 == len(self.loader))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update_parameters(self.model)
+        self.sums.update(logits.detach(), batch.labels, loss.detach())
+
+    def _watch(self, loss: Tensor) -> None:
+        bad = ~loss.isfinite()
+        self.skipped[0] = torch.where(bad, self.skipped[0] + 1, 0)
+        self.skipped[1] = self.skipped.max()
+        step = torch.full_like(self.first_bad, self.step)
+        self.first_bad = torch.where(bad & (self.first_bad < 0), step, self.first_bad)
+        if self.statistics:
+            self.statistics.keep(~bad)
+
+    def _check_finite(self) -> None:
+        """Raise ``Diverged`` if a loss was not finite. Waits for the device."""
+        in_a_row, first = int(self.skipped[1]), int(self.first_bad)
+        remedy = "lower optim.lr, or go back to a checkpoint"
+        where = f"since step {first} (epoch {first // len(self.loader)})"
+        if self.statistics is None and first >= 0:
+            raise Diverged(f"the training loss is not finite {where}; {remedy}")
+        if in_a_row >= MAX_SKIPPED:
+            raise Diverged(f"{in_a_row} losses in a row were not finite {where}; {remedy}")
+        if self.statistics and self.scaler.get_scale() < MIN_LOSS_SCALE:
+            raise Diverged(
+                f"the gradients keep overflowing at step {self.step} (epoch {self.epoch}): the "
+                f"loss scale fell below {MIN_LOSS_SCALE}; {remedy}"
+            )
+
+    def _log_step(self, bar: Progress, lr: float) -> None:
+        self._check_finite()
+        means = self.sums.means()
+        self._write(
+            {"kind": "step", "step": self.step, "epoch": self.epoch, "lr": lr, "loss": means["loss"]}
+        )
+        per_batch = self.seconds / max(self.batch - 1, 1)
+        rate = self.step_images() / max(self.seconds, 1e-9)
+        left = per_batch * (self.config.train.epochs * len(self.loader) - self.step)
+        values = {"loss": means["loss"], "top1": means["top1"], "images/s": rate}
+        bar.show(self.batch, left, **values)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self.metrics.write(record)
+        self.wandb.write(record, self.step)
+
+    def _maybe_save(self, first: int) -> None:
+        every = self.config.checkpoint.every_steps
+        if self.stop.signal:
+            self._stop()
+        if every and self.step % every == 0 and self.batch > first:
+            self._save()
+
+    def _stop(self) -> None:
+        path = self._save()
+        raise Interrupted(self.stop.signal, f"interrupted; saved {path}; start it again to go on")
+
+    def _evaluate(self) -> dict[str, float]:
+        def show(done: int) -> None:
+            if self.stop.signal:
+                self._stop()
+
+        began = time.perf_counter()
+        network = self.ema.module if self.ema else self.model
+        result = evaluate(network, self.val_loader, self.config, self.device, show)
+        if not math.isfinite(result["loss"]):
+            raise Diverged(
+                f"the validation loss is not finite after epoch {self.epoch}; lower optim.lr"
+            )
+        return {**result, "seconds": time.perf_counter() - began}
+
+    def _finish_epoch(self, record: dict[str, Any], seconds: float) -> None:
+        is_best = record["val_top1"] > self.best["val_top1"]
+        if is_best:
+            self.best = {k: record[k] for k in ("epoch", "val_top1", "val_top5", "val_loss")}
+        self.last = {k: record[k] for k in ("epoch", "val_top1", "val_top5", "val_loss")}
+        self._write(record)
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.seconds = self.waited = 0.0
+        self.sums = Sums(self.device)
+        epochs, config = self.config.train.epochs, self.config
+        logger.info(
+            "epoch %d/%d  train loss %.4f top1 %.2f  val loss %.4f top1 %.2f top5 %.2f  "
+            "%.0f images/s  %s",
+            self.epoch,
+            epochs,
+            *(record[k] for k in ("train_loss", "train_top1", "val_loss", "val_top1", "val_top5")),
+            record["images_per_second"],
+            clock(record["seconds"]),
+        )
+        if config.log.eta and self.epoch % config.log.eta == 0 and self.epoch < epochs:
+            left = seconds * (epochs - self.epoch)
+            finish = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left))
+            logger.info("about %s left, finished at %s", clock(left), finish)
+        if is_best or self.epoch % config.checkpoint.every_epochs == 0 or self.epoch == epochs:
+            self._save(best=is_best)
+
+    def _save(self, *, best: bool = False) -> Path:
+        self._check_finite()
+        return self.store.save(self.state(), best=best)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that resuming needs, of plain values and tensors."""
+        return {
+            "format": checkpoint.FORMAT,
+            "state_dict": self.model.state_dict(),
+            "model": f"{self.model.arch}_{self.model.bits}".removesuffix("_32w32a"),
+            "epoch": self.epoch,
+            "best_prec1": self.best["val_top1"],
+            "batch": self.batch,
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "ema_updates": self.ema.n_averaged if self.ema else None,
+            "rng": checkpoint.rng_state(),
+            "sums": self.sums.values,
+            "times": [self.seconds, self.waited],
+            "indicators": self.indicators.state() if self.indicators else None,
+            "best": self.best,
+            "last": self.last,
+            "watch": [self.skipped, self.first_bad],
+            "config": to_dict(self.config),
+            "data": fingerprints(self.loader, self.val_loader),
+            "metrics_size": self.metrics.size(),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what ``state`` gave."""
+        self.model.load_state_dict(state["state_dict"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"])
+            self.ema.n_averaged.copy_(state["ema_updates"])
+        if self.indicators:
+            self.indicators.load_state(state["indicators"])
+        checkpoint.set_rng_state(state["rng"])
+        self.sums.values.copy_(state["sums"])
+        self.seconds, self.waited = state["times"]
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.best, self.last = state["best"], state["last"]
+        self.skipped.copy_(state["watch"][0])
+        self.first_bad = state["watch"][1].to(self.device)
+        if self.statistics:
+            self.statistics = StatisticsGuard(self.model)
+
+
+def prepare(model: BinaryNetwork, config: Config, device: torch.device) -> BinaryNetwork:
+    """``model`` on ``device``, channels_last, in the precision's master dtype."""
+    dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
+    model = model.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.set_progress(model.progress)  # in the new dtype
+    return model
+
+
+def autocast(config: Config, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The autocast context of ``train.precision``."""
+    dtype = AUTOCAST.get(config.train.precision)
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: Loader,
+    config: Config,
+    device: torch.device,
+    after_batch: Callable[[int], None] = lambda done: None,
+) -> dict[str, float]:
+    """loss, top1, top5 (per cent) and images over every image of ``loader`` once."""
+    sums = Sums(device)
+    was_training = model.training
+    model.eval()
+    try:
+        for done, batch in enumerate(loader.epoch(0)):
+            with autocast(config, device):
+                logits = model(batch.images)
+            loss = cross_entropy(logits, batch.labels)
+            sums.update(logits, batch.labels, loss)
+            after_batch(done)
+    finally:
+        model.train(was_training)
+    means = sums.means()
+    if means["images"] < loader.images:  # a batch was left out: its loss is not finite
+        means["loss"] = math.nan
+    return means
+
+
+def fingerprints(train: Loader, val: Loader) -> dict[str, str]:
+    """What tells this data set from another."""
+    return {"train": train.fingerprint, "val": val.fingerprint}
+
+
+FREE_TO_CHANGE = (
+    "run.", "log.", "checkpoint.", "data.path", "data.workers", "data.download",
+    "data.eval_batch_size", "data.loader", "train.device", "model.weights",
+)  # fmt: skip
+
+
+def differences(config: Config, state: dict[str, Any]) -> list[str]:
+    """What a resumed run would do differently, as ``key: then -> now``."""
+    then = flatten(make_config(state["config"]))
+    return [
+        f"{key}: {then[key]} -> {now}"
+        for key, now in flatten(config).items()
+        if then[key] != now and not key.startswith(FREE_TO_CHANGE)
+    ]
+
+
+class StatisticsGuard:
+    """Keeps batch norm's running statistics out of the reach of a step that fp16 skips."""
+
+    def __init__(self, model: nn.Module) -> None:
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+        self.buffers = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
+        self.backup = [buffer.clone() for buffer in self.buffers]
+
+    @torch.no_grad()
+    def keep(self, good: Tensor) -> None:
+        """Keep the new statistics where ``good`` (0-dim bool), else put the old ones back."""
+        for buffer, old in zip(self.buffers, self.backup, strict=True):
+            buffer.copy_(torch.where(good, buffer, old))
+            old.copy_(buffer)
+
+
+class StopSignal:
+    """Within its context, SIGINT, SIGTERM and SIGUSR1 set ``signal``; a second SIGINT is Python's."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+            if number := getattr(signal, name, None):
+                self.previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+        logger.info("%s: saving after this step (again: at once, unsaved)", signal.strsignal(number))
