@@ -140,5 +140,5 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     inside = at < n
     x = tl.load(x_ptr + at, mask=inside).to(tl.float32)
     grad = tl.load(grad_ptr + at, mask=inside).to(tl.float32)
-    dx = grad * FACTOR(x, params_ptr)
+    dx = tl.where(x == x, grad * FACTOR(x, params_ptr), x)  # a NaN stays a NaN
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)

@@ -26,8 +26,8 @@ class Estimator:
     epoch / epochs in [0, 1]. They travel as one small tensor ``params`` on the device, so that
     a new value neither recompiles nor synchronises anything. ``factor(x, params)`` and
     ``surrogate(x, params)`` are elementwise on tensors of any shape; ``triton_factor(x, params)``
-    is the same h on a block of fp32 values and a pointer to fp32 parameters. All of them must
-    return NaN for NaN.
+    is the same h on a block of fp32 values and a pointer to fp32 parameters. None of them needs to
+    care about NaN: the ops do.
     """
 
     name: str
@@ -53,15 +53,16 @@ def reste_schedule(progress: float, o_end: float = 3.0) -> tuple[float, float, f
 
 
 def reste_factor(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
-    """m^(1/o) / m where |x| <= m; (1/o) |x|^((1-o)/o) up to t; 0 beyond.
+    """m^(1/o) / m = m^((1-o)/o) where |x| <= m; (1/o) |x|^((1-o)/o) up to t; 0 beyond.
 
     The jump by a factor o at |x| = m is the official code's.
     """
     o, t, m = params.unbind()
     a = x.abs()
-    power = a.pow((1 - o) / o) / o
-    power = torch.where(a > t, 0, power)  # this way round a NaN stays a NaN
-    return torch.where(a <= m, m.pow(1 / o) / m, power)
+    # Products of masks: on a CPU torch.where takes ten times as long. The power is 1 at o = 1, and
+    # at m it is the secant's slope times 1 / o.
+    weight = (a <= t).to(x.dtype).add_((a <= m).to(x.dtype) * (o - 1)).div_(o)
+    return torch.maximum(a, m).pow_((1 - o) / o).mul_(weight)
 
 
 @jit
@@ -70,9 +71,8 @@ def reste_factor_triton(x, params):  # type: ignore[no-untyped-def]
     t = tl.load(params + 1)
     m = tl.load(params + 2)
     a = tl.abs(x)
-    power = tl.exp2(tl.log2(a) * ((1 - o) / o)) / o
-    power = tl.where(a > t, 0.0, power)
-    return tl.where(a <= m, tl.exp2(tl.log2(m) / o) / m, power)
+    power = tl.exp2(tl.log2(tl.maximum(a, m)) * ((1 - o) / o))
+    return tl.where(a <= m, power, tl.where(a <= t, power / o, 0.0))
 
 
 def reste_surrogate(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
@@ -87,14 +87,12 @@ def ste_schedule(progress: float) -> tuple[()]:
 
 def ste_factor(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     """1 where |x| <= 1, else 0."""
-    a = x.abs()
-    return torch.where(a > 1, 0, torch.where(a <= 1, 1, a))
+    return (x.abs() <= 1).to(x.dtype)
 
 
 @jit
 def ste_factor_triton(x, params):  # type: ignore[no-untyped-def]
-    a = tl.abs(x)
-    return tl.where(a > 1, 0.0, tl.where(a <= 1, 1.0, a))
+    return tl.where(tl.abs(x) <= 1, 1.0, 0.0)
 
 
 def ste_surrogate(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:

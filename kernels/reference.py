@@ -14,7 +14,8 @@ def sign(x: torch.Tensor) -> torch.Tensor:
     Any shape, any floating dtype; the result has x's. The official code gives 0 at 0, which
     leaves a few activations ternary under AMP, and hides a NaN behind a 0.
     """
-    return torch.where(x >= 0, 1, torch.where(x < 0, -1, x))
+    # Adding 0 makes -0 a 0.
+    return _keep_nan(torch.copysign(x.new_ones(()), x + 0), x)
 
 
 def binarize_backward(
@@ -23,7 +24,12 @@ def binarize_backward(
     """grad * h(x) with ``estimator``'s factor h; x's shape and dtype, computed in at least fp32."""
     compute = torch.promote_types(x.dtype, torch.float32)
     factor = get_estimator(estimator).factor(x.to(compute), params.to(compute))
-    return (grad.to(compute) * factor).to(x.dtype)
+    return _keep_nan((grad.to(compute) * factor).to(x.dtype), x)
+
+
+def _keep_nan(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    # A sum is cheap and NaN if an element is; only then is it worth looking at each.
+    return y.masked_fill_(x.isnan(), torch.nan) if x.sum().isnan() else y
 
 
 def weight_scale(weight: torch.Tensor) -> torch.Tensor:

@@ -276,11 +276,11 @@ class CifarLoader:
             yield Batch(self._normalise(images), self._labels.index_select(0, index[part]))
 
     def _order(self, epoch: int) -> torch.Tensor:
-        """The images of an epoch in its order, (``self.images``,) int64."""
+        """All images in the order of an epoch, (N,) int64."""
         if not self._plan.train:
-            return torch.arange(self.images, device=self._device)
+            return torch.arange(self._plan.images, device=self._device)
         order = permutation(self._plan.seed, epoch, self._plan.images)
-        return torch.from_numpy(order[: self.images]).to(self._device)
+        return torch.from_numpy(order).to(self._device)
 
     def _normalise(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 32, 32, 3) uint8 -> (N, 3, 32, 32), channels_last."""

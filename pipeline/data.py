@@ -85,7 +85,7 @@ def _tree(config: Config) -> Path:
     raise UserError("data.path is not set: give the folder that holds train/ and val/ (make DATA=)")
 
 
-def folder_loader(config: Config) -> type[FolderLoader]:
+def folder_loader(config: Config) -> "type[FolderLoader]":
     """The loader class for JPEG trees that ``data.loader`` asks for."""
     choice = config.data.loader
     if choice != "torchvision":
@@ -113,8 +113,8 @@ def image_dtype(config: Config, device: torch.device) -> torch.dtype:
 
 
 def _folder_loader(
-    make: type[FolderLoader],
-    folder: ImageFolder,
+    make: "type[FolderLoader]",
+    folder: "ImageFolder",
     config: Config,
     device: torch.device,
     *,
