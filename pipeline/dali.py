@@ -47,11 +47,10 @@ DECODER = {
 class DaliLoader(FolderLoader):
     """The fast ``Loader`` of an image folder. ``workers``: the number of DALI's CPU threads."""
 
-    def _restart(self, position: Position) -> None:
-        self._pipeline: Any = None  # frees the memory of the old one before the new one is built
+    def _open(self, position: Position) -> Any:
         min_area = self.min_area if self.random else None
         self._source = _Source(self.folder, self.plan, min_area, position)
-        self._pipeline = _images_and_labels(
+        return _images_and_labels(
             self._source,
             self.device.type == "cuda",
             self.random,
@@ -66,11 +65,9 @@ class DaliLoader(FolderLoader):
 
     def _read(self) -> Batch:
         try:
-            images, labels = self._pipeline.run()
+            images, labels = self._stream.run()
         except RuntimeError as error:  # most of DALI's messages do not name the file
-            if culprit := first_unreadable(self._source.paths_under_way()):
-                raise culprit from error
-            raise
+            raise (first_unreadable(self._source.paths_under_way()) or error) from None
         nhwc = from_dlpack(images.as_tensor())  # shares DALI's buffer and keeps it alive
         return Batch(nhwc.permute(0, 3, 1, 2), from_dlpack(labels.as_tensor()))
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -179,7 +180,8 @@ class FolderLoader(abc.ABC):
             )
         self.classes, self.fingerprint = folder.classes, folder.fingerprint
         self.images = len(self.plan) * batch_size if train else len(folder.files)
-        self._upcoming: Position | None = None  # what the stream delivers next
+        self._stream: Any = None  # what delivers the batches, read ahead
+        self._upcoming: Position | None = None  # the position it delivers next
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -192,15 +194,20 @@ class FolderLoader(abc.ABC):
 
     def _batch(self, position: Position) -> Batch:
         if position != self._upcoming:
-            self._restart(position)
-        self._upcoming = None  # stays so if reading fails
-        batch = self._read()
+            self._stream = None  # ends before the next one asks for memory
+            self._stream = self._open(position)
+        self._upcoming = None
+        try:
+            batch = self._read()
+        except BaseException:
+            self._stream = None  # ends here, not when the exception is forgotten
+            raise
         self._upcoming = self.plan.following(position)
         return batch
 
     @abc.abstractmethod
-    def _restart(self, position: Position) -> None:
-        """Begin the stream anew at ``position``."""
+    def _open(self, position: Position) -> Any:
+        """A stream of all batches from ``position`` on."""
 
     @abc.abstractmethod
     def _read(self) -> Batch:

@@ -95,9 +95,9 @@ SHAPES: dict[str, Callable[[], list[Points]]] = {
 def _mask(rng: Generator, name: str, size: Size) -> Image.Image:
     """The shape's share of every pixel: radius 26 to 42 % of the shorter side, wholly inside,
     turned by up to 20 degrees, stretched by up to 15 %."""
-    radius = rng.uniform(0.26, 0.42) * min(size)
+    radius = rng.uniform(0.3, 0.45) * min(size)
     centre = complex(*(rng.uniform(radius, side - radius) for side in size))
-    turn, stretch = np.exp(1j * np.deg2rad(rng.uniform(-20, 20))), np.exp(rng.uniform(-0.14, 0.14))
+    turn, stretch = np.exp(1j * np.deg2rad(rng.uniform(-12, 12))), np.exp(rng.uniform(-0.14, 0.14))
     canvas = Image.new("L", (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING))
     pen = ImageDraw.Draw(canvas)
     for fill, points in zip((255, 0), SHAPES[name](), strict=False):
@@ -155,13 +155,13 @@ BACKGROUNDS = (gradient, stripes, checks, clouds, scribble)
 
 def _colours(rng: Generator) -> NDArray[np.uint8]:
     """Two similar colours for the background and two for the shape, (4, 3): each of the shape's
-    differs in luma by at least 51 (of 255) from each of the background's."""
+    is lighter than each of the background's by a luma of at least 51 (of 255)."""
     while True:
         ground, figure = rng.uniform(0, 255, (2, 3))
         jitter = rng.uniform(-38, 38, (4, 3))
         colours = np.clip([ground, ground, figure, figure] + jitter, 0, 255).astype(np.uint8)
         luma = colours @ LUMA
-        if np.abs(luma[:2, None] - luma[2:]).min() >= 51:
+        if (luma[2:] - luma[:2, None]).min() >= 51:
             return colours
 
 
@@ -175,6 +175,74 @@ def picture(seed: int, split: str, name: str, number: int) -> Image.Image:
     ground = Image.composite(first, second, backdrop)
     figure = Image.composite(third, fourth, gradient(rng, size))
     drawn = Image.composite(figure, ground, _mask(rng, name, size))
-    grain = int(rng.integers(1, 25))
+    grain = int(rng.integers(1, 20))
     noise = Image.fromarray(rng.integers(0, 2 * grain, (height, width), np.uint8)).convert("RGB")
     return ImageChops.add(drawn, noise, offset=-grain)
+
+
+def default_root() -> Path:
+    """Where the data set lies when nobody says so."""
+    return Path("data") / "synthetic"
+
+
+def draw(root: Path, *, seed: int = 0, train: int = 3000, val: int = 500) -> Path:
+    """Draw the data set into ``root``, or take the one that is there; returns ``root``.
+
+    ``train`` and ``val`` are the images of a split, over all classes. ``root`` appears when all
+    is written, so an interrupted drawing leaves nothing behind. Raises UserError where another
+    data set lies there or the place cannot be written.
+    """
+    wanted = {"version": VERSION, "seed": seed, "train": train, "val": val}
+    if root.exists():
+        return _existing(root, wanted)
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as folder:
+            whole = Path(folder) / "whole"
+            _draw_all(whole, seed, {"train": train, "val": val})
+            (whole / MARKER).write_text(json.dumps(wanted))
+            whole.rename(root)
+    except OSError as error:
+        raise UserError(
+            f"cannot draw the data set into {root}: {error.strerror}; start where there is room, "
+            "or set data.path"
+        ) from None
+    return root
+
+
+def _existing(root: Path, wanted: dict[str, int]) -> Path:
+    try:
+        found = json.loads((root / MARKER).read_text())
+    except (OSError, ValueError):
+        found = None
+    if found != wanted:
+        raise UserError(f"{root} holds something else than the drawn data set; move it away")
+    return root
+
+
+def _draw_all(root: Path, seed: int, counts: dict[str, int]) -> None:
+    names = list(SHAPES)
+    jobs = [(split, names[i % len(names)], i // len(names)) for split in SPLITS
+            for i in range(counts[split])]  # fmt: skip
+    for split in SPLITS:
+        for name in names:
+            (root / split / name).mkdir(parents=True)
+
+    def save(job: tuple[str, str, int]) -> None:
+        split, name, number = job
+        content = io.BytesIO()
+        picture(seed, split, name, number).save(content, "JPEG", quality=90)
+        (root / split / name / f"{number:05d}.JPEG").write_bytes(content.getvalue())
+
+    on_terminal = sys.stderr.isatty()
+    if not on_terminal:
+        print(f"drawing {len(jobs)} images", file=sys.stderr)
+    # Threads: Pillow and NumPy leave the interpreter's lock while they work.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        done = pool.map(save, jobs)
+        try:
+            for _ in tqdm(done, "drawing", len(jobs), leave=False, disable=not on_terminal):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

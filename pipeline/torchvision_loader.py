@@ -21,8 +21,9 @@ class TorchvisionLoader(FolderLoader):
     """The portable ``Loader`` of an image folder. ``workers``: processes that decode, one batch
     each; 0 decodes in this process."""
 
-    def _restart(self, position: Position) -> None:
-        self._batches: Iterator[Any] | None = None  # ends the old workers
+    def _open(self, position: Position) -> Any:
+        mean, std = torch.tensor([MEAN, STD], device=self.device).mul(255)[..., None, None]
+        self._mean, self._std = mean, std
         loader = DataLoader(
             _Batches(self),
             batch_size=None,  # an item is a batch
@@ -31,15 +32,12 @@ class TorchvisionLoader(FolderLoader):
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else it would draw from the trainer's
         )
-        self._batches = iter(loader)
-        mean, std = torch.tensor([MEAN, STD], device=self.device).mul(255)[..., None, None]
-        self._mean, self._std = mean, std
+        return iter(loader)
 
     def _read(self) -> Batch:
-        assert self._batches is not None
-        batch = next(self._batches)
-        if isinstance(batch, UserError):
-            raise batch
+        batch = next(self._stream)
+        if isinstance(batch, str):
+            raise UserError(batch)
         nhwc, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
         pixels = nhwc.permute(0, 3, 1, 2).to(torch.float32)
         return Batch(pixels.sub_(self._mean).div_(self._std).to(self.dtype), labels)
@@ -62,15 +60,15 @@ class _Batches(Dataset[Any]):
         self._size, self._resize = loader.size, loader.resize
         self._min_area, self._random = loader.min_area, loader.random
 
-    def __getitem__(self, position: Position) -> tuple[torch.Tensor, torch.Tensor] | UserError:
-        """An error is returned, because raising it in a worker would wrap its message."""
+    def __getitem__(self, position: Position) -> tuple[torch.Tensor, torch.Tensor] | str:
+        """The message of a ``UserError`` is returned: raised in a worker, it would be wrapped."""
         indices = self._plan.indices(position)
         images = np.empty((len(indices), self._size, self._size, 3), dtype=np.uint8)
         try:
             for i, u in enumerate(self._plan.uniforms(position)):
                 images[i] = self._pixels(indices[i], u)
         except UserError as error:
-            return error
+            return str(error)
         return torch.from_numpy(images), torch.from_numpy(self._labels[indices])
 
     def _pixels(self, index: int, u: Floats) -> npt.NDArray[np.uint8]:

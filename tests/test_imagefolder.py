@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from pipeline.augment import permutation
+from pipeline.data import Batch
 from pipeline.errors import UserError
 from pipeline.imagefolder import first_unreadable, open_rgb, scan, scan_train_val
 from pipeline.torchvision_loader import TorchvisionLoader
@@ -213,9 +215,8 @@ def test_first_unreadable(tmp_path):
 def equal(a, b):
     """Whether two sequences of batches are the same, bit by bit."""
     return len(a) == len(b) and all(
-        torch.equal(x, y)
+        torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
         for one, other in zip(a, b, strict=True)
-        for x, y in zip(one, other, strict=True)
     )
 
 
@@ -327,7 +328,7 @@ def test_kept_batches_stay_valid(kind, noisy):
     copies = []
     for epoch in range(3):
         for images, labels in make(kind, noisy).epoch(epoch):
-            copies.append((images.clone(), labels.clone()))
+            copies.append(Batch(images.clone(), labels.clone()))
     assert equal(kept, copies)
 
 
@@ -354,8 +355,10 @@ def test_a_loader_recovers_from_a_bad_file(kind, tmp_path):
     loader = make(kind, folder, train=False, batch_size=3)
     batches = loader.epoch(0)
     assert numbers(next(batches).images) == [0, 1, 2]  # what lies before it is delivered
+    stream = weakref.ref(loader._stream)
     with pytest.raises(UserError, match="replace or remove"):
         list(batches)
+    assert stream() is None  # its threads, processes and memory are gone, without the collector
     plain(7).save(path)
     assert numbers(torch.cat([b.images for b in loader.epoch(0)])) == list(range(12))
 
@@ -378,6 +381,7 @@ def test_fewer_training_images_than_a_batch(kind, tmp_path):
 
 LEAVE = """
 import sys
+import weakref
 from pathlib import Path
 from pipeline.imagefolder import scan
 from tests.imagefolder_fixtures import make
