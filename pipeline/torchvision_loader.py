@@ -1,6 +1,7 @@
 """Image folders through torchvision, for machines without DALI: the same images in the same
 order with the same crops and flips as in dali.py; only the resize rounds differently."""
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +25,7 @@ class TorchvisionLoader(FolderLoader):
     def _open(self, position: Position) -> Any:
         mean, std = torch.tensor([MEAN, STD], device=self.device).mul(255)[..., None, None]
         self._mean, self._std = mean, std
+        gc.collect()  # a forked worker that collects an older loader would stop its workers, or hang
         loader = DataLoader(
             _Batches(self),
             batch_size=None,  # an item is a batch

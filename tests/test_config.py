@@ -1,0 +1,78 @@
+"""The configuration: what is refused, and that the README's table is the dataclasses'."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import flatten, load_config, make_config, table, to_dict
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_loads_and_has_its_header(path):
+    config = load_config(path)
+    assert config.run.name == path.stem
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert "make" in header[0] or "python -m launch.train" in header[0]
+
+
+def test_published_recipes():
+    names = {path.stem for path in CONFIGS}
+    assert {"cifar10_resnet20_1w32a", "imagenet_resnet34_1w32a", "quickstart"} <= names
+    r18 = load_config(ROOT / "configs/imagenet_resnet18.yaml")
+    assert (r18.train.epochs, r18.data.batch_size, r18.optim.warmup_epochs) == (250, 750, 0)
+    c18 = load_config(ROOT / "configs/cifar10_resnet18.yaml")
+    assert (c18.train.epochs, c18.data.batch_size, c18.optim.warmup_epochs) == (2000, 96, 5)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.bist=1w1a", ["model.bist", "model.bits"]),
+        ("modle.bits=1w1a", ["modle"]),
+        ("model.bits=2w2a", ["model.bits", "1w32a"]),
+        ("model.arch=foo", ["model.arch", "resnet20"]),
+        ("estimator.name=foo", ["estimator.name", "reste"]),
+        ("estimator.o_end=0.5", ["estimator.o_end", "1"]),
+        ("estimator.o_end=nan", ["estimator.o_end"]),
+        ("data.batch_size=0", ["data.batch_size"]),
+        ("data.batch_size=abc", ["data.batch_size", "abc"]),
+        ("data.batch_size=2.5", ["data.batch_size"]),
+        ("train.epochs=[1", ["train.epochs"]),
+        ("optim.warmup_epochs=1000", ["optim.warmup_epochs"]),
+        ("run.name=a/b", ["run.name"]),
+        ("foo", ["foo", "key=value"]),
+        ("model=3", ["model"]),
+    ],
+)
+def test_bad_values_name_their_key_in_one_line(override, words):
+    with pytest.raises(UserError) as caught:
+        make_config({}, [override], name="x")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("text", ["model: [", "- a", "model: {arhc: resnet20}"])
+def test_bad_files(tmp_path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError):
+        load_config(path)
+    with pytest.raises(UserError, match="none.yaml"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_overrides_win_and_dicts_round_trip():
+    config = make_config({"optim": {"lr": 0.5}}, ["optim.lr=0.25", "data.path=/a b/c"], name="x")
+    assert config.optim.lr == 0.25
+    assert config.data.path == "/a b/c"
+    assert make_config(to_dict(config)) == config
+    assert flatten(config)["run.name"] == "x"
+
+
+def test_the_readme_holds_the_table():
+    assert table() in (ROOT / "README.md").read_text()
