@@ -74,9 +74,9 @@ def load(path: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise UserError(f"checkpoint {path}: {error.strerror}; give a readable .pt file") from None
-    except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except Exception:  # a damaged archive fails in many ways
         raise UserError(f"{path} is no checkpoint, or a damaged one; take another") from None
     if not isinstance(state, dict) or not isinstance(state.get("state_dict"), dict):
         raise UserError(f"{path} is no checkpoint: it holds no 'state_dict'; take another")

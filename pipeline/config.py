@@ -193,7 +193,7 @@ def make_config(
     config = _merge(OmegaConf.structured(Config), {"run": {"name": name}})
     config = _merge(config, OmegaConf.create(dict(values)))
     for override in overrides:
-        config = _merge(config, _parse(override))
+        config = _merge(config, _parse(override), override)
     try:
         result = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
@@ -231,23 +231,23 @@ def _parse(override: str) -> DictConfig:
         raise UserError(f"{name}: {value!r} is not a valid YAML value; put it in quotes") from None
 
 
-def _merge(config: DictConfig, values: Any) -> DictConfig:
+def _merge(config: DictConfig, values: Any, source: str = "") -> DictConfig:
     try:
         merged = OmegaConf.merge(config, values)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise UserError(_one_line(error)) from None
+        raise UserError(_one_line(error, source)) from None
     assert isinstance(merged, DictConfig)
     return merged
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, source: str = "") -> str:
     message = " ".join(str(error).splitlines()[0].split())
     full_key = getattr(error, "full_key", None) or ""
     if "not in" in message and full_key:
         close = difflib.get_close_matches(full_key, flatten(Config()), n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else "the README lists all keys"
         return f"{full_key} is no config key; {hint}"
-    return f"{full_key}: {message}" if full_key else message
+    return f"{full_key or source or 'config'}: {message}"
 
 
 def _check(config: Config) -> None:
