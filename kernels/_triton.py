@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+__all__ = ["HAS_TRITON", "jit", "tl", "triton", "uses_triton"]
+
 try:
     import triton
     import triton.language as tl

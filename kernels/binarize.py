@@ -70,9 +70,7 @@ def _(x: torch.Tensor, params: torch.Tensor, estimator: str) -> torch.Tensor:
 
 
 @_binarize_backward.register_fake
-def _(
-    grad: torch.Tensor, x: torch.Tensor, params: torch.Tensor, estimator: str
-) -> torch.Tensor:
+def _(grad: torch.Tensor, x: torch.Tensor, params: torch.Tensor, estimator: str) -> torch.Tensor:
     return torch.empty_like(x)
 
 

@@ -1,10 +1,14 @@
 """The networks by name."""
 
+from collections.abc import Callable
+
 from kernels import get_estimator
 from models import resnet, resnet_cifar, vgg
 from models.layers import BITS, BinaryNetwork
 
-ARCHS = {
+__all__ = ["ARCHS", "BITS", "BinaryNetwork", "build_model"]
+
+ARCHS: dict[str, Callable[..., BinaryNetwork]] = {
     "resnet20": resnet_cifar.resnet20,
     "resnet20_bireal": resnet_cifar.resnet20_bireal,
     "resnet18_cifar": resnet_cifar.resnet18_cifar,

@@ -1,6 +1,8 @@
 """The CIFAR-10 networks with residual blocks: resnet20, resnet20_bireal and resnet18_cifar."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -103,6 +105,7 @@ class CifarResNet(BinaryNetwork):
         **options: float,
     ) -> None:
         super().__init__(arch, bits, estimator, **options)
+        make_block: Callable[..., nn.Module]
         if bits == "32w32a":
             make_block = partial(FullPrecisionBlock, project=project)
         else:
@@ -124,7 +127,8 @@ class CifarResNet(BinaryNetwork):
         if kaiming:
             self.apply(_init)
         if bits != "32w32a":
-            self.reset_head_binarization(self.get_submodule(self.stages[-1])[-1])
+            last = cast(nn.Sequential, self.get_submodule(self.stages[-1]))
+            self.reset_head_binarization(last[-1])
         self.set_progress(0)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ class VggSmall(BinaryNetwork):
         self, arch: str, bits: str, num_classes: int, estimator: str, **options: float
     ) -> None:
         super().__init__(arch, bits, estimator, **options)
-        self.conv0 = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
+        self.conv0: nn.Module = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
+        self.bn0: nn.Module
         for i in range(1, 6):
             conv = conv3x3(WIDTHS[i - 1], WIDTHS[i], bits=bits, estimator=estimator)
             self.add_module(f"conv{i}", conv)

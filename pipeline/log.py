@@ -49,7 +49,7 @@ class JsonLines:
 
     def __init__(self, path: Path, size: int = 0) -> None:
         self.path = path
-        self.file: TextIO = open(path, "a")  # noqa: SIM115: open for as long as the run lasts
+        self.file: TextIO = open(path, "a")  # noqa: SIM115
         if path.stat().st_size < size:
             logger.warning("%s is shorter than at the checkpoint: lines are missing", path)
         else:
@@ -145,7 +145,9 @@ class Progress:
         """Show ``values`` after ``done`` batches, with ``left`` seconds to go."""
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         if self.bar.disable:
-            logger.info("%s  step %d/%d  %s  %s left", self.label, done, self.total, text, clock(left))
+            logger.info(
+                "%s  step %d/%d  %s  %s left", self.label, done, self.total, text, clock(left)
+            )
         else:
             self.bar.set_postfix_str(text)
 

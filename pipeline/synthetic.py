@@ -64,7 +64,9 @@ def cross() -> list[Points]:
 
 
 def star() -> list[Points]:
-    return [np.stack([_arc(1.1, -1 / 4, 11 / 20, n=5), _arc(0.42, -3 / 20, 13 / 20, n=5)], 1).ravel()]
+    return [
+        np.stack([_arc(1.1, -1 / 4, 11 / 20, n=5), _arc(0.42, -3 / 20, 13 / 20, n=5)], 1).ravel()
+    ]
 
 
 def crescent() -> list[Points]:
@@ -79,7 +81,9 @@ def heart() -> list[Points]:
 
 
 def arrow() -> list[Points]:
-    return [np.array([-1 - 0.25j, 0.1 - 0.25j, 0.1 - 0.85j, 1, 0.1 + 0.85j, 0.1 + 0.25j, -1 + 0.25j])]
+    return [
+        np.array([-1 - 0.25j, 0.1 - 0.25j, 0.1 - 0.85j, 1, 0.1 + 0.85j, 0.1 + 0.25j, -1 + 0.25j])
+    ]
 
 
 def hourglass() -> list[Points]:
@@ -93,8 +97,8 @@ SHAPES: dict[str, Callable[[], list[Points]]] = {
 
 
 def _mask(rng: Generator, name: str, size: Size) -> Image.Image:
-    """The shape's share of every pixel: radius 26 to 42 % of the shorter side, wholly inside,
-    turned by up to 20 degrees, stretched by up to 15 %."""
+    """The shape's share of every pixel: radius 30 to 45 % of the shorter side, wholly inside,
+    turned by up to 12 degrees, stretched by up to 15 %."""
     radius = rng.uniform(0.3, 0.45) * min(size)
     centre = complex(*(rng.uniform(radius, side - radius) for side in size))
     turn, stretch = np.exp(1j * np.deg2rad(rng.uniform(-12, 12))), np.exp(rng.uniform(-0.14, 0.14))
@@ -170,7 +174,9 @@ def picture(seed: int, split: str, name: str, number: int) -> Image.Image:
     rng = np.random.default_rng([seed, SPLITS.index(split), list(SHAPES).index(name), number])
     width, height = rng.integers(72, 121, 2).tolist()
     size = width, height
-    first, second, third, fourth = (Image.new("RGB", size, tuple(c)) for c in _colours(rng).tolist())
+    first, second, third, fourth = (
+        Image.new("RGB", size, tuple(c)) for c in _colours(rng).tolist()
+    )
     backdrop = BACKGROUNDS[rng.integers(len(BACKGROUNDS))](rng, size)
     ground = Image.composite(first, second, backdrop)
     figure = Image.composite(third, fourth, gradient(rng, size))

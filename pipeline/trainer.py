@@ -194,7 +194,13 @@ class Trainer:
         self._check_finite()
         means = self.sums.means()
         self._write(
-            {"kind": "step", "step": self.step, "epoch": self.epoch, "lr": lr, "loss": means["loss"]}
+            {
+                "kind": "step",
+                "step": self.step,
+                "epoch": self.epoch,
+                "lr": lr,
+                "loss": means["loss"],
+            }
         )
         per_batch = self.seconds / max(self.batch - 1, 1)
         rate = self.step_images() / max(self.seconds, 1e-9)
@@ -388,7 +394,7 @@ class StatisticsGuard:
 
 
 class StopSignal:
-    """Within its context, SIGINT, SIGTERM and SIGUSR1 set ``signal``; a second SIGINT is Python's."""
+    """Within its context, SIGINT, SIGTERM and SIGUSR1 set ``signal``; the second SIGINT ends it."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -408,4 +414,6 @@ class StopSignal:
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
-        logger.info("%s: saving after this step (again: at once, unsaved)", signal.strsignal(number))
+        logger.info(
+            "%s: saving after this step (again: at once, unsaved)", signal.strsignal(number)
+        )

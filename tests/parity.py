@@ -36,9 +36,7 @@ def compare(ours: nn.Module, other: nn.Module, images: Tensor, labels: Tensor) -
     errors["training logits"] = _relative(*logits)
     errors["gradients"] = _gradient_error(ours, other)
     errors["buffers"] = max(
-        _relative(a, other.state_dict()[k])
-        for k, a in ours.state_dict().items()
-        if "running" in k
+        _relative(a, other.state_dict()[k]) for k, a in ours.state_dict().items() if "running" in k
     )
     with torch.no_grad():
         errors["evaluation logits"] = _relative(ours.eval()(images), other.eval()(images))

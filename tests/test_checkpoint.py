@@ -40,7 +40,9 @@ def test_every_damage_is_noticed_or_harmless(tmp_path):
     noticed = 0
     for _ in range(150):
         at = rng.randrange(len(whole))
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << rng.randrange(8))]) + whole[at + 1 :])
+        path.write_bytes(
+            whole[:at] + bytes([whole[at] ^ (1 << rng.randrange(8))]) + whole[at + 1 :]
+        )
         try:
             assert same(load(path), state(1)), at
         except UserError:
@@ -128,7 +130,9 @@ def test_official_checkpoints(tmp_path, arch, name, bits, prefix):
     assert checkpoint.identify(loaded) == (arch, bits)
     other = build_model(arch)
     assert checkpoint.load_weights(other, loaded, path) is False
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
+    )
 
 
 def test_fine_tuning_and_wrong_networks(tmp_path):

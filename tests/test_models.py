@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from tests.parity import compare, make_exact
 from torch import nn
 
 from kernels.reference import sign
 from models import ARCHS, BITS, build_model
 from models.layers import Binarize, BinaryConv2d, NormBinarize
 from models.official import build_official, set_official_o
+from tests.parity import compare, make_exact
 
 PARAMETERS = {
     "resnet20": 269_850,
@@ -66,9 +66,10 @@ def test_equals_the_official_formulation_in_float64(arch, bits, channels_last):
     if channels_last and (bits != "1w1a" or arch == "resnet34"):
         pytest.skip("covered by the others: float64 convolutions are slow")
     torch.manual_seed(0)
-    ours, official = build(arch, bits).double(), build_official(
-        arch, bits, 1000 if arch in IMAGENET else 10
-    ).double()
+    ours, official = (
+        build(arch, bits).double(),
+        build_official(arch, bits, 1000 if arch in IMAGENET else 10).double(),
+    )
     make_exact(ours)
     ours.set_progress(0.7)
     o = torch.tensor(1 + (1 - math.cos(math.pi / 2 * 0.7)) * 2, dtype=torch.float64)
@@ -120,9 +121,10 @@ def test_convolutions_read_only_plus_and_minus_one(arch):
 
 def test_the_number_of_signs_is_the_number_of_layers():
     """Nothing is binarized that no convolution reads."""
+    calls = []
     for arch in ARCHS:
         model = build_model(arch)
-        calls = []
+        calls.clear()
         for module in model.modules():
             if isinstance(module, Binarize):
                 module.register_forward_hook(lambda *_: calls.append(1))
