@@ -25,7 +25,8 @@ class TorchvisionLoader(FolderLoader):
     def _open(self, position: Position) -> Any:
         mean, std = torch.tensor([MEAN, STD], device=self.device).mul(255)[..., None, None]
         self._mean, self._std = mean, std
-        gc.collect()  # or a forked worker might collect an older loader, and hang
+        if self.workers:
+            gc.collect()  # or a forked worker might collect an older loader, and hang
         loader = DataLoader(
             _Batches(self),
             batch_size=None,  # an item is a batch

@@ -291,7 +291,7 @@ class Trainer:
             "config": to_dict(self.config),
             "data": fingerprints(self.loader, self.val_loader),
             "metrics_size": self.metrics.size(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         }
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ def make(kind: type[FolderLoader], folder: ImageFolder, **options) -> FolderLoad
         "min_area": 0.08,
         "augment": True,
         "seed": 1,
-        "workers": 1,
+        "workers": 0,
         "dtype": torch.float32,
         "device": CPU,
     }

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import os
+import re
 import subprocess
 import sys
 import weakref
@@ -194,6 +195,13 @@ def spoil(path, content):
         path.write_bytes(content)
 
 
+def names(path):
+    """A pattern for the message of the one line that blames this file."""
+    return (
+        rf"^data\.path: cannot read the image {re.escape(str(path))} \(.*\); replace or remove it$"
+    )
+
+
 def test_first_unreadable(tmp_path):
     folder = plain_folder(tmp_path, "train", 4, classes=1)
     paths = folder.paths(range(4))
@@ -203,9 +211,7 @@ def test_first_unreadable(tmp_path):
     for content in BAD_FILES.values():
         spoil(Path(paths[2]), content)
         error = first_unreadable(paths)
-        assert isinstance(error, UserError) and "\n" not in str(error)
-        assert str(error).startswith(f"data.path: cannot read the image {paths[2]} (")
-        assert str(error).endswith("; replace or remove it")
+        assert isinstance(error, UserError) and re.search(names(paths[2]), str(error))
         Path(paths[2]).touch()
 
 
@@ -303,8 +309,9 @@ def test_the_number_of_workers_changes_nothing(kind, noisy):
     assert equal(epochs[0], epochs[1]) and equal(epochs[0], epochs[2])
 
 
-def test_an_epoch_can_be_abandoned(kind, noisy):
-    loader = make(kind, noisy)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_can_be_abandoned(kind, noisy, workers):
+    loader = make(kind, noisy, workers=workers)
     whole = list(make(kind, noisy).epoch(0))
     for taken in (1, 2, 4):
         batches = loader.epoch(0)
@@ -315,15 +322,16 @@ def test_an_epoch_can_be_abandoned(kind, noisy):
 
 def test_iterations_do_not_disturb_each_other(kind, noisy):
     """Two of one loader in turn, and a loader of the other split between them."""
-    loader, val = make(kind, noisy), make(kind, noisy, train=False)
+    loader, val = make(kind, noisy, workers=1), make(kind, noisy, train=False, workers=1)
     expected = list(loader.epoch(0)), list(loader.epoch(1)), list(val.epoch(0))
     turns = list(zip(loader.epoch(0), loader.epoch(1), val.epoch(0), strict=False))
     for got, whole in zip(zip(*turns, strict=True), expected, strict=True):
         assert equal(got, whole[:5])
 
 
-def test_kept_batches_stay_valid(kind, noisy):
-    loader = make(kind, noisy)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kept_batches_stay_valid(kind, noisy, workers):
+    loader = make(kind, noisy, workers=workers)
     kept = [batch for epoch in range(3) for batch in loader.epoch(epoch)]
     copies = []
     for epoch in range(3):
@@ -337,26 +345,21 @@ def test_kept_batches_stay_valid(kind, noisy):
 def test_a_bad_file_is_named(kind, tmp_path, content, train):
     folder = plain_folder(tmp_path, "train", 12)
     path = Path(folder.paths([7])[0])
-    loader = make(kind, folder, train=train, batch_size=3)
-    whole = list(loader.epoch(0))
     spoil(path, content)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=names(path)):
         list(make(kind, folder, train=train, batch_size=3).epoch(0))
-    text = str(error.value)
-    assert f" {path} (" in text and text.endswith("; replace or remove it") and "\n" not in text
-    plain(7).save(path)
-    assert equal(list(loader.epoch(0)), whole)
 
 
-def test_a_loader_recovers_from_a_bad_file(kind, tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_recovers_from_a_bad_file(kind, tmp_path, workers):
     folder = plain_folder(tmp_path, "val", 12)
     path = Path(folder.paths([7])[0])
     spoil(path, b"")
-    loader = make(kind, folder, train=False, batch_size=3)
+    loader = make(kind, folder, train=False, batch_size=3, workers=workers)
     batches = loader.epoch(0)
     assert numbers(next(batches).images) == [0, 1, 2]  # what lies before it is delivered
     stream = weakref.ref(loader._stream)
-    with pytest.raises(UserError, match="replace or remove"):
+    with pytest.raises(UserError, match=names(path)):
         list(batches)
     assert stream() is None  # its threads, processes and memory are gone, without the collector
     plain(7).save(path)
@@ -387,8 +390,8 @@ from pipeline.imagefolder import scan
 from tests.imagefolder_fixtures import make
 from {module} import {kind}
 folder = scan(Path({root!r}), "train")
-loader = make({kind}, folder)
-dropped = make({kind}, folder)
+loader = make({kind}, folder, workers=2)
+dropped = make({kind}, folder, workers=2)
 next(dropped.epoch(0))
 del dropped
 batches = loader.epoch(0)
