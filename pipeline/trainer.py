@@ -154,8 +154,8 @@ class Trainer:
         with autocast(self.config, self.device):
             logits = self.model(batch.images)
         loss = cross_entropy(logits, batch.labels, self.config.train.label_smoothing)
-        self._watch(loss.detach())
         self.scaler.scale(loss).backward()
+        self._watch(loss.detach())
         if self.indicators:
             self.scaler.unscale_(self.optimizer)
             self.indicators.update(last=self.batch + 1 == len(self.loader))
