@@ -191,14 +191,14 @@ def test_every_kind_of_file_is_used(tmp_path):
     luma = np.asarray(grey.crop(box).resize((32, 32), Image.Resampling.BILINEAR), dtype=float)
     for name, got in zip(folder.files, ours, strict=True):
         expected = luma[..., None] if "grey" in name else colour
-        assert np.abs(got - expected).mean() < 4, name  # a palette and JPEG's chroma cost this
+        assert np.abs(got - expected).mean() < 6, name  # a palette and JPEG's chroma cost this
 
 
 def test_batches_are_dalis_own_buffers(tmp_path, monkeypatch):
     """Zero-copy, and written once: no later batch goes where a living one lies."""
     folder = plain_folder(tmp_path, "train", 40)
     loader = make(DaliLoader, folder, batch_size=4)
-    kept, addresses = [], []
+    addresses = []
     run_pipeline = dali.Pipeline.run
 
     def spy(pipeline):
