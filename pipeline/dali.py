@@ -45,7 +45,10 @@ DECODER = {
 
 
 class DaliLoader(FolderLoader):
-    """The fast ``Loader`` of an image folder. ``workers``: the number of DALI's CPU threads."""
+    """The fast ``Loader`` of an image folder. ``workers``: the number of DALI's CPU threads.
+
+    Only the window of a JPEG is decoded: in training, a file that is cut off below it passes.
+    """
 
     def _open(self, position: Position) -> Any:
         min_area = self.min_area if self.random else None

@@ -97,9 +97,9 @@ SHAPES: dict[str, Callable[[], list[Points]]] = {
 
 
 def _mask(rng: Generator, name: str, size: Size) -> Image.Image:
-    """The shape's share of every pixel: radius 30 to 45 % of the shorter side, wholly inside,
+    """The shape's share of every pixel: radius 22 to 35 % of the shorter side, wholly inside,
     turned by up to 12 degrees, stretched by up to 15 %."""
-    radius = rng.uniform(0.3, 0.45) * min(size)
+    radius = rng.uniform(0.22, 0.35) * min(size)
     centre = complex(*(rng.uniform(radius, side - radius) for side in size))
     turn, stretch = np.exp(1j * np.deg2rad(rng.uniform(-12, 12))), np.exp(rng.uniform(-0.14, 0.14))
     canvas = Image.new("L", (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING))

@@ -363,6 +363,7 @@ def test_a_loader_recovers_from_a_bad_file(kind, tmp_path, workers):
         list(batches)
     assert stream() is None  # its threads, processes and memory are gone, without the collector
     plain(7).save(path)
+    assert numbers(next(loader.epoch(0, 2)).images) == [6, 7, 8]
     assert numbers(torch.cat([b.images for b in loader.epoch(0)])) == list(range(12))
 
 
