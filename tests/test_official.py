@@ -52,7 +52,7 @@ def test_equals_the_official_code(arch, bits, package, name, monkeypatch):
         if isinstance(module, torch.nn.Conv2d):
             module.o = module.o_a = torch.tensor(o, dtype=torch.float64)
     size = 224 if package == "models_imagenet" else 32  # its pooling window is fixed
-    images = torch.randn(2, 3, size, size, dtype=torch.float64)
-    errors = compare(ours, official, images, torch.arange(2))
+    images = torch.randn(4, 3, size, size, dtype=torch.float64)
+    errors = compare(ours, official, images, torch.arange(4))
     print(arch, bits, errors)
     assert max(errors.values()) < 1e-9, errors
