@@ -38,7 +38,12 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     }
     if optim.impl == "apex":
         return _apex_sgd()(model.parameters(), **options)
-    return torch.optim.SGD(model.parameters(), fused=optim.impl == "torch_fused", **options)
+    sgd = torch.optim.SGD(model.parameters(), fused=optim.impl == "torch_fused", **options)
+    if optim.momentum:
+        # The fused one leaves its buffers uninitialised if loss scaling skips the first step.
+        for parameter in model.parameters():
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def _apex_sgd() -> Any:
