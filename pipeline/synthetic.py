@@ -1,16 +1,18 @@
-"""A drawn data set for trying things out: ten shapes, told apart by form alone, as JPEG files.
+"""A drawn stand-in for ImageNet: ten shapes, told apart by their form alone, as JPEG files.
 
-    <root>/train/<class>/<number>.JPEG    <root>/val/<class>/<number>.JPEG
-
-Colours, backgrounds, places, sizes and small rotations are random and distributed alike in all
-classes; shapes are as often lighter as darker than what is behind them, and none is another's
-mirror image. So neither single pixels nor colours tell a class (tests/test_synthetic.py).
+Layout ``<root>/train/<class>/<number>.JPEG`` and ``<root>/val/...``, as torchvision's ImageFolder
+and DALI's file reader expect it. Colours, backgrounds, places, sizes and small rotations are
+random and the same for all classes, so neither single pixels nor colours tell a class. No class
+is another's mirror image. Every file depends on ``(seed, split, class, number)`` alone.
 """
 
 import io
 import json
+import os
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,33 +22,40 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from tqdm import tqdm
 
 from pipeline.errors import UserError
-from pipeline.log import logger
 
-VERSION = 1  # raise it when pictures change: an older data set is then not taken for this one
+VERSION = 1  # raise it when the pictures change: an older data set is then not taken for this one
 MARKER = "synthetic.json"
 SPLITS = ("train", "val")
-SUPERSAMPLING = 3  # smooth edges: masks are drawn this many times larger
+SUPERSAMPLING = 3
+LUMA = np.array([0.299, 0.587, 0.114])
 
 Points = NDArray[np.complex128]
 Field = NDArray[np.float32]
-Size = tuple[int, int]  # width, height in pixels
+Size = tuple[int, int]
 
 
-def _arc(radius: float, start: float, stop: float, centre: complex = 0, n: int = 48) -> Points:
-    """``n`` points on a circle, from ``start`` to ``stop`` in turns, clockwise on the screen."""
+def _arc(radius: float, start: float, stop: float, centre: complex = 0j, n: int = 48) -> Points:
+    """``n`` points on a circle from ``start`` to ``stop`` (in turns, clockwise on the screen)."""
     return centre + radius * np.exp(2j * np.pi * np.linspace(start, stop, n))
 
 
-# A shape is its outline and its holes: points x + iy with y downwards, in about |z| <= 1.
+# A shape is its outline followed by holes: points x + iy, y downwards, about within |z| <= 1.
 
 
-def arrow() -> list[Points]:
-    half = np.array([-1 - 0.25j, 0.1 - 0.25j, 0.1 - 0.85j, 1])
-    return [np.concatenate([half, half[::-1].conj()])]
+def disc() -> list[Points]:
+    return [_arc(0.85, 0, 1)]
 
 
-def crescent() -> list[Points]:
-    return [np.concatenate([_arc(1, 1 / 6, 5 / 6), _arc(0.9, 0.74, 0.26, 0.45)])]
+def ring() -> list[Points]:
+    return [_arc(0.95, 0, 1), _arc(0.5, 0, 1)]
+
+
+def triangle() -> list[Points]:
+    return [0.15j + _arc(1.05, -1 / 4, 5 / 12, n=3)]
+
+
+def square() -> list[Points]:
+    return [_arc(1.1, 1 / 8, 7 / 8, n=4)]
 
 
 def cross() -> list[Points]:
@@ -54,36 +63,31 @@ def cross() -> list[Points]:
     return [np.concatenate([corner * 1j**k for k in range(4)])]
 
 
-def disc() -> list[Points]:
-    return [_arc(0.85, 0, 1)]
+def star() -> list[Points]:
+    return [
+        np.stack([_arc(1.1, -1 / 4, 11 / 20, n=5), _arc(0.42, -3 / 20, 13 / 20, n=5)], 1).ravel()
+    ]
+
+
+def crescent() -> list[Points]:
+    return [np.concatenate([_arc(1, 1 / 6, 5 / 6), _arc(0.9, 0.74, 0.26, 0.45 + 0j)])]
 
 
 def heart() -> list[Points]:
-    """x = sin^3 t, y = -(13 cos t - 5 cos 2t - 2 cos 3t - cos 4t) / 16."""
+    """The curve x = sin^3 t, y = -(13 cos t - 5 cos 2t - 2 cos 3t - cos 4t) / 16."""
     t = np.linspace(0, 2 * np.pi, 64)
     y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
     return [np.sin(t) ** 3 - 1j * y / 16]
 
 
+def arrow() -> list[Points]:
+    return [
+        np.array([-1 - 0.25j, 0.1 - 0.25j, 0.1 - 0.85j, 1, 0.1 + 0.85j, 0.1 + 0.25j, -1 + 0.25j])
+    ]
+
+
 def hourglass() -> list[Points]:
     return [np.array([-0.8 - 1j, 0.8 - 1j, 0.12, 0.8 + 1j, -0.8 + 1j, -0.12])]
-
-
-def ring() -> list[Points]:
-    return [_arc(0.95, 0, 1), _arc(0.5, 0, 1)]
-
-
-def square() -> list[Points]:
-    return [_arc(1.1, 1 / 8, 7 / 8, n=4)]
-
-
-def star() -> list[Points]:
-    tips, dents = _arc(1.1, -1 / 4, 11 / 20, n=5), _arc(0.42, -3 / 20, 13 / 20, n=5)
-    return [np.stack([tips, dents], 1).ravel()]
-
-
-def triangle() -> list[Points]:
-    return [_arc(1.05, -1 / 4, 5 / 12, 0.15j, n=3)]
 
 
 SHAPES: dict[str, Callable[[], list[Points]]] = {
@@ -93,56 +97,56 @@ SHAPES: dict[str, Callable[[], list[Points]]] = {
 
 
 def _mask(rng: Generator, name: str, size: Size) -> Image.Image:
-    """Each pixel's share of the shape: radius 36 to 47 % of the short side, wholly inside,
-    turned by up to 15 degrees, sides stretched by up to 15 % against each other... """
-    radius = rng.uniform(0.36, 0.47) * min(size)
+    """The shape's share of every pixel: radius 22 to 35 % of the shorter side, wholly inside,
+    turned by up to 12 degrees, stretched by up to 15 %."""
+    radius = rng.uniform(0.22, 0.35) * min(size)
     centre = complex(*(rng.uniform(radius, side - radius) for side in size))
-    turn, stretch = np.exp(1j * np.deg2rad(rng.uniform(-15, 15))), np.exp(rng.uniform(-0.14, 0.14))
+    turn, stretch = np.exp(1j * np.deg2rad(rng.uniform(-12, 12))), np.exp(rng.uniform(-0.14, 0.14))
     canvas = Image.new("L", (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING))
     pen = ImageDraw.Draw(canvas)
-    for number, points in enumerate(SHAPES[name]()):
+    for fill, points in zip((255, 0), SHAPES[name](), strict=False):
         stretched = points.real * stretch + 1j * points.imag / stretch
         placed = SUPERSAMPLING * (centre + radius * turn * stretched)
-        pen.polygon([(z.real, z.imag) for z in placed.tolist()], fill=0 if number else 255)
+        pen.polygon([(z.real, z.imag) for z in placed.tolist()], fill=fill)
     return canvas.reduce(SUPERSAMPLING)
 
 
 def _ramp(rng: Generator, size: Size) -> Field:
-    """The coordinate along a random direction; the sides are at -1 and 1."""
+    """A coordinate, about -1 to 1, along a random direction."""
     angle = rng.uniform(0, 2 * np.pi)
     x, y = (np.linspace(-1, 1, side, dtype=np.float32) for side in size)
     return np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y[:, None]
 
 
 def _wave(rng: Generator, size: Size) -> Field:
-    """A sine with 2 to 6 waves from side to side, along a random direction."""
+    """A sine of 1 to 3 waves per side along a random direction."""
     return np.sin(np.float32(np.pi * rng.uniform(2, 6)) * _ramp(rng, size) + rng.uniform(0, 6))
 
 
-def _grey(field: Field) -> Image.Image:
-    """-1 to 1 become black to white."""
+def _image(field: Field) -> Image.Image:
+    """-1 to 1 becomes black to white."""
     return Image.fromarray(np.uint8(np.clip(127.5 * field + 128, 0, 255)))
 
 
 def gradient(rng: Generator, size: Size) -> Image.Image:
-    return _grey(_ramp(rng, size))
+    return _image(_ramp(rng, size))
 
 
 def stripes(rng: Generator, size: Size) -> Image.Image:
-    return _grey(_wave(rng, size))
+    return _image(_wave(rng, size))
 
 
 def checks(rng: Generator, size: Size) -> Image.Image:
-    return _grey(_wave(rng, size) * _wave(rng, size))
+    return _image(_wave(rng, size) * _wave(rng, size))
 
 
 def clouds(rng: Generator, size: Size) -> Image.Image:
-    cells = rng.integers(0, 256, rng.integers(3, 10, 2), np.uint8)
-    return Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC)
+    grid = rng.integers(0, 256, rng.integers(3, 10, 2), np.uint8)
+    return Image.fromarray(grid).resize(size, Image.Resampling.BICUBIC)
 
 
 def scribble(rng: Generator, size: Size) -> Image.Image:
-    """A dozen strokes: edges that belong to no shape."""
+    """Thin strokes: edges that belong to no shape."""
     canvas = Image.new("L", size)
     pen = ImageDraw.Draw(canvas)
     for ends in rng.uniform(0, 1, (12, 4)).tolist():
@@ -151,3 +155,100 @@ def scribble(rng: Generator, size: Size) -> Image.Image:
 
 
 BACKGROUNDS = (gradient, stripes, checks, clouds, scribble)
+
+
+def _colours(rng: Generator) -> NDArray[np.uint8]:
+    """Two similar colours for the background and two for the shape, (4, 3): each of the shape's
+    is lighter than each of the background's by a luma of at least 51 (of 255)."""
+    while True:
+        ground, figure = rng.uniform(0, 255, (2, 3))
+        jitter = rng.uniform(-38, 38, (4, 3))
+        colours = np.clip([ground, ground, figure, figure] + jitter, 0, 255).astype(np.uint8)
+        luma = colours @ LUMA
+        if (luma[2:] - luma[:2, None]).min() >= 51:
+            return colours
+
+
+def picture(seed: int, split: str, name: str, number: int) -> Image.Image:
+    """Image ``number`` of class ``name``: RGB, 72 to 120 pixels wide and high."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), list(SHAPES).index(name), number])
+    width, height = rng.integers(72, 121, 2).tolist()
+    size = width, height
+    first, second, third, fourth = (
+        Image.new("RGB", size, tuple(c)) for c in _colours(rng).tolist()
+    )
+    backdrop = BACKGROUNDS[rng.integers(len(BACKGROUNDS))](rng, size)
+    ground = Image.composite(first, second, backdrop)
+    figure = Image.composite(third, fourth, gradient(rng, size))
+    drawn = Image.composite(figure, ground, _mask(rng, name, size))
+    grain = int(rng.integers(1, 20))
+    noise = Image.fromarray(rng.integers(0, 2 * grain, (height, width), np.uint8)).convert("RGB")
+    return ImageChops.add(drawn, noise, offset=-grain)
+
+
+def default_root() -> Path:
+    """Where the data set lies when nobody says so."""
+    return Path("data") / "synthetic"
+
+
+def draw(root: Path, *, seed: int = 0, train: int = 3000, val: int = 500) -> Path:
+    """Draw the data set into ``root``, or take the one that is there; returns ``root``.
+
+    ``train`` and ``val`` are the images of a split, over all classes. ``root`` appears when all
+    is written, so an interrupted drawing leaves nothing behind. Raises UserError where another
+    data set lies there or the place cannot be written.
+    """
+    wanted = {"version": VERSION, "seed": seed, "train": train, "val": val}
+    if root.exists():
+        return _existing(root, wanted)
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as folder:
+            whole = Path(folder) / "whole"
+            _draw_all(whole, seed, {"train": train, "val": val})
+            (whole / MARKER).write_text(json.dumps(wanted))
+            whole.rename(root)
+    except OSError as error:
+        raise UserError(
+            f"cannot draw the data set into {root}: {error.strerror}; start where there is room, "
+            "or set data.path"
+        ) from None
+    return root
+
+
+def _existing(root: Path, wanted: dict[str, int]) -> Path:
+    try:
+        found = json.loads((root / MARKER).read_text())
+    except (OSError, ValueError):
+        found = None
+    if found != wanted:
+        raise UserError(f"{root} holds something else than the drawn data set; move it away")
+    return root
+
+
+def _draw_all(root: Path, seed: int, counts: dict[str, int]) -> None:
+    names = list(SHAPES)
+    jobs = [(split, names[i % len(names)], i // len(names)) for split in SPLITS
+            for i in range(counts[split])]  # fmt: skip
+    for split in SPLITS:
+        for name in names:
+            (root / split / name).mkdir(parents=True)
+
+    def save(job: tuple[str, str, int]) -> None:
+        split, name, number = job
+        content = io.BytesIO()
+        picture(seed, split, name, number).save(content, "JPEG", quality=90)
+        (root / split / name / f"{number:05d}.JPEG").write_bytes(content.getvalue())
+
+    on_terminal = sys.stderr.isatty()
+    if not on_terminal:
+        print(f"drawing {len(jobs)} images", file=sys.stderr)
+    # Threads: Pillow and NumPy leave the interpreter's lock while they work.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        done = pool.map(save, jobs)
+        try:
+            for _ in tqdm(done, "drawing", len(jobs), leave=False, disable=not on_terminal):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
