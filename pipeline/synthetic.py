@@ -97,9 +97,9 @@ SHAPES: dict[str, Callable[[], list[Points]]] = {
 
 
 def _mask(rng: Generator, name: str, size: Size) -> Image.Image:
-    """The shape's share of every pixel: radius 22 to 35 % of the shorter side, wholly inside,
+    """The shape's share of every pixel: radius 29 to 43 % of the shorter side, wholly inside,
     turned by up to 12 degrees, stretched by up to 15 %."""
-    radius = rng.uniform(0.22, 0.35) * min(size)
+    radius = rng.uniform(0.29, 0.43) * min(size)
     centre = complex(*(rng.uniform(radius, side - radius) for side in size))
     turn, stretch = np.exp(1j * np.deg2rad(rng.uniform(-12, 12))), np.exp(rng.uniform(-0.14, 0.14))
     canvas = Image.new("L", (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING))
@@ -159,14 +159,15 @@ BACKGROUNDS = (gradient, stripes, checks, clouds, scribble)
 
 def _colours(rng: Generator) -> NDArray[np.uint8]:
     """Two similar colours for the background and two for the shape, (4, 3): each of the shape's
-    is lighter than each of the background's by a luma of at least 51 (of 255)."""
+    is lighter than each of the background's by a luma of at least 51 (of 255); in one picture of
+    four it is darker."""
     while True:
         ground, figure = rng.uniform(0, 255, (2, 3))
         jitter = rng.uniform(-38, 38, (4, 3))
         colours = np.clip([ground, ground, figure, figure] + jitter, 0, 255).astype(np.uint8)
         luma = colours @ LUMA
         if (luma[2:] - luma[:2, None]).min() >= 51:
-            return colours
+            return colours if rng.random() < 0.75 else colours[[2, 3, 0, 1]]
 
 
 def picture(seed: int, split: str, name: str, number: int) -> Image.Image:
