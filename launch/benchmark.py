@@ -1,8 +1,9 @@
 """Measure training steps and loaders side by side:
 ``python -m launch.benchmark {train,loader} [--device D] [--data PATH] ...``.
 
-Providers take turns, so that a change of the machine's load meets all of them. Prints a table and
-appends to docs/results/<bench>_<device>.csv.
+Training steps take turns, so that a change of the machine's load meets all providers; loaders run
+one after the other, because both read ahead. Prints a table and appends to
+docs/results/<bench>_<device>.csv.
 """
 
 import argparse
@@ -56,9 +57,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def train(options: argparse.Namespace, device: torch.device) -> list[Row]:
     """Whole training steps on one fixed batch: ours, and the official formulation in fp32 NCHW."""
-    config = make_config(
-        {"train": {"precision": options.precision}, "data": {"batch_size": options.batch}}, name="x"
-    )
+    config = make_config({"train": {"precision": options.precision}}, name="x")
     imagenet = options.arch in ("resnet18", "resnet34")
     classes, size = (1000, 224) if imagenet else (10, 32)
     size = options.size or size
@@ -127,7 +126,7 @@ def loader(options: argparse.Namespace, device: torch.device) -> list[Row]:
     if options.data is None:
         raise UserError("--data is not set: give a tree with train/ of class folders (make DATA=)")
     folder = scan(options.data, "train")
-    streams = {}
+    streams: dict[str, list[float]] = {}
     for provider, choice in (("torchvision", "torchvision"), ("ours", "dali")):
         make = folder_loader(make_config({"data": {"loader": choice}}, name="x"))
         batches = make(
@@ -144,8 +143,8 @@ def loader(options: argparse.Namespace, device: torch.device) -> list[Row]:
             device=device,
         )
         endless = itertools.chain.from_iterable(map(batches.epoch, itertools.count()))
-        times = _take_turns({provider: lambda e=endless: next(e)}, options.rounds, device)  # type: ignore[misc]
-        streams[provider] = times[provider]
+        turns = _take_turns({provider: lambda e=endless: next(e)}, options.rounds, device)  # type: ignore[misc]
+        streams |= turns
         del batches, endless
     case = f"{options.data.name}/{options.batch}/workers{options.workers}"
     return [_row(case, p, "loader", options.batch, t) for p, t in streams.items()]
