@@ -16,7 +16,8 @@ quote = '$(subst ','\'',$(1))'
 # Today one process; torchrun's place is here.
 LAUNCH = $(if $(filter-out 1,$(GPUS)),$(error error: GPUS=$(GPUS): more than one GPU is not supported yet),$(PYTHON) -m launch.train)
 train = $(LAUNCH) configs/$(1).yaml $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)
-bench = $(PYTHON) -m launch.benchmark $(1) $(if $(DEVICE),--device $(DEVICE))
+bench = $(PYTHON) -m launch.benchmark $(1) $(or $(CONFIG),$(2)) $(if $(DEVICE),train.device=$(DEVICE)) \
+  $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)
 # --mount, since -v would create a path that is missing, as root.
 mount_runs = --mount type=bind,source=$(call quote,$(CURDIR)/runs),target=/workspace/reste-trainer/runs
 mount_data = --mount type=bind,source="$$(cd $(call quote,$(DATA)) && pwd)",target=/data,readonly
@@ -68,11 +69,11 @@ cifar10-r18: $(READY)  ## CIFAR-10, ResNet-18
 cifar10-vgg-small: $(READY)  ## CIFAR-10, VGG-small
 	$(call train,cifar10_vgg_small)
 
-bench-train: $(READY)  ## training throughput (DEVICE=cpu|cuda)
-	$(call bench,train) $(ARGS)
+bench-train: $(READY)  ## training throughput (CONFIG=, DATA=, DEVICE=cpu|cuda)
+	$(call bench,train,configs/cifar10_resnet20.yaml)
 
-bench-loader: $(READY)  ## data loading throughput (DATA=, DEVICE=cpu|cuda)
-	$(call bench,loader) $(if $(DATA),--data $(call quote,$(DATA))) $(ARGS)
+bench-loader: $(READY)  ## data loading throughput (CONFIG=, DATA=, DEVICE=cpu|cuda)
+	$(call bench,loader,configs/imagenet_resnet18.yaml)
 
 docker-build:  ## build the image (BASE_IMAGE=, IMAGE=)
 	docker build --build-arg BASE_IMAGE=$(BASE_IMAGE) -t $(IMAGE) .

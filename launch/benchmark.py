@@ -1,38 +1,53 @@
-"""Measure training steps and loaders side by side:
-``python -m launch.benchmark {train,loader} [--device D] [--data PATH] ...``.
+"""Measure training and loading side by side:
+``python -m launch.benchmark {train,loader} CONFIG [key=value ...]``.
+
+train: whole training steps on one fixed batch, by the official formulation (fp32, NCHW), by us,
+and with ``--official CHECKOUT`` by the official code itself; where ``data.path`` is set, also the
+start of a real run: seconds to its first step, and the memory that it takes.
+loader: training batches of the image tree ``data.path``, through torchvision and through DALI.
 
 Training steps take turns, so that a change of the machine's load meets all providers; loaders run
-one after the other, because both read ahead. Prints a table and appends to
+one after the other, because both read ahead. Prints a table and appends it to
 docs/results/<bench>_<device>.csv.
 """
 
 import argparse
 import csv
+import dataclasses
 import datetime
 import itertools
+import json
+import os
+import signal
 import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels._triton import HAS_TRITON, triton
 from launch.command import command, get_device
-from models import build_model
-from models.official import build_official, set_official_o
-from pipeline.config import Config, make_config
-from pipeline.data import folder_loader
+from models import IMAGENET_ARCHS, build_model
+from models.official import build_official, load_official, set_official_o
+from pipeline.checkpoint import CheckpointStore
+from pipeline.config import Config, load_config
+from pipeline.data import Batch, Loader, image_dtype, open_folder
 from pipeline.errors import UserError
 from pipeline.imagefolder import scan
-from pipeline.trainer import autocast, make_optimizer, prepare
+from pipeline.trainer import StopSignal, Trainer
 
 RESULTS = Path("docs/results")
 COLUMNS = (
     *("date", "commit", "gpu", "torch", "triton", "bench", "case", "provider"),
     *("mode", "metric", "unit", "p20", "p50", "p80"),
 )
+WINDOW = 10  # batches of a loader that are timed together: read-ahead makes single ones meaningless
+START_STEPS = 30  # steps of a real run before it is stopped
 Row = dict[str, object]
 
 
@@ -40,75 +55,88 @@ def main(arguments: Sequence[str]) -> None:
     """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(prog="launch.benchmark")
     parser.add_argument("bench", choices=["train", "loader"])
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--data", type=Path, help="loader: a tree with train/ of class folders")
-    parser.add_argument("--arch", default="resnet20", help="train: the network")
-    parser.add_argument("--batch", type=int, default=256, help="images in a step")
-    parser.add_argument("--size", type=int, help="side of the images, by default the network's")
-    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--rounds", type=int, default=10, help="timed turns of each provider")
-    parser.add_argument("--workers", type=int, default=1, help="loader: threads or processes")
+    parser.add_argument("--official", type=Path, help="train: a checkout of the official code")
     options = parser.parse_args(arguments)
-    config = make_config({"train": {"device": options.device}}, name="benchmark")
+    config = load_config(options.config, options.overrides)
     device = get_device(config)
-    rows = train(options, device) if options.bench == "train" else loader(options, device)
+    if options.bench == "loader":
+        rows = loaders(config, device, options.rounds)
+    else:
+        rows = steps(config, device, options.rounds, options.official)
+        if config.data.path is not None:
+            rows += starts(options.config, options.overrides, config)
     write(options.bench, rows, device)
 
 
-def train(options: argparse.Namespace, device: torch.device) -> list[Row]:
-    """Whole training steps on one fixed batch: ours, and the official formulation in fp32 NCHW."""
-    config = make_config({"train": {"precision": options.precision}}, name="x")
-    imagenet = options.arch in ("resnet18", "resnet34")
-    classes, size = (1000, 224) if imagenet else (10, 32)
-    size = options.size or size
-    images = torch.randn(options.batch, 3, size, size, device=device)
-    labels = torch.randint(classes, (options.batch,), device=device)
-    official = build_official(options.arch, num_classes=classes).to(device)
-    set_official_o(official, torch.tensor(2.0))
-    ours = prepare(build_model(options.arch, num_classes=classes), config, device)
-    ours.set_progress(2 / 3)  # o = 2
-    steps = {
-        "official": _step(official, images, labels, make_config({}, name="x"), device, "torch"),
-        "ours": _step(
-            ours,
-            images.to(memory_format=torch.channels_last),
-            labels,
-            config,
-            device,
-            "torch_fused",
-        ),
-    }
-    times = _take_turns(steps, options.rounds, device)
-    case = f"{options.arch}/{options.batch}x3x{size}x{size}/{options.precision}"
-    return [_row(case, p, "step", options.batch, t) for p, t in times.items()]
+class FixedBatch:
+    """A ``Loader`` of one batch of noise, which lies on the device all the time."""
+
+    classes: tuple[str, ...] = ()
+    fingerprint = ""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.images, classes = config.data.batch_size, config.model.num_classes
+        size = config.data.size if config.model.arch in IMAGENET_ARCHS else 32
+        images = torch.randn(self.images, 3, size, size, dtype=image_dtype(config, device))
+        labels = torch.randint(classes, (self.images,))
+        layout = torch.channels_last
+        self.batch = Batch(images.to(device, memory_format=layout), labels.to(device))
+
+    def __len__(self) -> int:
+        return 1
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batch."""
+        yield self.batch
 
 
-def _step(
-    model: torch.nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    config: Config,
-    device: torch.device,
-    impl: str,
-) -> Callable[[], None]:
-    optimizer = make_optimizer(make_config({"optim": {"impl": impl}}, name="x"), model)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
+def steps(
+    config: Config, device: torch.device, rounds: int, checkout: Path | None = None
+) -> list[Row]:
+    """images/s of whole training steps."""
+    torch.manual_seed(config.seed)
+    torch.backends.cudnn.benchmark = True
+    loader = FixedBatch(config, device)
+    arguments = config.model.arch, config.model.bits, config.model.num_classes
+    store = CheckpointStore(config.run_folder, 1)  # stays empty
+    run = Trainer(config, build_model(*arguments), (loader, loader), device, store, StopSignal())
+    run.model.set_progress(2 / 3)  # o = 2
+    run.model.train()
+    noise = loader.batch._replace(images=loader.batch.images.float().contiguous())
+    providers = {"official": official_step(build_official(*arguments), noise)}
+    if checkout:
+        providers["official_code"] = official_step(load_official(checkout, *arguments), noise)
+    providers["ours"] = lambda: run.train_step(loader.batch)
+    times = _take_turns(providers, rounds, device)
+    batch, precision = config.data.batch_size, config.train.precision
+    case = f"{config.run.name}/{config.model.bits}/{batch}/{precision}"
+    return [
+        _row(case, provider, "step", "throughput", "images/s", batch / seconds)
+        for provider, seconds in times.items()
+    ]
+
+
+def official_step(model: nn.Module, batch: Batch) -> Callable[[], None]:
+    """A training step as the official code takes it: fp32, its SGD, and o read in every step."""
+    model.to(batch.images.device)
+    set_official_o(model, torch.tensor(2.0))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
 
     def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with autocast(config, device):
-            logits = model(images)
-        loss = torch.nn.functional.cross_entropy(logits.float(), labels)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+        loss = nn.functional.cross_entropy(model(batch.images), batch.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
     return step
 
 
 def _take_turns(
-    providers: dict[str, Callable[[], None]], rounds: int, device: torch.device
-) -> dict[str, list[float]]:
+    providers: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, Tensor]:
     """Seconds of each call, after two that are not timed."""
     times: dict[str, list[float]] = {name: [] for name in providers}
     for turn, (name, call) in itertools.product(range(-2, rounds), providers.items()):
@@ -118,49 +146,78 @@ def _take_turns(
             torch.cuda.synchronize()
         if turn >= 0:
             times[name].append(time.perf_counter() - began)
-    return times
+    return {name: torch.tensor(seconds, dtype=torch.float64) for name, seconds in times.items()}
 
 
-def loader(options: argparse.Namespace, device: torch.device) -> list[Row]:
-    """Training batches of a JPEG tree at 224 pixels, through DALI and through torchvision."""
-    if options.data is None:
-        raise UserError("--data is not set: give a tree with train/ of class folders (make DATA=)")
-    folder = scan(options.data, "train")
-    streams: dict[str, list[float]] = {}
-    for provider, choice in (("torchvision", "torchvision"), ("ours", "dali")):
-        make = folder_loader(make_config({"data": {"loader": choice}}, name="x"))
-        batches = make(
-            folder,
-            batch_size=options.batch,
-            train=True,
-            size=options.size or 224,
-            resize=256,
-            min_area=0.08,
-            augment=True,
-            seed=0,
-            workers=options.workers,
-            dtype=torch.float32,
-            device=device,
+def starts(path: str, overrides: Sequence[str], config: Config, times: int = 3) -> list[Row]:
+    """Seconds from the command line to the first step of a real run, and the peak of its
+    process's memory in its first steps."""
+    results = torch.tensor([_start(path, overrides) for _ in range(times)], dtype=torch.float64)
+    case = f"{config.run.name}/{config.data.batch_size}/{config.train.precision}"
+    return [
+        _row(case, "ours", "end_to_end", "time_to_first_step", "s", results[:, 0]),
+        _row(case, "ours", "end_to_end", "memory", "MiB", results[:, 1]),
+    ]
+
+
+def _start(path: str, overrides: Sequence[str]) -> tuple[float, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        ours = [f"run.dir={folder}", "run.name=start", "log.every=1"]
+        began = time.perf_counter()
+        run = subprocess.Popen(
+            [sys.executable, "-m", "launch.train", path, *overrides, *ours],
+            stderr=subprocess.DEVNULL,
         )
-        endless = itertools.chain.from_iterable(map(batches.epoch, itertools.count()))
-        turns = _take_turns({provider: lambda e=endless: next(e)}, options.rounds, device)  # type: ignore[misc]
-        streams |= turns
-        del batches, endless
-    case = f"{options.data.name}/{options.batch}/workers{options.workers}"
-    return [_row(case, p, "loader", options.batch, t) for p, t in streams.items()]
+        metrics = Path(folder) / "start" / "metrics.jsonl"
+        first, stopped, pid = 0.0, False, 0
+        while not pid:
+            pid, status, usage = os.wait4(run.pid, os.WNOHANG)
+            done = _steps_done(metrics)
+            if done and not first:
+                first = time.perf_counter() - began
+            if done >= START_STEPS and not stopped:
+                os.kill(run.pid, signal.SIGINT)
+                stopped = True
+            time.sleep(0.05)
+    run.returncode = os.waitstatus_to_exitcode(status)
+    if run.returncode != 128 + signal.SIGINT:
+        raise UserError(f"the run with {path} ended with {run.returncode}; start it by itself")
+    return first, usage.ru_maxrss / 1024
 
 
-def _row(case: str, provider: str, mode: str, images: int, seconds: list[float]) -> Row:
-    rates = images / torch.tensor(seconds, dtype=torch.float64)
-    quantiles = rates.quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)).tolist()
-    return {
-        "case": case,
-        "provider": provider,
-        "mode": mode,
-        "metric": "throughput",
-        "unit": "images/s",
-        **dict(zip(("p20", "p50", "p80"), (f"{q:.1f}" for q in quantiles), strict=True)),
-    }
+def _steps_done(metrics: Path) -> int:
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    return sum(json.loads(line)["kind"] == "step" for line in lines)
+
+
+def loaders(config: Config, device: torch.device, rounds: int) -> list[Row]:
+    """images/s of training batches."""
+    if config.data.path is None:
+        raise UserError("data.path is not set: give a tree with train/ of class folders (DATA=)")
+    folder = scan(Path(config.data.path), "train")
+    batch, workers = config.data.batch_size, config.data.workers
+    case = f"{folder.root.name}/{batch}x3x{config.data.size}x{config.data.size}/workers{workers}"
+    rows = []
+    choices: dict[str, Literal["torchvision", "dali"]]
+    choices = {"torchvision": "torchvision", "ours": "dali"}
+    for provider, choice in choices.items():
+        changed = dataclasses.replace(config, data=dataclasses.replace(config.data, loader=choice))
+        seconds = _windows(open_folder(folder, changed, device, train=True), rounds, device)
+        rate = WINDOW * batch / seconds
+        rows.append(_row(case, provider, "loader", "throughput", "images/s", rate))
+    return rows
+
+
+def _windows(loader: Loader, rounds: int, device: torch.device) -> Tensor:
+    stream = itertools.chain.from_iterable(map(loader.epoch, itertools.count()))
+    window = {"loader": lambda: [next(stream) for _ in range(WINDOW)]}
+    return _take_turns(window, rounds, device)["loader"]
+
+
+def _row(case: str, provider: str, mode: str, metric: str, unit: str, values: Tensor) -> Row:
+    p20, p50, p80 = values.quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)).tolist()
+    row = (case, provider, mode, metric, unit, *(f"{value:.1f}" for value in (p20, p50, p80)))
+    return dict(zip(COLUMNS[6:], row, strict=True))
 
 
 def write(bench: str, rows: list[Row], device: torch.device) -> None:
@@ -182,14 +239,15 @@ def write(bench: str, rows: list[Row], device: torch.device) -> None:
         if is_new:
             writer.writeheader()
         writer.writerows({**common, **row} for row in rows)
+    print("case  provider  metric  unit  p20  p50  p80")
     for row in rows:
-        print("  ".join(f"{row[k]}" for k in ("case", "provider", "unit", "p20", "p50", "p80")))
+        print("  ".join(f"{row[k]}" for k in ("case", "provider", *COLUMNS[-5:])))
 
 
 def _commit() -> str:
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -11,7 +11,7 @@ from typing import Any
 
 from launch.command import command, get_device
 from launch.train import seed_everything
-from models import ARCHS, build_model
+from models import ARCHS, IMAGENET_ARCHS, build_model
 from pipeline import checkpoint, trainer
 from pipeline.config import make_config
 from pipeline.data import build_eval_loader
@@ -54,8 +54,10 @@ def values_of(state: dict[str, Any]) -> dict[str, Any]:
     weights = checkpoint.network_weights(state)
     classifier = next(w for k, w in weights.items() if k in ("fc.weight", "linear.weight"))
     model = {"arch": arch, "bits": bits, "num_classes": classifier.shape[0]}
-    dataset = "imagenet" if arch in ("resnet18", "resnet34") else "cifar10"
-    return {"model": model, "data": {"dataset": dataset}}
+    return {
+        "model": model,
+        "data": {"dataset": "imagenet" if arch in IMAGENET_ARCHS else "cifar10"},
+    }
 
 
 if __name__ == "__main__":

@@ -6,16 +6,18 @@ from kernels import get_estimator
 from models import resnet, resnet_cifar, vgg
 from models.layers import BITS, BinaryNetwork
 
-__all__ = ["ARCHS", "BITS", "BinaryNetwork", "build_model"]
+__all__ = ["ARCHS", "BITS", "IMAGENET_ARCHS", "BinaryNetwork", "build_model"]
 
-ARCHS: dict[str, Callable[..., BinaryNetwork]] = {
+Builders = dict[str, Callable[..., BinaryNetwork]]
+
+CIFAR_ARCHS: Builders = {
     "resnet20": resnet_cifar.resnet20,
     "resnet20_bireal": resnet_cifar.resnet20_bireal,
     "resnet18_cifar": resnet_cifar.resnet18_cifar,
     "vgg_small": vgg.vgg_small,
-    "resnet18": resnet.resnet18,
-    "resnet34": resnet.resnet34,
 }
+IMAGENET_ARCHS: Builders = {"resnet18": resnet.resnet18, "resnet34": resnet.resnet34}
+ARCHS = CIFAR_ARCHS | IMAGENET_ARCHS
 
 
 def build_model(
@@ -28,8 +30,8 @@ def build_model(
     """A freshly initialised network, from (N, 3, H, W) images to (N, num_classes) logits.
 
     Args:
-        arch: a key of ``ARCHS``: resnet20, resnet20_bireal, resnet18_cifar and vgg_small are
-            the CIFAR-10 networks, resnet18 and resnet34 the ImageNet ones.
+        arch: a key of ``ARCHS``, that is of ``CIFAR_ARCHS`` (32x32 images) or
+            ``IMAGENET_ARCHS`` (a stem that divides the resolution by 4).
         bits: 1w1a (binary weights and activations), 1w32a (binary weights) or 32w32a.
         estimator: a key of ``kernels.ESTIMATORS``, for weights and activations alike.
         options: the estimator's own, such as ``o_end=3.0`` for reste.

@@ -5,6 +5,10 @@ operation, a scale multiplied into the weights, boolean masks in the gradient, o
 tensors, sign(0) = 0. Nothing here is shared with the networks that we train.
 """
 
+import importlib
+import sys
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -163,8 +167,27 @@ def build_official(arch: str, bits: str = "1w1a", num_classes: int = 10) -> nn.M
     return OfficialResNet(arch, bits, num_classes)
 
 
+def load_official(
+    checkout: Path, arch: str, bits: str = "1w1a", num_classes: int = 10
+) -> nn.Module:
+    """The same network from a checkout of the official code itself, once a process."""
+    imagenet = arch in ("resnet18", "resnet34")
+    name = arch.removesuffix("_cifar") + ("" if bits == "32w32a" else "_1w1a")
+    sys.path.insert(0, str(checkout))
+    argv, sys.argv = sys.argv, ["main.py"]  # it reads its flags when it is imported
+    try:
+        importlib.import_module("utils.arguments").args.a32 = bits == "1w32a"
+        zoo = importlib.import_module(f"model.models_{'imagenet' if imagenet else 'cifar'}")
+    finally:
+        sys.path.remove(str(checkout))
+        sys.argv = argv
+    return getattr(zoo, name)(num_classes=num_classes)
+
+
 def set_official_o(model: nn.Module, o: Tensor) -> None:
     """Set o, a 0-dim tensor, in every binary convolution; float64 makes a float64 reference."""
     for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.o = module.o_a = o
         if isinstance(module, OfficialConv2d):
-            module.o, module.t = o, torch.tensor(1.5, dtype=o.dtype)
+            module.t = torch.tensor(1.5, dtype=o.dtype)

@@ -35,7 +35,6 @@ math: Any = dali.math
 types: Any = dali.types
 
 PREFETCH = 3  # batches under way, the one that is waited for included
-DTYPES = {torch.float16: types.FLOAT16, torch.float32: types.FLOAT}
 DECODER = {
     "adjust_orientation": False,
     "hw_decoder_load": 0.75,  # share of the JPEGs that goes to the GPU's JPEG engines
@@ -59,7 +58,7 @@ class DaliLoader(FolderLoader):
             self.random,
             self.resize,
             self.size,
-            DTYPES[self.dtype],
+            types.FLOAT16 if self.dtype == torch.float16 else types.FLOAT,
             batch_size=self.plan.batch_size,
             num_threads=max(1, self.workers),
             device_id=_device_id(self.device),
@@ -72,7 +71,7 @@ class DaliLoader(FolderLoader):
         except RuntimeError as error:  # most of DALI's messages do not name the file
             raise (first_unreadable(self._source.paths_under_way()) or error) from None
         nhwc = from_dlpack(images.as_tensor())  # shares DALI's buffer and keeps it alive
-        return Batch(nhwc.permute(0, 3, 1, 2), from_dlpack(labels.as_tensor()))
+        return Batch(nhwc.permute(0, 3, 1, 2).to(self.dtype), from_dlpack(labels.as_tensor()))
 
 
 def _device_id(device: torch.device) -> int | None:

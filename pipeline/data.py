@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Batch(NamedTuple):
     """One batch on the training device."""
 
-    images: torch.Tensor  # (N, 3, H, W), float16 or float32, channels_last, normalised
+    images: torch.Tensor  # (N, 3, H, W), see image_dtype, channels_last, normalised
     labels: torch.Tensor  # (N,), int64
 
 
@@ -56,10 +56,9 @@ def build_loaders(config: Config, device: torch.device) -> tuple[Loader, Loader]
     from pipeline.imagefolder import scan_train_val
 
     folders = scan_train_val(root)
-    make = folder_loader(config)
     return (
-        _checked(_folder_loader(make, folders[0], config, device, train=True), config),
-        _checked(_folder_loader(make, folders[1], config, device, train=False), config),
+        _checked(open_folder(folders[0], config, device, train=True), config),
+        _checked(open_folder(folders[1], config, device, train=False), config),
     )
 
 
@@ -70,9 +69,7 @@ def build_eval_loader(config: Config, device: torch.device) -> Loader:
     root = _tree(config)
     from pipeline.imagefolder import scan
 
-    folder = scan(root, "val")
-    loader = _folder_loader(folder_loader(config), folder, config, device, train=False)
-    return _checked(loader, config)
+    return _checked(open_folder(scan(root, "val"), config, device, train=False), config)
 
 
 def _tree(config: Config) -> Path:
@@ -85,8 +82,7 @@ def _tree(config: Config) -> Path:
     raise UserError("data.path is not set: give the folder that holds train/ and val/ (make DATA=)")
 
 
-def folder_loader(config: Config) -> "type[FolderLoader]":
-    """The loader class for JPEG trees that ``data.loader`` asks for."""
+def _folder_loader(config: Config) -> "type[FolderLoader]":
     choice = config.data.loader
     if choice != "torchvision":
         try:
@@ -112,17 +108,12 @@ def image_dtype(config: Config, device: torch.device) -> torch.dtype:
     return torch.float16 if mixed and device.type == "cuda" else torch.float32
 
 
-def _folder_loader(
-    make: "type[FolderLoader]",
-    folder: "ImageFolder",
-    config: Config,
-    device: torch.device,
-    *,
-    train: bool,
+def open_folder(
+    folder: "ImageFolder", config: Config, device: torch.device, *, train: bool
 ) -> Loader:
+    """The loader of a scanned image folder that ``data.loader`` asks for."""
     data = config.data
-    dtype = image_dtype(config, device)
-    return make(
+    return _folder_loader(config)(
         folder,
         batch_size=data.batch_size if train else data.eval_batch_size,
         train=train,
@@ -132,7 +123,7 @@ def _folder_loader(
         augment=data.augment,
         seed=config.seed,
         workers=data.workers,
-        dtype=torch.float32 if dtype == torch.float64 else dtype,
+        dtype=image_dtype(config, device),
         device=device,
     )
 

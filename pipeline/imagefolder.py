@@ -168,7 +168,7 @@ class FolderLoader(abc.ABC):
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        assert resize >= size and dtype in (torch.float16, torch.float32)
+        assert resize >= size and dtype in (torch.float16, torch.float32, torch.float64)
         self.folder, self.size, self.resize = folder, size, resize
         self.min_area, self.random = min_area, train and augment
         self.workers, self.dtype, self.device = workers, dtype, device

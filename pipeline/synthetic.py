@@ -199,8 +199,8 @@ def draw(root: Path, *, seed: int = 0, train: int = 3000, val: int = 500) -> Pat
     data set lies there or the place cannot be written.
     """
     wanted = {"version": VERSION, "seed": seed, "train": train, "val": val}
-    if root.exists():
-        return _existing(root, wanted)
+    if _exists(root, wanted):
+        return root
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as folder:
@@ -209,6 +209,8 @@ def draw(root: Path, *, seed: int = 0, train: int = 3000, val: int = 500) -> Pat
             (whole / MARKER).write_text(json.dumps(wanted))
             whole.rename(root)
     except OSError as error:
+        if _exists(root, wanted):  # another process drew it meanwhile
+            return root
         raise UserError(
             f"cannot draw the data set into {root}: {error.strerror}; start where there is room, "
             "or set data.path"
@@ -216,14 +218,19 @@ def draw(root: Path, *, seed: int = 0, train: int = 3000, val: int = 500) -> Pat
     return root
 
 
-def _existing(root: Path, wanted: dict[str, int]) -> Path:
+def _exists(root: Path, wanted: dict[str, int]) -> bool:
+    if not root.exists() or root.is_dir() and not any(root.iterdir()):
+        return False
     try:
         found = json.loads((root / MARKER).read_text())
     except (OSError, ValueError):
         found = None
     if found != wanted:
         raise UserError(f"{root} holds something else than the drawn data set; move it away")
-    return root
+    files = sum(1 for _ in root.glob("*/*/*.JPEG"))
+    if files != wanted["train"] + wanted["val"]:
+        raise UserError(f"{root} has lost some of its images; remove it, to be drawn again")
+    return True
 
 
 def _draw_all(root: Path, seed: int, counts: dict[str, int]) -> None:

@@ -144,7 +144,7 @@ class Trainer:
             for _ in range(self.batch, len(self.loader)):
                 batch = next(batches)
                 self.waited += time.perf_counter() - mark
-                self._train_step(batch)
+                self.train_step(batch)
                 self.batch += 1
                 bar.step()
                 if self.batch % self.config.log.every == 0 or self.batch == len(self.loader):
@@ -155,7 +155,8 @@ class Trainer:
         finally:
             bar.close()
 
-    def _train_step(self, batch: Batch) -> None:
+    def train_step(self, batch: Batch) -> None:
+        """Forward, backward, optimizer and metrics of one batch; waits for nothing."""
         with autocast(self.config, self.device):
             logits = self.model(batch.images)
         loss = cross_entropy(logits, batch.labels, self.config.train.label_smoothing)

@@ -96,8 +96,14 @@ def test_make_alone_lists_every_target(house):
         ("quickstart", ["-m", "launch.train", "configs/quickstart.yaml", "a=1", "b=2"]),
         ("test", ["-m", "pytest", "-m", "not gpu", "a=1", "b=2"]),
         ("test-gpu", ["-m", "pytest", "-m", "gpu", "a=1", "b=2"]),
-        ("bench-train", ["-m", "launch.benchmark", "train", "a=1", "b=2"]),
-        ("bench-loader", ["-m", "launch.benchmark", "loader", "a=1", "b=2"]),
+        (
+            "bench-train",
+            ["-m", "launch.benchmark", "train", "configs/cifar10_resnet20.yaml", "a=1", "b=2"],
+        ),
+        (
+            "bench-loader",
+            ["-m", "launch.benchmark", "loader", "configs/imagenet_resnet18.yaml", "a=1", "b=2"],
+        ),
     ],
 )
 def test_commands(house, target, expected):
@@ -119,7 +125,7 @@ def test_trainings(house, target, config):
 @pytest.mark.parametrize("path", ["/data sets/image net", "/it's", '/a "b" & `c`;d'])
 def test_any_path_is_one_argument(house, path):
     assert arguments(house, "imagenet-r18", f"DATA={path}")[-1] == f"data.path={path}"
-    assert arguments(house, "bench-loader", f"DATA={path}")[-2:] == ["--data", path]
+    assert arguments(house, "bench-loader", f"DATA={path}")[-1] == f"data.path={path}"
 
 
 def test_gpus_is_refused_in_one_line(house):

@@ -59,7 +59,7 @@ def weights(folder, name="epoch_0003.pt"):
 
 def stop_at(monkeypatch, step, exception=KeyboardInterrupt):
     """Let training end at ``step`` as by SIGKILL (nothing saved) or by a signal."""
-    original = trainer.Trainer._train_step
+    original = trainer.Trainer.train_step
 
     def train_step(self, batch):
         if self.step == step:
@@ -69,7 +69,7 @@ def stop_at(monkeypatch, step, exception=KeyboardInterrupt):
                 raise exception
         original(self, batch)
 
-    monkeypatch.setattr(trainer.Trainer, "_train_step", train_step)
+    monkeypatch.setattr(trainer.Trainer, "train_step", train_step)
 
 
 def test_files_of_a_run_and_a_finished_one(arguments, tmp_path, capsys):
@@ -193,14 +193,14 @@ def test_divergence_says_where(arguments, tmp_path):
 
 
 def test_fp16_skips_a_bad_step_and_keeps_the_statistics(arguments, tmp_path, monkeypatch):
-    original = trainer.Trainer._train_step
+    original = trainer.Trainer.train_step
 
     def train_step(self, batch):
         if self.step == 3:
             batch = batch._replace(images=batch.images * float("nan"))
         original(self, batch)
 
-    monkeypatch.setattr(trainer.Trainer, "_train_step", train_step)
+    monkeypatch.setattr(trainer.Trainer, "train_step", train_step)
     train_command.main([*arguments, "train.precision=fp16"])
     assert all(v.isfinite().all() for v in weights(tmp_path / "runs" / "tiny").values())
     monkeypatch.setattr(trainer, "MAX_SKIPPED", 1)
