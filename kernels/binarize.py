@@ -17,7 +17,7 @@ def binarize(x: torch.Tensor, params: torch.Tensor, estimator: str = "reste") ->
         params: 1-d fp32 tensor on x's device (float64 for exactness when x is float64) with the
             estimator's parameters in the order of ``ESTIMATORS[estimator].parameters``; for
             reste (o, t, m). Refill it in place to follow a schedule: nothing recompiles or
-            synchronises. ``ste`` ignores it.
+            synchronises. An estimator without parameters ignores it.
         estimator: a key of ``kernels.estimators.ESTIMATORS``; its entry gives h and the source.
 
     Returns:

@@ -24,14 +24,15 @@ Pair = tuple[Tensor, Tensor]
 class Binarize(nn.Module):
     """sign(x) with ``estimator``'s gradient; shape, dtype and memory format stay x's.
 
-    ``params`` is a buffer outside the ``state_dict``: a network's ``set_progress`` fills it.
+    ``params`` is a buffer outside the ``state_dict``: a network's ``set_progress`` fills it, for
+    ``weights`` or for activations.
     """
 
     params: Tensor
 
-    def __init__(self, estimator: str) -> None:
+    def __init__(self, estimator: str, *, weights: bool = False) -> None:
         super().__init__()
-        self.estimator = estimator
+        self.estimator, self.weights = estimator, weights
         count = len(get_estimator(estimator).parameters)
         self.register_buffer("params", torch.zeros(count), persistent=False)
 
@@ -54,7 +55,7 @@ class BinaryConv2d(nn.Conv2d):
         self, in_channels: int, channels: int, *, stride: int = 1, estimator: str = "reste"
     ) -> None:
         super().__init__(in_channels, channels, 3, stride, padding=1, bias=False)
-        self.binarize = Binarize(estimator)
+        self.binarize = Binarize(estimator, weights=True)
 
     def forward(self, xb: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         z = self._conv_forward(xb, self.binarize(self.weight), None)
@@ -118,12 +119,11 @@ class BinaryNetwork(nn.Module):
         """The binary convolutions by name, from the input to the output."""
         return {n: m for n, m in self.named_modules() if isinstance(m, BinaryConv2d)}
 
-    def estimator_parameters(self) -> dict[str, float]:
-        """The estimator's parameters at the current progress, by name."""
+    def estimator_parameters(self, *, weights: bool = True) -> dict[str, float]:
+        """The estimator's parameters for ``weights``, or for activations, now; by name."""
         entry = get_estimator(self.estimator)
-        return dict(
-            zip(entry.parameters, entry.schedule(self.progress, **self.options), strict=True)
-        )
+        schedule = entry.schedule if weights else entry.activation_schedule or entry.schedule
+        return dict(zip(entry.parameters, schedule(self.progress, **self.options), strict=True))
 
     def set_progress(self, progress: float) -> None:
         """Move the estimator's schedule to ``progress`` = epoch / epochs in [0, 1].
@@ -134,10 +134,10 @@ class BinaryNetwork(nn.Module):
         if not 0 <= progress <= 1:
             raise ValueError(f"progress is {progress}; it must lie in [0, 1]")
         self.progress = progress
-        values = torch.tensor([*self.estimator_parameters().values()], dtype=torch.float64)
         for module in self.modules():
             if isinstance(module, Binarize):
-                module.params.copy_(values.to(module.params.dtype))
+                values = [*self.estimator_parameters(weights=module.weights).values()]
+                module.params.copy_(torch.tensor(values, dtype=module.params.dtype))
 
     def reset_head_binarization(self, block: nn.Module) -> None:
         """Drop the sign after the last ``block``: the classifier reads the real stream."""

@@ -46,8 +46,16 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class EstimatorConfig:
-    name: str = key("reste", " | ".join(ESTIMATORS))
+    name: str = key("reste", " | ".join(ESTIMATORS) + "; see kernels/estimators.py")
     o_end: float = key(3.0, "reste: the power o at the end of training, at least 1")
+    ede_t_min: float = key(
+        1e-3,
+        "ede: the slope t at the start of training, at most 10; the paper's is 0.001 for resnet20 "
+        "in 1w1a, 0.1 in 1w32a and for vgg_small",
+    )
+    swishsign_b: float = key(5.0, "swishsign: the steepness b")
+    dsq_a: float = key(0.2, "dsq: the constant a, between 0 and 1; the paper learns it")
+    fda_w: float = key(1.0, "fda: the frequency w")
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,10 @@ LIMITS: dict[str, tuple[float, float]] = {  # both ends allowed
     "seed": (0, 2**32 - 1),
     "model.num_classes": (2, math.inf),
     "estimator.o_end": (1, 1e6),
+    "estimator.ede_t_min": (1e-6, 10),
+    "estimator.swishsign_b": (1e-6, 1e6),
+    "estimator.dsq_a": (1e-6, 1 - 1e-6),
+    "estimator.fda_w": (1e-6, 1e6),
     "data.batch_size": (1, math.inf),
     "data.eval_batch_size": (1, math.inf),
     "data.workers": (0, 1024),

@@ -28,11 +28,10 @@ class Indicators:
         self.sums: dict[str, Tensor] = {}
         self.steps = 0
         self.last_official: dict[str, float] = {}
-        weights = {conv.binarize for conv in self.convs.values()}
         self.hooks = [
             module.register_forward_hook(self._activation(name.removesuffix(".binarize")))
             for name, module in model.named_modules()
-            if isinstance(module, Binarize) and module not in weights
+            if isinstance(module, Binarize) and not module.weights
         ]
 
     def close(self) -> None:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from kernels import ESTIMATORS
+from models import build_model
 from pipeline.config import flatten, load_config, make_config, table, to_dict
 from pipeline.errors import UserError
 
@@ -38,6 +40,10 @@ def test_published_recipes():
         ("estimator.name=foo", ["estimator.name", "reste"]),
         ("estimator.o_end=0.5", ["estimator.o_end", "1"]),
         ("estimator.o_end=nan", ["estimator.o_end"]),
+        ("estimator.ede_t_min=0", ["estimator.ede_t_min", "10"]),
+        ("estimator.swishsign_b=-5", ["estimator.swishsign_b"]),
+        ("estimator.dsq_a=1", ["estimator.dsq_a"]),
+        ("estimator.fda_w=0", ["estimator.fda_w"]),
         ("data.batch_size=0", ["data.batch_size"]),
         ("data.batch_size=abc", ["data.batch_size", "abc"]),
         ("data.batch_size=2.5", ["data.batch_size"]),
@@ -72,6 +78,20 @@ def test_overrides_win_and_dicts_round_trip():
     assert config.data.path == "/a b/c"
     assert make_config(to_dict(config)) == config
     assert flatten(config)["run.name"] == "x"
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_options_reach_the_estimator(name):
+    entry = ESTIMATORS[name]
+    config = make_config({}, [f"estimator.name={name}"], name="x")
+    assert config.estimator_options == entry.options
+    for option, default in entry.options.items():
+        changed = f"estimator.{option}={1.5 * default}"
+        config = make_config({}, [f"estimator.name={name}", changed], name="x")
+        model = build_model("resnet20", estimator=name, **config.estimator_options)
+        model.set_progress(0.5)
+        parameters = tuple(model.estimator_parameters().values())
+        assert parameters == entry.schedule(0.5, **{option: 1.5 * default}) != entry.schedule(0.5)
 
 
 def test_the_readme_holds_the_table():

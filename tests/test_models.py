@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from kernels import ESTIMATORS
 from kernels.reference import sign
 from models import ARCHS, BITS, build_model
 from models.layers import Binarize, BinaryConv2d, NormBinarize
@@ -94,9 +95,28 @@ def test_set_progress_follows_the_schedule_and_stays_out_of_the_state_dict():
         model.set_progress(1.5)
 
 
-@every_network
+def test_weights_and_activations_can_have_different_parameters():
+    model = build_model("resnet20", estimator="rbnn")
+    for progress, weights, activations in (
+        (0, (0.01, 100), (1, 1)),
+        (1 / 3, (0.1, 10), (1, 1)),
+        (1, (10, 1), (10, 1)),
+    ):
+        model.set_progress(progress)
+        assert tuple(model.estimator_parameters().values()) == pytest.approx(weights)
+        for conv in model.binary_convs().values():
+            assert conv.binarize.params.tolist() == pytest.approx(weights)
+        binarized = [m for m in model.modules() if isinstance(m, Binarize) and not m.weights]
+        assert len(binarized) == 18
+        for module in binarized:
+            assert module.params.tolist() == pytest.approx(activations)
+
+
 @pytest.mark.parametrize("bits", ["1w1a", "1w32a"])
-@pytest.mark.parametrize("estimator", ["reste", "ste"])
+@pytest.mark.parametrize(
+    ("arch", "estimator"),
+    [(arch, "reste") for arch in ARCHS] + [("resnet20", e) for e in ESTIMATORS if e != "reste"],
+)
 def test_trains_with_every_estimator(arch, bits, estimator):
     model = build_model(arch, bits, 10, estimator)
     images = torch.randn(2, 3, 32, 32)
@@ -182,6 +202,7 @@ def test_initialisation():
         ({"arch": "resnet20", "estimator": "ste", "o_end": 3.0}, "o_end"),
         ({"arch": "resnet20", "num_classes": 1}, "num_classes"),
         ({"arch": "resnet20", "o_end": 0.5}, "o_end"),
+        ({"arch": "resnet20", "estimator": "dsq", "dsq_a": 1.0}, "dsq_a"),
     ],
 )
 def test_bad_arguments_name_themselves(arguments, word):
