@@ -4,11 +4,12 @@ The kernels are tested against these functions, and CPU tensors and float64 run 
 """
 
 import torch
+from torch import Tensor
 
 from kernels.estimators import get_estimator
 
 
-def sign(x: torch.Tensor) -> torch.Tensor:
+def sign(x: Tensor) -> Tensor:
     """+1 where x >= 0 (so for 0 and -0 too), -1 where x < 0, NaN where x is NaN.
 
     Any shape, any floating dtype; the result has x's. The official code gives 0 at 0, which
@@ -18,23 +19,119 @@ def sign(x: torch.Tensor) -> torch.Tensor:
     return _keep_nan(torch.copysign(x.new_ones(()), x + 0), x)
 
 
-def binarize_backward(
-    grad: torch.Tensor, x: torch.Tensor, params: torch.Tensor, estimator: str
-) -> torch.Tensor:
+def binarize_backward(grad: Tensor, x: Tensor, params: Tensor, estimator: str) -> Tensor:
     """grad * h(x) with ``estimator``'s factor h; x's shape and dtype, computed in at least fp32."""
     compute = torch.promote_types(x.dtype, torch.float32)
     factor = get_estimator(estimator).factor(x.to(compute), params.to(compute))
     return _keep_nan((grad.to(compute) * factor).to(x.dtype), x)
 
 
-def _keep_nan(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _keep_nan(y: Tensor, x: Tensor) -> Tensor:
     # A sum is cheap and NaN if an element is; only then is it worth looking at each.
     return y.masked_fill_(x.isnan(), torch.nan) if x.sum().isnan() else y
 
 
-def weight_scale(weight: torch.Tensor) -> torch.Tensor:
-    """mean |w| over the whole tensor, 0-dim: a binary layer convolves with scale * sign(w).
+def binarize_weights(weights: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Signs of flat weights, one after the other, and mean |w| of each, (layers,)."""
+    signs = weights[0].new_empty(sum(map(len, weights)), dtype=dtype)
+    for part, w in zip(signs.split([len(w) for w in weights]), weights, strict=True):
+        part.copy_(sign(w))
+    return signs, torch.stack([w.abs().mean() for w in weights])
 
-    One scalar per layer, not one per channel, and not detached (ReSTE's official code).
-    """
-    return weight.abs().mean()
+
+def binarize_weights_backward(
+    dsigns: Tensor, dscales: Tensor, weights: list[Tensor], params: Tensor, estimator: str
+) -> Tensor:
+    """dsign h(w) + dscale / n sign(w) of flat weights, one after the other."""
+    dw = weights[0].new_empty(len(dsigns))
+    sizes = [len(w) for w in weights]
+    parts = zip(dw.split(sizes), dsigns.split(sizes), dscales, weights, strict=True)
+    for part, dsign, dscale, w in parts:
+        part.copy_(binarize_backward(dsign, w, params, estimator))
+        part.addcmul_(w.sgn(), dscale, value=1 / len(w))
+    return dw
+
+
+def batch_statistics(
+    z: Tensor,
+    scale: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor,
+    momentum: float,
+    eps: float,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    """mean and rstd, (C,), of relu(z), rows (positions, C); moves the running statistics."""
+    s, n = 1 if scale is None else scale, len(z)
+    # Twice over the data, since sums of squares cancel; torch.var_mean takes ten times as long.
+    mean = _rectified(z, relu).mean(0)
+    var = _deviation(z, mean, relu).square_().mean(0)
+    running_mean.lerp_((mean * s).to(running_mean.dtype), momentum)
+    running_var.lerp_((var * (s * s * n / (n - 1))).to(running_var.dtype), momentum)
+    num_batches_tracked.add_(1)
+    return mean, (var + eps / (s * s)).rsqrt()
+
+
+def norm_binarize(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    residual: Tensor | None,
+    binarized: bool,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    """weight (u - mean) rstd + bias + residual of rows z (positions, C), u = relu(z); its sign."""
+    y = torch.addcmul(bias, _deviation(z, mean, relu), weight * rstd)
+    if residual is not None:
+        y += residual
+    y = y.to(z.dtype)
+    return y, sign(y) if binarized else y.new_empty(0)
+
+
+def norm_binarize_backward(
+    dy: Tensor | None,
+    dyb: Tensor | None,
+    y: Tensor | None,
+    z: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    params: Tensor,
+    estimator: str,
+    training: bool,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """g = dy + dyb h(y) and dz, rows (positions, C); the sums of g and of g xhat, (C,)."""
+    g = dy
+    if dyb is not None:
+        assert y is not None
+        g = binarize_backward(dyb, y, params, estimator)
+        g = g if dy is None else g.add_(dy)
+    assert g is not None
+    wide, deviation, n = g.to(mean.dtype), _deviation(z, mean, relu), len(z)
+    sum_g, sum_gx = wide.sum(0), (wide * deviation).sum(0) * rstd
+    slope = weight * rstd
+    if training:  # slope (g - mean(g) - xhat mean(g xhat)), in two passes
+        dz = torch.addcmul(-slope * sum_g / n, wide, slope)
+        dz.addcmul_(deviation, -slope * rstd * sum_gx / n)
+    else:
+        dz = wide * slope
+    dz = dz.to(z.dtype)
+    if relu:
+        dz = torch.ops.aten.threshold_backward(dz, z, 0)  # 0 where z <= 0; a NaN is kept
+    return g, dz, sum_g, sum_gx
+
+
+def _deviation(z: Tensor, mean: Tensor, relu: bool) -> Tensor:
+    """relu(z) or z, minus the mean; a new tensor."""
+    u = _rectified(z, relu)
+    return u - mean if u is z else u.sub_(mean)
+
+
+def _rectified(z: Tensor, relu: bool) -> Tensor:
+    """relu(z) or z, in at least fp32."""
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    return z.relu() if relu else z

@@ -11,11 +11,16 @@ the others. A block is then, twice,
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import binarize, get_estimator
-from kernels.reference import weight_scale
+from kernels import (
+    batch_statistics,
+    binarize,
+    binarize_weights,
+    get_estimator,
+    norm_binarize,
+    running_statistics,
+)
 
 BITS = ("1w1a", "1w32a", "32w32a")
 Pair = tuple[Tensor, Tensor]
@@ -49,6 +54,9 @@ class BinaryConv2d(nn.Conv2d):
     The scale is handed on rather than multiplied in: sums of ±1 are small integers, exact in
     fp32 in whatever order they are added, while sums of ±scale are not. Border taps are 0,
     because padding comes after binarization.
+
+    Inside a network, ``binarized`` holds sign(w) and the scale when ``forward`` is called: the
+    network makes those of all its layers at once.
     """
 
     def __init__(
@@ -56,10 +64,28 @@ class BinaryConv2d(nn.Conv2d):
     ) -> None:
         super().__init__(in_channels, channels, 3, stride, padding=1, bias=False)
         self.binarize = Binarize(estimator, weights=True)
+        self.binarized: tuple[Tensor, Tensor] | None = None
 
     def forward(self, xb: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        z = self._conv_forward(xb, self.binarize(self.weight), None)
-        return z, weight_scale(self.weight)
+        if self.binarized is None:
+            binarize_convs([self])
+        assert self.binarized is not None
+        (weight, scale), self.binarized = self.binarized, None
+        return self._conv_forward(xb, weight, None), scale
+
+
+def binarize_convs(convs: list[BinaryConv2d]) -> None:
+    """Give every conv its sign(w), in the dtype that it convolves in, and its scale."""
+    first = convs[0]
+    device = first.weight.device.type
+    mixed = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if mixed else first.weight.dtype
+    weights = [conv.weight for conv in convs]
+    signs, scales = binarize_weights(
+        weights, first.binarize.params, first.binarize.estimator, dtype
+    )
+    for conv, sign, scale in zip(convs, signs, scales, strict=True):
+        conv.binarized = sign, scale
 
 
 class RealConv2d(nn.Conv2d):
@@ -90,7 +116,8 @@ class NormBinarize(nn.BatchNorm2d):
     """What stands between two convolutions: y = BN(relu(scale z)) + residual, and yb from y.
 
     Args of ``forward``: z (N, C, H, W); scale 0-dim, positive, or None for 1; residual of z's
-    shape or None. Returns (y, yb). ``binarize`` makes yb, see ``binarization``.
+    shape or None. Returns (y, yb). ``binarize`` makes yb, see ``binarization``. One fused op:
+    kernels/batchnorm.py.
     """
 
     def __init__(self, channels: int, binarize: nn.Module | None = None) -> None:
@@ -100,11 +127,44 @@ class NormBinarize(nn.BatchNorm2d):
     def forward(  # type: ignore[override]
         self, z: Tensor, scale: Tensor | None = None, residual: Tensor | None = None
     ) -> Pair:
-        x = F.relu(z)
-        y = super().forward(x if scale is None else x * scale)
-        if residual is not None:
-            y = y + residual
-        return y, self.binarize(y)
+        return self.norm_binarize(z, scale, residual, relu=True)
+
+    def norm_binarize(
+        self, z: Tensor, scale: Tensor | None, residual: Tensor | None, *, relu: bool
+    ) -> Pair:
+        """(y, yb), with or without the ReLU."""
+        sign = self.binarize if isinstance(self.binarize, Binarize) else None
+        return norm_binarize(
+            z,
+            self.weight,
+            self.bias,
+            *self.statistics(z, scale, relu=relu),
+            scale=scale,
+            residual=residual,
+            params=sign.params if sign else None,
+            estimator=sign.estimator if sign else None,
+            training=self.training,
+            eps=self.eps,
+            relu=relu,
+        )
+
+    def statistics(self, z: Tensor, scale: Tensor | None, *, relu: bool) -> tuple[Tensor, Tensor]:
+        """mean and rstd of relu(z): the batch's in training, else the running ones."""
+        mean, var, batches = self.running_mean, self.running_var, self.num_batches_tracked
+        assert mean is not None and var is not None and batches is not None
+        if not self.training:
+            return running_statistics(mean, var, scale=scale, eps=self.eps)
+        momentum = cast(float, self.momentum)
+        return batch_statistics(
+            z, mean, var, batches, scale=scale, momentum=momentum, eps=self.eps, relu=relu
+        )
+
+
+class BatchNorm(NormBinarize):
+    """Batch norm alone, of (N, C, H, W) or (N, C): no scale, ReLU, residual or sign."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return self.norm_binarize(x, None, None, relu=False)[0]
 
 
 class BinaryNetwork(nn.Module):
@@ -114,6 +174,11 @@ class BinaryNetwork(nn.Module):
         super().__init__()
         self.arch, self.bits, self.estimator, self.options = arch, bits, estimator, options
         self.progress = 0.0
+
+    def binarize_weights(self) -> None:
+        """Make the binary weights of all layers; every ``forward`` begins with it."""
+        if self.bits != "32w32a":
+            binarize_convs(list(self.binary_convs().values()))
 
     def binary_convs(self) -> dict[str, BinaryConv2d]:
         """The binary convolutions by name, from the input to the output."""

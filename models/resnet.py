@@ -4,7 +4,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.layers import BinaryNetwork, NormBinarize, Pair, binarization, conv3x3
+from models.layers import BatchNorm, BinaryNetwork, NormBinarize, Pair, binarization, conv3x3
 
 
 class Block(nn.Module):
@@ -25,7 +25,7 @@ class Block(nn.Module):
         self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != channels:
             project = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
-            self.downsample = nn.Sequential(project, nn.BatchNorm2d(channels))
+            self.downsample = nn.Sequential(project, BatchNorm(channels))
 
     def forward(self, pair: Pair) -> Pair:
         x, xb = pair
@@ -60,13 +60,14 @@ class ResNet(BinaryNetwork):
         self.layer2 = _stage(make_block, 64, 128, depths[1], stride=2)
         self.layer3 = _stage(make_block, 128, 256, depths[2], stride=2)
         self.layer4 = _stage(make_block, 256, 512, depths[3], stride=2)
-        self.bn2 = nn.BatchNorm1d(512)
+        self.bn2 = BatchNorm(512)
         self.fc = nn.Linear(512, num_classes)
         self.reset_head_binarization(self.layer4[-1])
         self.apply(_init)
         self.set_progress(0)
 
     def forward(self, images: Tensor) -> Tensor:
+        self.binarize_weights()
         x, _ = self.bn1(self.conv1(images))
         x = self.maxpool(x)
         pair = x, self.binarize(x)

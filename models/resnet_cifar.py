@@ -7,7 +7,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import BinaryNetwork, NormBinarize, Pair, binarization, conv3x3
+from models.layers import BatchNorm, BinaryNetwork, NormBinarize, Pair, binarization, conv3x3
 
 
 class PadShortcut(nn.Module):
@@ -27,7 +27,7 @@ def make_shortcut(in_channels: int, channels: int, stride: int, *, project: bool
         return nn.Sequential()
     if project:
         conv = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
-        return nn.Sequential(conv, nn.BatchNorm2d(channels))
+        return nn.Sequential(conv, BatchNorm(channels))
     return PadShortcut(channels // 4)
 
 
@@ -72,9 +72,9 @@ class FullPrecisionBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = BatchNorm(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
+        self.bn2 = BatchNorm(channels)
         self.shortcut = make_shortcut(in_channels, channels, stride, project=project)
 
     def forward(self, pair: Pair) -> Pair:
@@ -122,7 +122,7 @@ class CifarResNet(BinaryNetwork):
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
             in_channels = width
         self.stages = [f"layer{stage}" for stage in range(1, len(widths) + 1)]
-        self.bn2 = nn.BatchNorm1d(in_channels)
+        self.bn2 = BatchNorm(in_channels)
         self.linear = nn.Linear(in_channels, num_classes)
         if kaiming:
             self.apply(_init)
@@ -132,6 +132,7 @@ class CifarResNet(BinaryNetwork):
         self.set_progress(0)
 
     def forward(self, images: Tensor) -> Tensor:
+        self.binarize_weights()
         pair = self.bn1(self.conv1(images))
         for stage in self.stages:
             pair = self.get_submodule(stage)(pair)

@@ -5,7 +5,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import BinaryNetwork, NormBinarize, binarization, conv3x3
+from models.layers import BatchNorm, BinaryNetwork, NormBinarize, binarization, conv3x3
 
 WIDTHS = (128, 128, 256, 256, 512, 512)
 POOLED = (1, 3, 5)  # the convolutions that a 2x2 max-pooling follows
@@ -29,7 +29,7 @@ class VggSmall(BinaryNetwork):
         for i, width in enumerate(WIDTHS):
             # A pooled map and the classifier's input are not binarized here.
             sign = None if i in POOLED else binarization(bits, estimator)
-            norm = nn.BatchNorm2d(width) if bits == "32w32a" else NormBinarize(width, sign)
+            norm = BatchNorm(width) if bits == "32w32a" else NormBinarize(width, sign)
             self.add_module(f"bn{i}", norm)
         self.binarize = binarization(bits, estimator)
         self.fc = nn.Linear(WIDTHS[-1] * 4 * 4, num_classes)
@@ -41,6 +41,7 @@ class VggSmall(BinaryNetwork):
         return self.fc(forward(images).flatten(1))
 
     def _binary(self, images: Tensor) -> Tensor:
+        self.binarize_weights()
         x, xb = self.bn0(self.conv0(images))
         for i in range(1, 6):
             x, xb = self.get_submodule(f"bn{i}")(*self.get_submodule(f"conv{i}")(xb))

@@ -9,13 +9,13 @@ over samples, because their number changes with the batch.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels import get_estimator
 from kernels.estimators import reste_surrogate
 from kernels.reference import sign
 from models import BinaryNetwork
-from models.layers import Binarize, BinaryConv2d
+from models.layers import Binarize, BinaryConv2d, NormBinarize, Pair
 
 
 class Indicators:
@@ -28,10 +28,16 @@ class Indicators:
         self.sums: dict[str, Tensor] = {}
         self.steps = 0
         self.last_official: dict[str, float] = {}
+        own = getattr(model, "binarize", None)  # where a pooling stands before the sign
+        signs = {"binarize": (own, own)} | {
+            name: (norm, norm.binarize)
+            for name, norm in model.named_modules()
+            if isinstance(norm, NormBinarize)
+        }
         self.hooks = [
-            module.register_forward_hook(self._activation(name.removesuffix(".binarize")))
-            for name, module in model.named_modules()
-            if isinstance(module, Binarize) and not module.weights
+            module.register_forward_hook(self._activation(name, sign))
+            for name, (module, sign) in signs.items()
+            if isinstance(sign, Binarize)
         ]
 
     def close(self) -> None:
@@ -39,15 +45,16 @@ class Indicators:
         for hook in self.hooks:
             hook.remove()
 
-    def _activation(self, name: str) -> Any:
+    def _activation(self, name: str, sign: Binarize) -> Any:
         @torch.no_grad()
-        def hook(module: Binarize, args: tuple[Tensor], _: Tensor) -> None:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor | Pair) -> None:
             if not self.model.training:
                 return
-            x = args[0].detach().permute(0, 2, 3, 1).reshape(-1)
+            y = args[0] if isinstance(output, Tensor) else output[0]  # what was binarized
+            x = y.detach().permute(0, 2, 3, 1).reshape(-1)
             sample = x[:: max(1, x.numel() // self.samples)].float()
-            error = self._error(sample, module).square().mean().sqrt()
-            self._add(f"activations/{name or 'stem'}", error)
+            error = self._error(sample, sign).square().mean().sqrt()
+            self._add(f"activations/{name}", error)
 
         return hook
 

@@ -1,0 +1,189 @@
+"""The binary weights of a whole network in one launch: signs and scales of every layer.
+
+For each weight w of n elements, sign(w) and s = mean |w|; backward
+
+    dw = dsign h(w) + ds / n sign(w)        (sign(0) = 0 in the second term: |w|'s derivative)
+
+one launch for all layers, with an estimator's h. One scalar per layer, not one per channel, and
+not detached: ReSTE's official code.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from kernels import reference
+from kernels._triton import jit, tl, triton, uses_triton
+from kernels.estimators import get_estimator
+
+BLOCK = 4096  # elements of a weight in one program
+
+
+def binarize_weights(
+    weights: Sequence[Tensor],
+    params: Tensor,
+    estimator: str = "reste",
+    dtype: torch.dtype | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Signs (of each weight's shape, channels_last, in ``dtype``) and scales (0-dim) of weights.
+
+    Args:
+        weights: at least one (O, I, kH, kW), all fp32 (or all float64, for the reference). Those
+            in channels_last are read where they lie.
+        params, estimator: as in ``kernels.binarize``, for all weights.
+        dtype: of the signs, what the convolution takes; by default the weights'.
+
+    A NaN stays a NaN in its sign and makes its layer's scale one.
+    """
+    flat = [weight.permute(0, 2, 3, 1).reshape(-1) for weight in weights]
+    signs, scales = _binarize_weights(flat, params, estimator, dtype or weights[0].dtype)
+    shaped = []
+    for part, weight in zip(signs.split([w.numel() for w in weights]), weights, strict=True):
+        o, i, h, w = weight.shape
+        shaped.append(part.view(o, h, w, i).permute(0, 3, 1, 2))
+    return shaped, list(scales.unbind())
+
+
+@torch.library.custom_op("reste::binarize_weights", mutates_args=())
+def _binarize_weights(
+    weights: list[Tensor], params: Tensor, estimator: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The signs of all flat weights, one after the other, and the scales (layers,)."""
+    run = launch_forward if uses_triton(weights[0]) else reference.binarize_weights
+    return run(weights, dtype)
+
+
+@torch.library.custom_op("reste::binarize_weights_backward", mutates_args=())
+def _binarize_weights_backward(
+    dsigns: Tensor, dscales: Tensor, weights: list[Tensor], params: Tensor, estimator: str
+) -> Tensor:
+    """The gradients of all flat weights, one after the other, in the weights' dtype."""
+    run = launch_backward if uses_triton(dsigns) else reference.binarize_weights_backward
+    return run(dsigns.contiguous(), dscales.contiguous(), weights, params, estimator)
+
+
+@_binarize_weights.register_fake
+def _(weights, params, estimator, dtype):  # type: ignore[no-untyped-def]
+    total = sum(w.numel() for w in weights)
+    return weights[0].new_empty(total, dtype=dtype), weights[0].new_empty(len(weights))
+
+
+@_binarize_weights_backward.register_fake
+def _(dsigns, dscales, weights, params, estimator):  # type: ignore[no-untyped-def]
+    return weights[0].new_empty(len(dsigns))
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    weights, params, ctx.estimator, _ = inputs
+    ctx.save_for_backward(params, *weights)
+
+
+def _backward(ctx, dsigns, dscales):  # type: ignore[no-untyped-def]
+    params, *weights = ctx.saved_tensors
+    flat = _binarize_weights_backward(dsigns, dscales, weights, params, ctx.estimator)
+    return list(flat.split([len(w) for w in weights])), None, None, None
+
+
+_binarize_weights.register_autograd(_backward, setup_context=_setup_context)
+
+
+@lru_cache(maxsize=16)  # parameters stay where they are: one table a network
+def _tables(
+    addresses: tuple[int, ...], sizes: tuple[int, ...], itemsize: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Chunks (address, first element in the flat signs, elements, layer) and layers
+    (first chunk, chunks, elements), int64, on ``device``."""
+    chunks: list[tuple[int, ...]] = []
+    layers: list[tuple[int, ...]] = []
+    at = 0
+    for layer, (address, size) in enumerate(zip(addresses, sizes, strict=True)):
+        layers.append((len(chunks), triton.cdiv(size, BLOCK), size))
+        for first in range(0, size, BLOCK):
+            count = min(BLOCK, size - first)
+            chunks.append((address + first * itemsize, at + first, count, layer))
+        at += size
+    return torch.tensor(chunks, device=device), torch.tensor(layers, device=device)
+
+
+def _tables_of(weights: list[Tensor]) -> tuple[Tensor, Tensor]:
+    w = weights[0]
+    assert all(each.dtype == torch.float32 for each in weights)
+    return _tables(
+        tuple(w.data_ptr() for w in weights), tuple(map(len, weights)), w.itemsize, w.device
+    )
+
+
+def launch_forward(weights: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """``reference.binarize_weights`` in Triton."""
+    chunks, layers = _tables_of(weights)
+    signs = weights[0].new_empty(sum(map(len, weights)), dtype=dtype)
+    partials, scales = weights[0].new_empty(len(chunks)), weights[0].new_empty(len(layers))
+    _forward_kernel[(len(chunks),)](chunks, signs, partials, BLOCK=BLOCK)
+    _scale_kernel[(len(layers),)](layers, partials, scales, BLOCK=1024)
+    return signs, scales
+
+
+def launch_backward(
+    dsigns: Tensor, dscales: Tensor, weights: list[Tensor], params: Tensor, estimator: str
+) -> Tensor:
+    """``reference.binarize_weights_backward`` in Triton."""
+    chunks, layers = _tables_of(weights)
+    dw = weights[0].new_empty(len(dsigns))
+    factor = get_estimator(estimator).triton_factor
+    _backward_kernel[(len(chunks),)](
+        chunks, layers, dsigns, dscales, params.float(), dw, FACTOR=factor, BLOCK=BLOCK
+    )
+    return dw
+
+
+@jit
+def _forward_kernel(chunks_ptr, signs_ptr, partials_ptr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    chunk = tl.program_id(0)
+    w_ptr = tl.load(chunks_ptr + 4 * chunk).to(tl.pointer_type(tl.float32))
+    first = tl.load(chunks_ptr + 4 * chunk + 1)
+    at = tl.arange(0, BLOCK)
+    inside = at < tl.load(chunks_ptr + 4 * chunk + 2)
+    w = tl.load(w_ptr + at, mask=inside, other=0.0)
+    sign = tl.where(w >= 0, 1.0, tl.where(w < 0, -1.0, w))
+    tl.store(signs_ptr + first + at, sign.to(signs_ptr.dtype.element_ty), mask=inside)
+    tl.store(partials_ptr + chunk, tl.sum(tl.abs(w), 0))
+
+
+@jit
+def _scale_kernel(layers_ptr, partials_ptr, scales_ptr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    layer = tl.program_id(0)
+    first = tl.load(layers_ptr + 3 * layer)
+    chunks = tl.load(layers_ptr + 3 * layer + 1).to(tl.int32)
+    size = tl.load(layers_ptr + 3 * layer + 2)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, chunks, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        total += tl.load(partials_ptr + first + at, mask=at < chunks, other=0.0)
+    tl.store(scales_ptr + layer, tl.sum(total, 0) / size)
+
+
+@jit
+def _backward_kernel(  # type: ignore[no-untyped-def]
+    chunks_ptr,
+    layers_ptr,
+    dsigns_ptr,
+    dscales_ptr,
+    params_ptr,
+    dw_ptr,
+    FACTOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    chunk = tl.program_id(0)
+    w_ptr = tl.load(chunks_ptr + 4 * chunk).to(tl.pointer_type(tl.float32))
+    first = tl.load(chunks_ptr + 4 * chunk + 1)
+    layer = tl.load(chunks_ptr + 4 * chunk + 3)
+    at = tl.arange(0, BLOCK)
+    inside = at < tl.load(chunks_ptr + 4 * chunk + 2)
+    w = tl.load(w_ptr + at, mask=inside, other=0.0)
+    dsign = tl.load(dsigns_ptr + first + at, mask=inside, other=0.0).to(tl.float32)
+    dscale = tl.load(dscales_ptr + layer) / tl.load(layers_ptr + 3 * layer + 2)
+    slope = tl.where(w > 0, dscale, tl.where(w < 0, -dscale, 0.0))
+    dw = tl.where(w == w, dsign * FACTOR(w, params_ptr) + slope, w)  # a NaN stays a NaN
+    tl.store(dw_ptr + first + at, dw, mask=inside)
