@@ -38,3 +38,19 @@ def weight_scale(weight: torch.Tensor) -> torch.Tensor:
     One scalar per layer, not one per channel, and not detached (ReSTE's official code).
     """
     return weight.abs().mean()
+
+
+def pack(x: torch.Tensor) -> torch.Tensor:
+    """x >= 0 as bits, 8 to a byte from the lowest: (n,) floating point -> (ceil(n / 8),) uint8."""
+    bits = x.new_zeros(-(-len(x) // 8), 8, dtype=torch.bool)
+    torch.ge(x, 0, out=bits.view(-1)[: len(x)])
+    # 8 bools are one integer whose byte j is 0 or 1. The factor moves each of them to bit 56 + j;
+    # no two of all the products meet, so nothing is carried.
+    return ((bits.view(torch.int64) * 0x0102040810204080) >> 56).view(-1).to(torch.uint8)
+
+
+def unpack(packed: torch.Tensor, count: int, dtype: torch.dtype) -> torch.Tensor:
+    """+1 for a bit that is 1, else -1: (ceil(count / 8),) uint8 -> (count,) of ``dtype``."""
+    byte = torch.arange(256, device=packed.device)
+    signs = (byte[:, None] >> byte[:8] & 1) * 2 - 1  # a row for every byte
+    return signs.to(dtype).index_select(0, packed.int()).view(-1)[:count]
