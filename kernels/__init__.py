@@ -1,8 +1,10 @@
-"""The maths: binarization with its gradient estimators, and batch norm fused with it."""
+"""The maths: binarization, batch norm fused with it, signs as bits, and augmentation."""
 
+from kernels.augmentation import crop_flip_normalize
 from kernels.batchnorm import batch_statistics, norm_binarize, running_statistics
 from kernels.binarize import binarize
 from kernels.estimators import ESTIMATORS, Estimator, get_estimator
+from kernels.packing import pack, unpack
 from kernels.weights import binarize_weights
 
 __all__ = [
@@ -11,7 +13,10 @@ __all__ = [
     "batch_statistics",
     "binarize",
     "binarize_weights",
+    "crop_flip_normalize",
     "get_estimator",
     "norm_binarize",
+    "pack",
     "running_statistics",
+    "unpack",
 ]

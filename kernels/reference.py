@@ -3,6 +3,8 @@
 The kernels are tested against these functions, and CPU tensors and float64 run on them.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -50,6 +52,61 @@ def binarize_weights_backward(
         part.copy_(binarize_backward(dsign, w, params, estimator))
         part.addcmul_(w.sgn(), dscale, value=1 / len(w))
     return dw
+
+
+def pack(x: Tensor) -> Tensor:
+    """x >= 0 as bits, 8 to a byte from the lowest: (n,) floating point -> (ceil(n / 8),) uint8."""
+    bits = x.new_zeros(-(-len(x) // 8), 8, dtype=torch.bool)
+    torch.ge(x, 0, out=bits.view(-1)[: len(x)])
+    # 8 bools are one integer whose byte j is 0 or 1. The factor moves each of them to bit 56 + j;
+    # no two of all the products meet, so nothing is carried.
+    return ((bits.view(torch.int64) * 0x0102040810204080) >> 56).view(-1).to(torch.uint8)
+
+
+def unpack(packed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """+1 for a bit that is 1, else -1: (ceil(count / 8),) uint8 -> (count,) of ``dtype``."""
+    byte = torch.arange(256, device=packed.device)
+    signs = (byte[:, None] >> byte[:8] & 1) * 2 - 1  # a row for every byte
+    return signs.to(dtype).index_select(0, packed.int()).view(-1)[:count]
+
+
+def crop_flip_normalize(
+    images: Tensor,
+    index: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    dtype: torch.dtype,
+    crop: Sequence[Tensor],
+    padding: int,
+) -> Tensor:
+    """Takes images[index], pads, crops, mirrors (unless ``crop``, (top, left, flip), is empty),
+    then (x / 255 - mean) / std: (N, H, W, C) uint8 -> (B, C, H, W) of ``dtype``, channels_last."""
+    chosen = images.index_select(0, index)
+    if crop:
+        top, left, flip = crop
+        chosen = _crop_flip(chosen, top, left, flip, padding)
+    return _normalize(chosen, mean, std).to(dtype).permute(0, 3, 1, 2)
+
+
+def _crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
+    """Pads with ``padding`` black pixels, crops to the old size at (top, left), then mirrors."""
+    n, height, width, channels = images.shape
+    tall, wide = height + 2 * padding, width + 2 * padding
+    padded = images.new_zeros(n, tall, wide, channels)
+    padded[:, padding : padding + height, padding : padding + width] = images
+    number, row, column = (torch.arange(k, device=images.device) for k in (n, height, width))
+    rows = number[:, None] * tall + top[:, None] + row
+    columns = left[:, None] + torch.where(flip[:, None], width - 1 - column, column)
+    pixels = rows[:, :, None] * wide + columns[:, None, :]
+    return padded.view(-1, channels).index_select(0, pixels.view(-1)).view(images.shape)
+
+
+def _normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    # Constants as wide as a row: along 3 channels alone a CPU takes five times as long. And a
+    # tensor of 255, since CUDA multiplies by the reciprocal of a plain number.
+    white, width = mean.new_full((1,), 255), images.shape[2]
+    x = images.to(torch.float32).flatten(2).div_(white)
+    return x.sub_(mean.repeat(width)).div_(std.repeat(width)).view(images.shape)
 
 
 def batch_statistics(

@@ -1,6 +1,6 @@
 """CIFAR-10 as uint8 on the training device: shuffled, cropped, flipped and normalised there.
 
-No workers, no queues: 50 000 images are 154 MB, and a batch is a few gathers on the device. The
+No workers, no queues: 50 000 images are 154 MB, and a batch is one pass over its own pixels. The
 images come from torchvision's files or from an image-folder tree; a tree is decoded once and
 kept in a cache file.
 """
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision.datasets import CIFAR10
 
+from kernels.augmentation import PADDING, crop_flip_normalize
 from pipeline.augment import MEAN, STD, Ints, Plan, permutation, uniforms
 from pipeline.data import Batch
 from pipeline.errors import UserError
@@ -27,7 +28,6 @@ from pipeline.imagefolder import ImageFolder, open_rgb, scan
 from pipeline.log import Progress, logger
 
 SIDE = 32
-PADDING = 4
 BLOCK = 256  # images that a decoding thread takes at a time
 REMEDY = "give the folder of CIFAR-10, or fetch it: data.path=data/cifar10 data.download=true"
 
@@ -205,25 +205,6 @@ def _write_cache(file: Path, source: str, split: CifarSplit) -> None:
             temporary.unlink()
 
 
-def augment_batch(
-    images: torch.Tensor, top: torch.Tensor, left: torch.Tensor, flip: torch.Tensor
-) -> torch.Tensor:
-    """Pads with 4 black pixels, crops 32x32 at (top, left), then mirrors where ``flip``.
-
-    ``images`` (N, 32, 32, 3) uint8; ``top`` and ``left`` (N,) int64 in 0..8; ``flip`` (N,) bool.
-    Returns (N, 32, 32, 3) uint8. One gather of pixels; nothing waits for the device.
-    """
-    n, wide = len(images), SIDE + 2 * PADDING
-    padded = images.new_zeros(n, wide, wide, 3)
-    padded[:, PADDING:-PADDING, PADDING:-PADDING] = images
-    line = torch.arange(SIDE, device=images.device)
-    first = torch.arange(n, device=images.device)[:, None] * wide
-    rows = first + top[:, None] + line
-    columns = left[:, None] + torch.where(flip[:, None], SIDE - 1 - line, line)
-    pixels = rows[:, :, None] * wide + columns[:, None, :]
-    return padded.view(-1, 3).index_select(0, pixels.view(-1)).view(n, SIDE, SIDE, 3)
-
-
 class CifarLoader:
     """A split on ``device``, as the trainer's Loader.
 
@@ -253,7 +234,8 @@ class CifarLoader:
         self.images = len(self) * batch_size if train else n
         self.classes, self.fingerprint = split.classes, split.fingerprint
         self._augment, self._dtype, self._device = train and augment, dtype, device
-        self._pixels, self._labels = split.images.to(device), split.labels.to(device)
+        self._pixels = split.images.contiguous().to(device)
+        self._labels = split.labels.to(device)
         self._mean = torch.tensor(MEAN, dtype=torch.float32, device=device)
         self._std = torch.tensor(STD, dtype=torch.float32, device=device)
 
@@ -266,14 +248,15 @@ class CifarLoader:
         index = self._order(epoch)
         # The whole epoch's draws at once: a few launches, not a few per batch.
         draws = uniforms(self._plan.seed, epoch, index, 3)
-        top, left = (draws[:, :2] * (2 * PADDING + 1)).long().unbind(1)
+        top, left = (draws[:, :2].T * (2 * PADDING + 1)).long().contiguous()
         flip = draws[:, 2] < 0.5
         for batch in range(start, len(self)):
             part = slice(batch * self._plan.batch_size, (batch + 1) * self._plan.batch_size)
-            images = self._pixels.index_select(0, index[part])
-            if self._augment:
-                images = augment_batch(images, top[part], left[part], flip[part])
-            yield Batch(self._normalise(images), self._labels.index_select(0, index[part]))
+            crop = (top[part], left[part], flip[part]) if self._augment else None
+            images = crop_flip_normalize(
+                self._pixels, index[part], self._mean, self._std, self._dtype, crop
+            )
+            yield Batch(images, self._labels.index_select(0, index[part]))
 
     def _order(self, epoch: int) -> torch.Tensor:
         """All images in the order of an epoch, (N,) int64."""
@@ -281,8 +264,3 @@ class CifarLoader:
             return torch.arange(self._plan.images, device=self._device)
         order = permutation(self._plan.seed, epoch, self._plan.images)
         return torch.from_numpy(order).to(self._device)
-
-    def _normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 32, 32, 3) uint8 -> (N, 3, 32, 32), channels_last."""
-        scaled = images.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
-        return scaled.to(self._dtype).permute(0, 3, 1, 2)

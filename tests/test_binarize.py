@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import kernels
 from kernels import ESTIMATORS, binarize, reference
+from tests.compilation import TYPES, compile_jobs, job
 
 op = importlib.import_module("kernels.binarize")
 triton = pytest.importorskip("triton")
@@ -301,44 +302,15 @@ def test_bad_arguments_name_themselves(x, params, estimator, word):
         kernels.binarize(x, params, estimator)
 
 
-COMPILE = """
-import sys, torch, importlib
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
-from kernels import ESTIMATORS
-op = importlib.import_module("kernels.binarize")
-for arch in (80, 90, 100):
-    for t in ("*fp32", "*bf16", "*fp16"):
-        jobs = [(op._forward_kernel, {"x_ptr": t, "y_ptr": t, "n": "i32"}, {})]
-        for e in ESTIMATORS.values():
-            if t != "*fp32" and e.name != "reste":
-                continue  # a type changes only loads and stores: one estimator in all will do
-            signature = {"grad_ptr": t, "x_ptr": t, "params_ptr": "*fp32", "dx_ptr": t, "n": "i32"}
-            jobs.append((op._backward_kernel, signature, {"FACTOR": e.triton_factor}))
-        for kernel, signature, constants in jobs:
-            constants = {**constants, "BLOCK": op.BLOCK}
-            signature = {**signature, **{k: "constexpr" for k in constants}}
-            source = ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v
-                                                   for k, v in constants.items()})
-            binary = compile(source, target=GPUTarget("cuda", arch, 32))
-            assert binary.asm["cubin"], (arch, t)
-            print(arch, t, kernel.fn.__name__, len(binary.asm["cubin"]))
-"""
-
-
-def test_compiles_for_the_gpus_we_support(tmp_path):
-    """In a process of its own: here the kernels may be the interpreter's."""
-    import os
-    import subprocess
-    import sys
-
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 3 * (3 + len(ESTIMATORS) + 2)
+def test_compiles_for_the_gpus_we_support():
+    jobs = []
+    for t in TYPES:
+        jobs.append(job(op._forward_kernel, x_ptr=t, y_ptr=t, n="i32", BLOCK=op.BLOCK))
+        for e in ESTIMATORS.values() if t == "*fp32" else [ESTIMATORS["reste"]]:
+            tensors = {"grad_ptr": t, "x_ptr": t, "params_ptr": "*fp32", "dx_ptr": t, "n": "i32"}
+            constants = {"FACTOR": e.triton_factor, "BLOCK": op.BLOCK}
+            jobs.append(job(op._backward_kernel, **tensors, **constants))
+    assert [usage for usage in compile_jobs(jobs) if usage.spilled] == []
 
 
 @pytest.mark.gpu

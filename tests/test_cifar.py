@@ -18,7 +18,7 @@ from torchvision.datasets import CIFAR10
 
 import pipeline.cifar
 from pipeline.augment import MEAN, STD, permutation, uniforms
-from pipeline.cifar import CifarLoader, CifarSplit, augment_batch, load_cifar10
+from pipeline.cifar import CifarLoader, CifarSplit, load_cifar10
 from pipeline.errors import UserError
 from pipeline.log import logger
 
@@ -391,16 +391,6 @@ def oracle(pixels, top, left, flip):
 def normalised(pixels):
     """As the official code does it."""
     return transforms.Normalize(MEAN, STD)(transforms.ToTensor()(pixels.copy()))
-
-
-def test_every_crop_and_flip_equals_the_loop():
-    cases = [(top, left, flip) for top in range(9) for left in range(9) for flip in (False, True)]
-    pixels = noise(len(cases))
-    top, left, flip = (torch.tensor(column) for column in zip(*cases, strict=True))
-    augmented = augment_batch(torch.from_numpy(pixels), top, left, flip)
-    assert augmented.dtype == torch.uint8 and augmented.shape == (162, 32, 32, 3)
-    for got, image, case in zip(augmented, pixels, cases, strict=True):
-        assert np.array_equal(got, oracle(image, *case))
 
 
 def numbered(n):

@@ -1,0 +1,275 @@
+"""The fused block: against plain modules in float64, its kernels against the reference."""
+
+import importlib
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kernels import ESTIMATORS, batch_statistics, binarize, norm_binarize, running_statistics
+from tests.compilation import TYPES, compile_jobs, job
+
+op = importlib.import_module("kernels.batchnorm")
+triton = pytest.importorskip("triton")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+EPS, MOMENTUM = 1e-3, 0.1  # a large eps, so that its folding shows
+SHAPES = [(3, 1, 5, 4), (2, 3, 7, 5), (1, 16, 8, 8), (4, 64, 3, 3), (3, 100, 1, 1), (2, 512, 1, 2)]
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+ALL = dict.fromkeys(("relu", "scale", "residual", "sign", "training"), True)
+
+
+@pytest.fixture(autouse=True)
+def kernels_on_this_device(monkeypatch, request):
+    if "triton" in request.node.name:
+        monkeypatch.setattr(op, "uses_triton", lambda x: x.dtype != torch.float64)
+
+
+def params_of(estimator, dtype=torch.float32):
+    return torch.tensor(ESTIMATORS[estimator].schedule(0.7), dtype=dtype, device=DEVICE)
+
+
+def inputs(shape, dtype, *, scale=True, residual=True, seed=0):
+    """z of small integers, as binary convolutions give; leaves on the device, by name."""
+    generator = torch.Generator().manual_seed(seed)
+    c = shape[1]
+    z = torch.randint(-20, 21, shape, generator=generator)
+    leaves = {
+        "z": z.to(dtype),
+        "weight": torch.rand(c, generator=generator) + 0.5,
+        "bias": torch.randn(c, generator=generator),
+        "scale": torch.tensor(0.03) if scale else None,
+        "residual": torch.randn(shape, generator=generator).to(dtype) if residual else None,
+    }
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for name, leaf in leaves.items():
+        if leaf is not None:
+            kept = dtype if name in ("z", "residual") else wide
+            leaves[name] = leaf.to(DEVICE, kept).requires_grad_()
+    return leaves
+
+
+def running(c, dtype):
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    mean, var = torch.linspace(-1, 1, c, dtype=wide), torch.linspace(0.5, 2, c, dtype=wide)
+    return [t.to(DEVICE) for t in (mean, var, torch.zeros((), dtype=torch.int64))]
+
+
+def fused(leaves, buffers, estimator="reste", *, relu, training, sign):
+    z, scale = leaves["z"], leaves["scale"]
+    if training:
+        statistics = batch_statistics(
+            z.detach(), *buffers, scale=scale, momentum=MOMENTUM, eps=EPS, relu=relu
+        )
+    else:
+        statistics = running_statistics(*buffers[:2], scale=scale, eps=EPS)
+    return norm_binarize(
+        *(z, leaves["weight"], leaves["bias"], *statistics),
+        scale=scale,
+        residual=leaves["residual"],
+        params=params_of(estimator, buffers[0].dtype),
+        estimator=estimator if sign else None,
+        training=training,
+        eps=EPS,
+        relu=relu,
+    )
+
+
+def plain(leaves, buffers, estimator="reste", *, relu, training, sign):
+    """The same of separate modules, the scale multiplied in."""
+    u = leaves["z"].relu() if relu else leaves["z"]
+    u = u if leaves["scale"] is None else u * leaves["scale"]
+    mean, var, batches = buffers
+    y = F.batch_norm(u, mean, var, leaves["weight"], leaves["bias"], training, MOMENTUM, EPS)
+    batches += training
+    y = y if leaves["residual"] is None else y + leaves["residual"]
+    return y, binarize(y, params_of(estimator, mean.dtype), estimator) if sign else y
+
+
+def results(block, leaves, estimator="reste", *, dy=True, dyb=True, **options):
+    """Every output, gradient and running statistic, by name."""
+    buffers = running(leaves["z"].shape[1], leaves["z"].dtype)
+    outputs = block(leaves, buffers, estimator, **options)
+    generator = torch.Generator().manual_seed(1)
+    terms = []
+    for output, wanted in zip(outputs, (dy, dyb), strict=True):
+        grad = torch.randn(output.shape, generator=generator).to(output)
+        if wanted:
+            terms.append((output * grad).sum())
+    sum(terms).backward()
+    named = dict(zip(("y", "yb", "mean", "var", "batches"), (*outputs, *buffers), strict=True))
+    for name, leaf in leaves.items():
+        if leaf is not None:
+            named[f"d{name}"], leaf.grad = leaf.grad, None
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def agree(ours, theirs, tolerance):
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        size = expected.double().abs().max().item() or 1
+        error = (ours[name].double() - expected.double()).abs().max().item()
+        assert error <= tolerance * size, (name, error, size)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (8, 5)])
+@pytest.mark.parametrize("switched", [*ALL, None])
+def test_reference_equals_separate_modules(shape, switched):
+    options = {name: name != switched for name in ALL}
+    leaves = inputs(
+        shape, torch.float64, scale=options.pop("scale"), residual=options.pop("residual")
+    )
+    theirs = results(plain, leaves, **options)
+    agree(results(fused, leaves, **options), theirs, 1e-11)
+
+
+@pytest.mark.parametrize(("dy", "dyb"), [(True, False), (False, True)])
+def test_one_gradient_alone(dy, dyb):
+    leaves = inputs(SHAPES[1], torch.float64)
+    options = {"relu": True, "training": True, "sign": True, "dy": dy, "dyb": dyb}
+    theirs = results(plain, leaves, **options)
+    agree(results(fused, leaves, **options), theirs, 1e-11)
+
+
+def flipped(ours, theirs):
+    """Signs that one rounding error turned; their gradients then differ for good reason."""
+    return not torch.equal(ours["yb"], theirs["yb"])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [*SHAPES, (8, 5)])
+def test_triton_equals_the_reference(shape, dtype, monkeypatch):
+    for training, (relu, scale, residual, sign) in itertools.product(
+        (True, False), ((True,) * 4, (False,) * 4, (True, True, False, True))
+    ):
+        leaves = inputs(shape, dtype, scale=scale, residual=residual)
+        options = {"relu": relu, "training": training, "sign": sign}
+        ours = results(fused, leaves, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(op, "uses_triton", lambda x: False)
+            theirs = results(fused, leaves, **options)
+        assert not (sign and flipped(ours, theirs))
+        agree(ours, theirs, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_triton_takes_every_estimator(estimator):
+    leaves = inputs((2, 16, 6, 6), torch.float32)
+    wide = {k: v.detach().double().requires_grad_() for k, v in leaves.items()}
+    options = {"relu": True, "training": True, "sign": True}
+    agree(
+        results(fused, leaves, estimator, **options),
+        results(plain, wide, estimator, **options),
+        1e-3 if estimator == "fda" else 5e-5,
+    )
+
+
+def test_triton_cuts_many_rows_into_programs(monkeypatch):
+    monkeypatch.setattr(op, "PROGRAMS", 3)
+    monkeypatch.setattr(op, "TILE", 256)
+    leaves = inputs((5, 20, 9, 7), torch.float32)  # 315 rows in tiles of 8: uneven at the end
+    wide = {k: v.detach().double().requires_grad_() for k, v in leaves.items()}
+    options = {"relu": True, "training": True, "sign": True}
+    agree(results(fused, leaves, **options), results(plain, wide, **options), 2e-5)
+
+
+@pytest.mark.parametrize("where", ["reference", "triton"])
+@pytest.mark.parametrize(("mean", "std"), [(1e4, 1.0), (-3e3, 0.1), (0.0, 1e-6)])
+def test_statistics_are_sound(where, mean, std):
+    z = (torch.randn(64, 3, 16, 16, dtype=torch.float64) * std + mean).float().to(DEVICE)
+    found, rstd = batch_statistics(z, *running(3, torch.float32), eps=0.0, relu=False)
+    var, expected = torch.var_mean(z.double(), (0, 2, 3), correction=0)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-7, atol=1e-9)
+    torch.testing.assert_close(rstd.double(), var.rsqrt(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("where", ["reference", "triton"])
+def test_any_layout_of_inputs_and_gradients(where):
+    options = {"relu": True, "training": True, "sign": True}
+    leaves = inputs((2, 3, 4, 5), torch.float32)
+    expected = results(fused, leaves, **options)
+    for layout in ("contiguous", "sliced", "transposed"):
+        other = dict(leaves)
+        for name in ("z", "residual"):
+            t = leaves[name].detach()
+            if layout == "sliced":
+                t = torch.stack([t, t], -1)[..., 0]
+            elif layout == "transposed":
+                t = t.transpose(2, 3).contiguous().transpose(2, 3)
+            other[name] = t.requires_grad_()
+        found = results(fused, other, **options)
+        agree(found, expected, 1e-6)
+        assert found["y"].is_contiguous(memory_format=torch.channels_last)
+    mean, rstd = batch_statistics(leaves["z"], *running(3, torch.float32))
+    y, _ = norm_binarize(leaves["z"], leaves["weight"], leaves["bias"], mean, rstd)
+    y.sum().backward()  # an expanded gradient
+    assert leaves["z"].grad.abs().max() < 1e-4  # batch norm takes constants out
+
+
+@pytest.mark.parametrize("where", ["reference", "triton"])
+def test_nan_is_never_hidden(where):
+    leaves = inputs((2, 3, 4, 4), torch.float32)
+    with torch.no_grad():
+        leaves["z"][0, 1, 2, 2] = torch.nan
+    found = results(fused, leaves, relu=True, training=True, sign=True)
+    for name in ("y", "yb", "dz"):
+        assert found[name][:, 1].isnan().all() and not found[name][:, ::2].isnan().any(), name
+    assert found["mean"].isnan().tolist() == [False, True, False]
+    assert found["var"].isnan().tolist() == [False, True, False]
+    assert found["dweight"][1].isnan() and found["dscale"].isnan()
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1, 1), (1, 4)])
+def test_a_single_value_per_channel_is_refused(shape):
+    z, buffers = torch.ones(shape, device=DEVICE), running(4, torch.float32)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        batch_statistics(z, *buffers)
+    assert buffers[2] == 0
+    mean, rstd = running_statistics(*buffers[:2])
+    assert norm_binarize(z, *buffers[:2], mean, rstd, training=False)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("where", ["reference", "triton"])
+@pytest.mark.parametrize("sign", [True, False])
+def test_registration_passes_opcheck(where, sign):
+    leaves = inputs((2, 3, 4, 5), torch.float32)
+    buffers = running(3, torch.float32)
+    z, scale = leaves["z"], leaves["scale"]
+    torch.library.opcheck(
+        op._batch_statistics, (z.detach(), scale.detach(), *buffers, MOMENTUM, EPS, True)
+    )
+    statistics = batch_statistics(z.detach(), *buffers, scale=scale)
+    arguments = (z, leaves["weight"], leaves["bias"], *statistics, scale, leaves["residual"])
+    options = (params_of("reste"), "reste" if sign else "", True, EPS, True)
+    torch.library.opcheck(op._norm_binarize, (*arguments, *options), atol=1e-5, rtol=1e-5)
+
+
+def test_compiles_for_the_gpus_we_support():
+    tile = {"BLOCK_M": 64, "BLOCK_C": 64, "rows": "i32", "channels": "i32"}
+    combine = {**op.COMBINE, "programs": "i32", "channels": "i32"}
+    vectors = {f"{n}_ptr": "*fp32" for n in ("weight", "bias", "mean", "rstd", "params")}
+    vectors |= {"sum_g_ptr": "*fp32", "sum_gx_ptr": "*fp32", "squares_ptr": "*fp32"}
+    jobs = []
+    for t in TYPES:
+        maps = {f"{n}_ptr": t for n in ("z", "y", "yb", "residual", "dy", "dyb", "g", "dz")}
+        every = {**vectors, **maps, **tile}
+        jobs.append(_job(op._statistics_kernel, every, span="i32", RELU=True))
+        jobs.append(_job(op._forward_kernel, every, RELU=True, HAS_RESIDUAL=True, SIGN=True))
+        jobs.append(_job(op._backward_kernel, every, TRAINING=True, RELU=True))
+        for estimator in ESTIMATORS.values() if t == "*fp16" else [ESTIMATORS["reste"]]:
+            factor = estimator.triton_factor
+            jobs.append(
+                _job(op._reduce_kernel, every, span="i32", FACTOR=factor, HAS_DY=True, RELU=True)
+            )
+    every = {**vectors, **combine, "rows": "i32", "span": "i32", "momentum": "fp32", "eps": "fp32"}
+    names = ("means", "scale", "running_mean", "running_var", "partial_g", "partial_gx")
+    every |= {f"{n}_ptr": "*fp32" for n in names} | {"batches_ptr": "*i64", "HAS_SCALE": True}
+    jobs += [_job(op._combine_statistics_kernel, every), _job(op._combine_sums_kernel, every)]
+    usages = compile_jobs(jobs)
+    assert len(usages) == 3 * len(jobs)
+    assert [usage for usage in usages if usage.spilled] == []
+
+
+def _job(kernel, known, **more):
+    """The ``known`` arguments that ``kernel`` has, and ``more``."""
+    return job(kernel, **{n: v for n, v in known.items() if n in kernel.arg_names}, **more)
