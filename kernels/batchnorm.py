@@ -20,7 +20,7 @@ from kernels import reference
 from kernels._triton import jit, tl, triton, uses_triton
 from kernels.estimators import get_estimator
 
-TILE = 4096  # elements of a program's tile
+TILE = 2048  # elements of a program's tile: with more, the backward pass spills registers
 PROGRAMS = 512  # of a reduction, at most; each makes one row of partial sums
 
 
@@ -107,8 +107,9 @@ def norm_binarize(
 
 
 def _rows(t: Tensor) -> Tensor:
-    """(N, C, H, W) or (N, C) as (positions, C); a view where t is channels_last."""
-    return t.contiguous() if t.dim() == 2 else t.permute(0, 2, 3, 1).reshape(-1, t.shape[1])
+    """(N, C, H, W) or (N, C) as contiguous (positions, C); a view where t is channels_last."""
+    rows = t if t.dim() == 2 else t.permute(0, 2, 3, 1).reshape(-1, t.shape[1])
+    return rows.contiguous()
 
 
 def _shaped(rows: Tensor, like: Tensor) -> Tensor:
@@ -536,7 +537,6 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
     begin = program * span
     count = tl.minimum(rows - begin, span)
     mean = tl.load(mean_ptr + c, mask=here, other=0.0)
-    rstd = tl.load(rstd_ptr + c, mask=here, other=0.0)
     sum_g = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     sum_gx = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     for first in range(0, span, BLOCK_M):
@@ -554,10 +554,11 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
             g = stored.to(tl.float32)  # what the next pass reads
         u = _rectify(tl.load(z_ptr + at, mask=inside, other=0.0), RELU)
         sum_g += g
-        sum_gx += g * (u - mean[None, :]) * rstd[None, :]
+        sum_gx += g * (u - mean[None, :])
     to = program.to(tl.int64) * channels + c
     tl.store(sum_g_ptr + to, tl.sum(sum_g, 0), mask=here)
-    tl.store(sum_gx_ptr + to, tl.sum(sum_gx, 0), mask=here)
+    rstd = tl.load(rstd_ptr + c, mask=here, other=0.0)
+    tl.store(sum_gx_ptr + to, tl.sum(sum_gx, 0) * rstd, mask=here)
 
 
 @jit
@@ -611,14 +612,12 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     rstd = tl.load(rstd_ptr + c, mask=here, other=0.0)
     slope = tl.load(weight_ptr + c, mask=here, other=0.0) * rstd
     z = tl.load(z_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    dz = tl.load(g_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    dz = slope[None, :] * tl.load(g_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if TRAINING:
         mean = tl.load(mean_ptr + c, mask=here, other=0.0)
-        mean_g = tl.load(sum_g_ptr + c, mask=here, other=0.0) / rows
-        mean_gx = tl.load(sum_gx_ptr + c, mask=here, other=0.0) / rows
-        xhat = (_rectify(z, RELU) - mean[None, :]) * rstd[None, :]
-        dz = dz - mean_g[None, :] - xhat * mean_gx[None, :]
-    dz = dz * slope[None, :]
+        constant = slope / rows * tl.load(sum_g_ptr + c, mask=here, other=0.0)
+        linear = slope * rstd / rows * tl.load(sum_gx_ptr + c, mask=here, other=0.0)
+        dz = dz - constant[None, :] - (_rectify(z, RELU) - mean[None, :]) * linear[None, :]
     if RELU:
         dz = tl.where(z <= 0, 0.0, dz)
     tl.store(dz_ptr + at, dz.to(dz_ptr.dtype.element_ty), mask=inside)

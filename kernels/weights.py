@@ -18,7 +18,7 @@ from kernels import reference
 from kernels._triton import jit, tl, triton, uses_triton
 from kernels.estimators import get_estimator
 
-BLOCK = 4096  # elements of a weight in one program
+BLOCK = 2048  # elements of a weight in one program
 
 
 def binarize_weights(

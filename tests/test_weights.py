@@ -116,4 +116,6 @@ def test_compiles_for_the_gpus_we_support():
             jobs.append(job(op._backward_kernel, **tables, **fp32, dsigns_ptr=t, **constants))
     usages = compile_jobs(jobs)
     assert len(usages) == 3 * len(jobs)
-    assert [usage for usage in usages if usage.spilled] == []
+    fda = "kernels.estimators:fda_factor_triton"  # its precise sine needs a stack
+    for usage in usages:
+        assert usage.spilled <= (48 if usage.arguments.get("FACTOR") == fda else 0), usage
