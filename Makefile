@@ -24,7 +24,7 @@ mount_data = --mount type=bind,source="$$(cd $(call quote,$(DATA)) && pwd)",targ
 
 .PHONY: help setup quickstart test test-gpu lint format \
 	imagenet-r18 imagenet-r34 cifar10-r20 cifar10-r20-bireal cifar10-r18 cifar10-vgg-small \
-	bench-train bench-loader docker-build docker-run
+	bench-kernels bench-train bench-loader docker-build docker-run
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' Makefile
@@ -68,6 +68,9 @@ cifar10-r18: $(READY)  ## CIFAR-10, ResNet-18
 
 cifar10-vgg-small: $(READY)  ## CIFAR-10, VGG-small
 	$(call train,cifar10_vgg_small)
+
+bench-kernels: $(READY)  ## microbenchmarks of the kernels (DEVICE=cpu|cuda)
+	$(call bench,kernels,configs/imagenet_resnet18.yaml)
 
 bench-train: $(READY)  ## training throughput (CONFIG=, DATA=, DEVICE=cpu|cuda)
 	$(call bench,train,configs/cifar10_resnet20.yaml)

@@ -1,6 +1,8 @@
-"""Measure training and loading side by side:
-``python -m launch.benchmark {train,loader} CONFIG [key=value ...]``.
+"""Measure kernels, training and loading side by side:
+``python -m launch.benchmark {kernels,train,loader} CONFIG [key=value ...]``.
 
+kernels: see kernels/benchmark.py; of the config only ``train.device`` and ``train.precision``
+(fp32 is taken for fp16 on a GPU) matter. Also draws docs/results/kernels_<device>.png.
 train: whole training steps on one fixed batch, by the official formulation (fp32, NCHW), by us,
 and with ``--official CHECKOUT`` by the official code itself; where ``data.path`` is set, also the
 start of a real run: seconds to its first step, and the memory that it takes.
@@ -30,6 +32,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from kernels import benchmark as micro
 from kernels._triton import HAS_TRITON, triton
 from launch.command import command, get_device
 from models import IMAGENET_ARCHS, build_model
@@ -39,7 +42,8 @@ from pipeline.config import Config, load_config
 from pipeline.data import Batch, Loader, image_dtype, open_folder
 from pipeline.errors import UserError
 from pipeline.imagefolder import scan
-from pipeline.trainer import StopSignal, Trainer
+from pipeline.log import logger
+from pipeline.trainer import AUTOCAST, StopSignal, Trainer
 
 RESULTS = Path("docs/results")
 COLUMNS = (
@@ -54,21 +58,82 @@ Row = dict[str, object]
 def main(arguments: Sequence[str]) -> None:
     """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(prog="launch.benchmark")
-    parser.add_argument("bench", choices=["train", "loader"])
+    parser.add_argument("bench", choices=["kernels", "train", "loader"])
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--rounds", type=int, default=10, help="timed turns of each provider")
+    parser.add_argument("--batch", type=int, help="kernels: images, by default as many as trained")
     parser.add_argument("--official", type=Path, help="train: a checkout of the official code")
     options = parser.parse_args(arguments)
     config = load_config(options.config, options.overrides)
     device = get_device(config)
-    if options.bench == "loader":
+    if options.bench == "kernels":
+        rows = kernels(config, device, options.batch)
+    elif options.bench == "loader":
         rows = loaders(config, device, options.rounds)
     else:
         rows = steps(config, device, options.rounds, options.official)
         if config.data.path is not None:
             rows += starts(options.config, options.overrides, config)
     write(options.bench, rows, device)
+
+
+NETWORKS = {"resnet18": (256, 224), "resnet20": (256, 32), "vgg_small": (256, 32)}
+CPU_BATCH = 16
+
+
+def kernels(config: Config, device: torch.device, batch: int | None = None) -> list[Row]:
+    """Microseconds of ops and blocks, and their share of the bandwidth of a copy."""
+    if device.type == "cpu" and config.train.device != "cpu":
+        raise UserError("there is no CUDA device; make bench-kernels DEVICE=cpu times the CPU path")
+    dtype = torch.float32 if device.type == "cpu" else AUTOCAST.get(config.train.precision)
+    dtype = dtype or torch.float16
+    cases = []
+    for arch, (images, size) in NETWORKS.items():
+        images = batch or (CPU_BATCH if device.type == "cpu" else images)
+        cases += micro.layers(arch, build_model(arch), images, size)
+    peak = micro.copy_bandwidth(device)
+    print(f"{peak / 1e9:.0f} GB/s copied; each case in {dtype}, official in fp32")
+    rows, shares = [], {}
+    for each in micro.measure(cases, device, dtype, micro.PROVIDERS):
+        if each.seconds is None:
+            print(f"{each.case.name:44} {each.provider:9} {each.mode:9} wrong: not timed")
+            continue
+        seconds = torch.tensor(each.seconds, dtype=torch.float64)
+        share = each.bytes / seconds / peak
+        name = each.case.name, each.provider, each.mode
+        rows.append(_row(*name, "time", "us", seconds * 1e6))
+        rows.append(_row(*name, "bandwidth_share", "1", share))
+        shares[name] = share.median().item()
+        print(f"{name[0]:44} {name[1]:9} {name[2]:9} {rows[-2]['p50']:>10} us {shares[name]:.3f}")
+    _plot_kernels(shares, peak, device)
+    return rows
+
+
+def _plot_kernels(
+    shares: dict[tuple[str, str, str], float], peak: float, device: torch.device
+) -> None:
+    """GB/s of every block, forward and backward, a bar per provider."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.warning("no plot: matplotlib is not installed")
+        return
+    cases = list(dict.fromkeys(case for case, _, _ in shares if case.startswith("block/")))
+    figure = Figure(figsize=(9, 1.5 + 0.55 * len(cases)), layout="constrained")
+    axes = figure.subplots()
+    for i, provider in enumerate(micro.PROVIDERS):
+        speeds = [shares.get((case, provider, "both"), 0) * peak / 1e9 for case in cases]
+        places = [place + 0.2 * i for place in range(len(cases))]
+        axes.barh(places, speeds, height=0.2, label=provider)
+    axes.axvline(peak / 1e9, color="black", linestyle=":", label="copy")
+    axes.set_yticks([place + 0.3 for place in range(len(cases))], [c[6:] for c in cases])
+    axes.invert_yaxis()
+    axes.set_xlabel("GB/s of the bytes that must move, forward and backward")
+    axes.set_title(f"Between two convolutions, {_device_name(device)}")
+    axes.legend(loc="lower right")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    figure.savefig(_results_file("kernels", device).with_suffix(".png"), dpi=120)
 
 
 class FixedBatch:
@@ -216,22 +281,22 @@ def _windows(loader: Loader, rounds: int, device: torch.device) -> Tensor:
 
 def _row(case: str, provider: str, mode: str, metric: str, unit: str, values: Tensor) -> Row:
     p20, p50, p80 = values.quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)).tolist()
-    row = (case, provider, mode, metric, unit, *(f"{value:.1f}" for value in (p20, p50, p80)))
+    digits = ".4f" if unit == "1" else ".1f"
+    row = (case, provider, mode, metric, unit, *(format(p, digits) for p in (p20, p50, p80)))
     return dict(zip(COLUMNS[6:], row, strict=True))
 
 
 def write(bench: str, rows: list[Row], device: torch.device) -> None:
     """Print ``rows`` and append them to the device's CSV."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     common: Row = {
         "date": datetime.date.today().isoformat(),
         "commit": _commit(),
-        "gpu": name,
+        "gpu": _device_name(device),
         "torch": torch.__version__,
         "triton": triton.__version__ if HAS_TRITON else "",
         "bench": bench,
     }
-    path = RESULTS / f"{bench}_{name.replace(' ', '-')}.csv"
+    path = _results_file(bench, device)
     RESULTS.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
     with open(path, "a", newline="") as file:
@@ -239,9 +304,19 @@ def write(bench: str, rows: list[Row], device: torch.device) -> None:
         if is_new:
             writer.writeheader()
         writer.writerows({**common, **row} for row in rows)
+    if bench == "kernels":
+        return  # was printed while it ran
     print("case  provider  metric  unit  p20  p50  p80")
     for row in rows:
         print("  ".join(f"{row[k]}" for k in ("case", "provider", *COLUMNS[-5:])))
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _results_file(bench: str, device: torch.device) -> Path:
+    return RESULTS / f"{bench}_{_device_name(device).replace(' ', '-')}.csv"
 
 
 def _commit() -> str:
