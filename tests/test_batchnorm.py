@@ -297,3 +297,40 @@ def test_compiles_for_the_gpus_we_support():
 def _job(kernel, known, **more):
     """The ``known`` arguments that ``kernel`` has, and ``more``."""
     return job(kernel, **{n: v for n, v in known.items() if n in kernel.arg_names}, **more)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_on_the_gpu_a_captured_graph_gives_the_same(dtype):
+    leaves = inputs((8, 64, 14, 14), dtype)
+    options = {"relu": True, "training": True, "sign": True}
+    buffers = running(64, dtype)
+    grads = [torch.randn_like(leaves["z"]) for _ in range(2)]
+    wanted = [leaf for leaf in leaves.values() if leaf is not None]
+
+    def step():
+        outputs = fused(leaves, buffers, **options)
+        return *outputs, *torch.autograd.grad(outputs, wanted, grads)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):  # compiles before the capture
+        expected = [t.clone() for t in step()]
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    for ours, theirs in zip(captured, expected, strict=True):
+        assert torch.equal(ours, theirs)  # no atomics: the same bits
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(64, 64, 56, 56), (256, 16, 32, 32), (64, 100, 7, 7)])
+def test_on_the_gpu_large_maps_agree_with_separate_modules(shape):
+    leaves = inputs(shape, torch.float32)
+    wide = {k: v.detach().double().requires_grad_() for k, v in leaves.items()}
+    options = {"relu": True, "training": True, "sign": True}
+    ours, theirs = results(fused, leaves, **options), results(plain, wide, **options)
+    for name in ("y", "mean", "var", "dweight", "dbias"):
+        error = (ours[name].double() - theirs[name]).norm() / theirs[name].norm()
+        assert error < 1e-4, (name, error)

@@ -1,10 +1,12 @@
 """The networks: sizes, names, and agreement with the official formulation in float64."""
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from kernels import ESTIMATORS, reference
 from kernels.reference import sign
@@ -212,3 +214,25 @@ def test_any_resolution(arch):
     model = build_model(arch)
     for size in (32, 47, 64):
         assert model(torch.randn(2, 3, size, size)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_one_graph_of_the_network_over_a_whole_schedule(bits):
+    """No recompilation and no graph break; the same numbers as eager, buffers included."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    eager = build_model("resnet20", bits)
+    model = copy.deepcopy(eager)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    images = torch.randn(4, 3, 32, 32)
+    for epoch in range(3):
+        for each, forward in ((model, compiled), (eager, eager)):
+            each.set_progress(epoch / 3)
+            each.zero_grad()
+            forward(images).square().sum().backward()
+        for ours, theirs in zip(model.parameters(), eager.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad)
+        for ours, theirs in zip(model.buffers(), eager.buffers(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    assert counter.frame_count == 1

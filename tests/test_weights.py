@@ -119,3 +119,28 @@ def test_compiles_for_the_gpus_we_support():
     fda = "kernels.estimators:fda_factor_triton"  # its precise sine needs a stack
     for usage in usages:
         assert usage.spilled <= (48 if usage.arguments.get("FACTOR") == fda else 0), usage
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_a_captured_graph_follows_weights_and_schedule():
+    weights, params = make_weights(), params_of("reste")
+    grads = [torch.randn_like(w) for w in weights]
+
+    def step():
+        signs, scales = binarize_weights(weights, params)
+        return *signs, *scales, *torch.autograd.grad(signs, weights, grads)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        params.copy_(torch.tensor(ESTIMATORS["reste"].schedule(0.9)))
+        for w in weights:
+            w.mul_(-0.5)
+    graph.replay()
+    for ours, theirs in zip(captured, step(), strict=True):
+        assert torch.equal(ours, theirs)
