@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kernels import reference
 from kernels._triton import jit, tl, triton, uses_triton
+from kernels.binarize import check_params
 from kernels.estimators import get_estimator
 
 TILE = 2048  # elements of a program's tile: with more, the backward pass spills registers
@@ -43,8 +44,12 @@ def batch_statistics(
         num_batches_tracked: 0-dim int64, counted up in place.
         scale: s, 0-dim, positive; None for 1.
 
-    Raises ValueError for one value per channel, whose variance says nothing (as torch does).
+    Raises ValueError, naming the argument, for shapes, devices or dtypes that do not fit, and for
+    fewer than two values per channel, whose variance says nothing (as torch does).
     """
+    _check_map("z", z)
+    _check_channels(z, running_mean=running_mean, running_var=running_var)
+    _check_scale(z, scale)
     if z.numel() <= z.shape[1]:
         raise ValueError(
             f"expected more than 1 value per channel when training, got input of shape "
@@ -92,18 +97,53 @@ def norm_binarize(
         residual: of z's shape, or None.
         params, estimator: as in ``kernels.binarize``; without an estimator yb is y itself.
 
-    A NaN stays a NaN, in y, yb and every gradient that it reaches.
+    A NaN stays a NaN, in y, yb and every gradient that it reaches. Raises ValueError, naming the
+    argument, for an unknown estimator and for shapes, devices or dtypes that do not fit.
     Source: the folded eps and the scale's gradient follow from the chain rule; the layout of the
     passes is that of batch norm in cuDNN and apex.
     """
+    _check_map("z", z)
+    _check_channels(z, weight=weight, bias=bias, mean=mean, rstd=rstd)
+    _check_scale(z, scale)
     if residual is not None:
+        if residual.shape != z.shape or residual.device != z.device:
+            raise ValueError(
+                f"residual is {_what(residual)}; it must have the shape and device of z, {_what(z)}"
+            )
         residual = residual.to(z.dtype)
     if params is None:
         params = weight.new_empty(0)
+    if estimator:
+        check_params(params, z.device, estimator)
     y, yb = _norm_binarize(
         z, weight, bias, mean, rstd, scale, residual, params, estimator or "", training, eps, relu
     )
     return (y, yb) if estimator else (y, y)
+
+
+def _what(t: Tensor) -> str:
+    return f"{t.dtype} of shape {tuple(t.shape)} on {t.device}"
+
+
+def _check_map(name: str, t: Tensor) -> None:
+    if t.dim() not in (2, 4) or not t.is_floating_point():
+        raise ValueError(f"{name} is {_what(t)}; it must be floating point, (N, C) or (N, C, H, W)")
+
+
+def _check_channels(z: Tensor, **vectors: Tensor) -> None:
+    for name, vector in vectors.items():
+        if vector.shape != z.shape[1:2] or vector.device != z.device:
+            raise ValueError(
+                f"{name} is {_what(vector)}; it must be ({z.shape[1]},), the channels of z, and on "
+                f"{z.device}"
+            )
+        if not vector.is_floating_point():
+            raise ValueError(f"{name} is {_what(vector)}; it must be floating point")
+
+
+def _check_scale(z: Tensor, scale: Tensor | None) -> None:
+    if scale is not None and (scale.dim() or scale.device != z.device):
+        raise ValueError(f"scale is {_what(scale)}; it must be 0-dim and on {z.device}")
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -313,18 +353,19 @@ def launch_forward(
     relu: bool,
 ) -> tuple[Tensor, Tensor]:
     """``reference.norm_binarize`` in Triton."""
-    grid = _Grid(z)
     y = torch.empty_like(z)
     yb = torch.empty_like(z) if sign else z.new_empty(0)
-    if z.numel():
-        _forward_kernel[grid.tiles](
-            *(z, weight, bias, mean, rstd, z if residual is None else residual, y, yb),
-            *(grid.rows, grid.channels),
-            RELU=relu,
-            HAS_RESIDUAL=residual is not None,
-            SIGN=sign,
-            **grid.blocks,
-        )
+    if not z.numel():
+        return y, yb
+    grid = _Grid(z)
+    _forward_kernel[grid.tiles](
+        *(z, weight, bias, mean, rstd, z if residual is None else residual, y, yb),
+        *(grid.rows, grid.channels),
+        RELU=relu,
+        HAS_RESIDUAL=residual is not None,
+        SIGN=sign,
+        **grid.blocks,
+    )
     return y, yb
 
 
@@ -342,6 +383,8 @@ def launch_backward(
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``reference.norm_binarize_backward`` in Triton."""
+    if not z.numel():
+        return torch.empty_like(z), torch.empty_like(z), mean * 0, mean * 0
     grid = _Grid(z)
     partials = grid.partials(z)
     has_sign = dyb is not None
@@ -349,7 +392,7 @@ def launch_backward(
     assert g is not None
     _reduce_kernel[(grid.programs, grid.columns)](
         *(z if t is None else t for t in (dy, dyb, y)),
-        *(z, mean, rstd, params, g, *partials),
+        *(z, mean, rstd, params.float(), g, *partials),
         *(grid.rows, grid.channels, grid.span),
         FACTOR=get_estimator(estimator).triton_factor if has_sign else None,
         HAS_DY=dy is not None,

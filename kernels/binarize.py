@@ -29,14 +29,15 @@ def binarize(x: torch.Tensor, params: torch.Tensor, estimator: str = "reste") ->
 
     CUDA tensors run in Triton, CPU tensors and float64 in ``kernels.reference``.
     """
-    _check(x, params, estimator)
+    if not x.is_floating_point():
+        raise ValueError(f"x must be a floating-point tensor, not {x.dtype}")
+    check_params(params, x.device, estimator)
     return _binarize(x, params, estimator)
 
 
-def _check(x: torch.Tensor, params: torch.Tensor, estimator: str) -> None:
+def check_params(params: torch.Tensor, device: torch.device, estimator: str) -> None:
+    """Raise ValueError unless ``params`` are those of the known ``estimator``, on ``device``."""
     names = get_estimator(estimator).parameters
-    if not x.is_floating_point():
-        raise ValueError(f"x must be a floating-point tensor, not {x.dtype}")
     if not names:
         return
     if params.shape != (len(names),) or not params.is_floating_point():
@@ -44,8 +45,8 @@ def _check(x: torch.Tensor, params: torch.Tensor, estimator: str) -> None:
             f"params must be a 1-d floating-point tensor ({', '.join(names)}) for {estimator}, "
             f"not {params.dtype} of shape {tuple(params.shape)}"
         )
-    if params.device != x.device:
-        raise ValueError(f"params is on {params.device} but x on {x.device}; move it there once")
+    if params.device != device:
+        raise ValueError(f"params is on {params.device} but x on {device}; move it there once")
 
 
 @torch.library.custom_op("reste::binarize", mutates_args=())

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kernels import reference
 from kernels._triton import jit, tl, triton, uses_triton
+from kernels.binarize import check_params
 from kernels.estimators import get_estimator
 
 BLOCK = 2048  # elements of a weight in one program
@@ -35,14 +36,27 @@ def binarize_weights(
         params, estimator: as in ``kernels.binarize``, for all weights.
         dtype: of the signs, what the convolution takes; by default the weights'.
 
-    A NaN stays a NaN in its sign and makes its layer's scale one.
+    A NaN stays a NaN in its sign and makes its layer's scale one. Raises ValueError, naming the
+    argument, for no weights, an unknown estimator, and shapes, devices or dtypes that do not fit.
     """
+    if not weights:
+        raise ValueError("weights is empty; give at least one")
+    first = weights[0]
+    for n, w in enumerate(weights):
+        if w.dim() != 4 or not w.numel() or w.device != first.device or w.dtype != first.dtype:
+            raise ValueError(
+                f"weights[{n}] is {w.dtype} of shape {tuple(w.shape)} on {w.device}; weights must "
+                f"be (O, I, kH, kW), not empty, and all of {first.dtype} on {first.device}"
+            )
+    if first.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"weights are {first.dtype}; keep them in float32 or float64")
+    check_params(params, first.device, estimator)
     flat = [weight.permute(0, 2, 3, 1).reshape(-1) for weight in weights]
     signs, scales = _binarize_weights(flat, params, estimator, dtype or weights[0].dtype)
     shaped = []
-    for part, weight in zip(signs.split([w.numel() for w in weights]), weights, strict=True):
-        o, i, h, w = weight.shape
-        shaped.append(part.view(o, h, w, i).permute(0, 3, 1, 2))
+    for part, w in zip(signs.split([w.numel() for w in weights]), weights, strict=True):
+        channels_last = part.view(w.permute(0, 2, 3, 1).shape)
+        shaped.append(channels_last.permute(0, 3, 1, 2))
     return shaped, list(scales.unbind())
 
 
@@ -109,7 +123,6 @@ def _tables(
 
 def _tables_of(weights: list[Tensor]) -> tuple[Tensor, Tensor]:
     w = weights[0]
-    assert all(each.dtype == torch.float32 for each in weights)
     return _tables(
         tuple(w.data_ptr() for w in weights), tuple(map(len, weights)), w.itemsize, w.device
     )

@@ -251,6 +251,56 @@ def test_a_single_value_per_channel_is_refused(shape):
     assert norm_binarize(z, *buffers[:2], mean, rstd, training=False)[0].isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"z": torch.ones(2, 3, 4)}, r"z is .*\(N, C\) or \(N, C, H, W\)"),
+        ({"z": torch.ones(2, 3, 4, 4, dtype=torch.int64)}, "z is torch.int64"),
+        ({"weight": torch.ones(4)}, "weight is .*channels of z"),
+        ({"bias": torch.ones(3, 1)}, "bias is"),
+        ({"mean": torch.ones(3, device="meta")}, "mean is .*meta"),
+        ({"rstd": torch.ones(3, dtype=torch.int32)}, "rstd is torch.int32"),
+        ({"scale": torch.ones(3)}, "scale is .*0-dim"),
+        ({"residual": torch.ones(2, 3, 4, 1)}, "residual is .*shape and device of z"),
+        ({"residual": torch.ones(2, 3, 4, 4, device="meta")}, "residual is"),
+        ({"estimator": "foo"}, "foo.*unknown"),
+        ({"params": torch.ones(2)}, "params must be"),
+        ({"params": torch.ones(3, device="meta")}, "params is on meta"),
+    ],
+)
+def test_bad_arguments_name_themselves(change, word):
+    one = torch.ones(3)
+    arguments = {"z": torch.ones(2, 3, 4, 4), "weight": one, "bias": one, "mean": one, "rstd": one}
+    arguments |= {"params": torch.tensor([1.0, 1.5, 0.1]), "estimator": "reste"}
+    norm_binarize(**arguments)
+    with pytest.raises(ValueError, match=word):
+        norm_binarize(**arguments | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"running_mean": torch.ones(4)}, "running_mean is"),
+        ({"running_var": torch.ones(3, device="meta")}, "running_var is"),
+        ({"scale": torch.ones(1)}, "scale is"),
+        ({"z": torch.ones(0, 3, 4, 4)}, "more than 1 value"),
+    ],
+)
+def test_bad_statistics_name_themselves(change, word):
+    arguments = {"z": torch.ones(2, 3, 4, 4), "running_mean": torch.ones(3)}
+    arguments |= {"running_var": torch.ones(3), "num_batches_tracked": torch.tensor(0)}
+    with pytest.raises(ValueError, match=word):
+        batch_statistics(**arguments | change)
+
+
+@pytest.mark.parametrize("where", ["reference", "triton"])
+def test_no_images_at_all(where):
+    leaves = inputs((0, 3, 4, 4), torch.float32)
+    found = results(fused, leaves, relu=True, training=False, sign=True)
+    assert found["y"].shape == found["dz"].shape == (0, 3, 4, 4)
+    assert found["dweight"].tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("where", ["reference", "triton"])
 @pytest.mark.parametrize("sign", [True, False])
 def test_registration_passes_opcheck(where, sign):

@@ -89,6 +89,29 @@ def test_nan_is_never_hidden(where):
     assert grads[1][2, 1, 1, 1].isnan() and not grads[0].isnan().any()
 
 
+@pytest.mark.parametrize(
+    ("weights", "params", "estimator", "word"),
+    [
+        ([], torch.ones(3), "reste", "weights is empty"),
+        ([torch.ones(2, 2)], torch.ones(3), "reste", r"weights\[0\] is"),
+        ([torch.ones(1, 1, 1, 1), torch.ones(0, 1, 1, 1)], torch.ones(3), "reste", r"weights\[1\]"),
+        (
+            [torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1).double()],
+            torch.ones(3),
+            "reste",
+            "all of",
+        ),
+        ([torch.ones(1, 1, 1, 1).half()], torch.ones(3), "reste", "float16; keep them in float32"),
+        ([torch.ones(1, 1, 1, 1)], torch.ones(2), "reste", "params"),
+        ([torch.ones(1, 1, 1, 1)], torch.ones(3, device="meta"), "reste", "params is on meta"),
+        ([torch.ones(1, 1, 1, 1)], torch.ones(3), "foo", "foo"),
+    ],
+)
+def test_bad_arguments_name_themselves(weights, params, estimator, word):
+    with pytest.raises(ValueError, match=word):
+        binarize_weights(weights, params, estimator)
+
+
 @pytest.mark.parametrize("where", ["reference", "triton"])
 def test_registration_passes_opcheck(where):
     flat = [w.detach().reshape(-1).requires_grad_() for w in make_weights()[:3]]
