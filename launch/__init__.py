@@ -4,9 +4,10 @@ import ctypes
 import os
 import sys
 
-# Loader threads share the cores with torch's, which by default spin while they wait. Read by OpenMP
-# when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# How long torch's threads spin before they sleep, read by GNU OpenMP when torch is imported. Asleep
+# at once they wake too late for the next small operator (a third slower); spinning for long they take
+# the cores from the loader's threads.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if sys.platform == "linux":
     # The tensors of a step come and go; glibc would give large ones back each time and ask for new,
