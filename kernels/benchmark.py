@@ -22,7 +22,7 @@ from kernels.estimators import ESTIMATORS
 
 MODES = ("forward", "backward", "both")
 PROVIDERS = ("official", "eager", "compile", "ours")
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the rms
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the rms
 Run = Callable[[], tuple[Tensor, ...]]
 
 
