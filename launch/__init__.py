@@ -5,8 +5,8 @@ import os
 import sys
 
 # How long torch's threads spin before they sleep, read by GNU OpenMP when torch is imported. Asleep
-# at once they wake too late for the next small operator (a third slower); spinning for long they take
-# the cores from the loader's threads.
+# at once they wake too late for the next small operator (a third slower); spinning for long, they
+# take the cores from the loader's threads.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if sys.platform == "linux":

@@ -3,9 +3,13 @@
 import importlib
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays as hypothesis_arrays
 
 from kernels import (
     ESTIMATORS,
@@ -15,6 +19,7 @@ from kernels import (
     reference,
     running_statistics,
 )
+from models.resnet_cifar import CifarResNet
 from tests.compilation import TYPES, compile_jobs, job
 
 op = importlib.import_module("kernels.batchnorm")
@@ -192,6 +197,76 @@ def test_triton_cuts_many_rows_into_programs(monkeypatch):
     wide = {k: v.detach().double().requires_grad_() for k, v in leaves.items()}
     options = {"relu": True, "training": True, "sign": True}
     agree(results(fused, leaves, **options), results(plain, wide, **options), 2e-5)
+
+
+def train(images, steps=50):
+    """Losses of a small network with every kind of block."""
+    torch.manual_seed(0)
+    model = CifarResNet("tiny", "1w1a", 10, "reste", widths=(4, 8), depth=1, project=True)
+    optimizer = torch.optim.SGD(model.to(DEVICE).parameters(), 0.05, momentum=0.9)
+    labels = torch.arange(len(images), device=DEVICE) % 10
+    losses = []
+    for step in range(steps):
+        model.set_progress(step / steps)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+def test_triton_network_drifts_no_more_than_by_rounding(monkeypatch):
+    """One turned sign separates two runs for good, so the yardstick is how fast the reference
+    leaves itself when its images change by 1e-7."""
+    for name in ("binarize", "weights"):
+        module = importlib.import_module(f"kernels.{name}")
+        monkeypatch.setattr(module, "uses_triton", lambda x: op.uses_triton(x))
+    images = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    ours = train(images)
+    monkeypatch.setattr(op, "uses_triton", lambda x: False)
+    expected = train(images)
+    noise = [torch.randn_like(images) * 1e-7 for _ in range(4)]
+    drifts = torch.stack([(train(images + n) - expected).abs() for n in noise])
+    yardstick = drifts.cummax(1).values.max(0).values  # so far, over four perturbations
+    assert ours[0] == pytest.approx(expected[0].item(), rel=1e-6)
+    assert ((ours - expected).abs() <= 3 * yardstick + 1e-5).all()
+
+
+@given(
+    z=hypothesis_arrays(np.float64, (4, 2), elements=st.floats(-50, 50)),
+    factor=st.floats(0.1, 10),
+    shift=st.floats(-50, 50),
+)
+def test_batch_norm_takes_scale_and_shift_out(z, factor, shift):
+    z = torch.from_numpy(z) + torch.arange(4.0, dtype=torch.float64)[:, None] * 7  # no constant
+    one = torch.ones(2, dtype=torch.float64)
+
+    def norm(u):
+        statistics = batch_statistics(u, *running(2, torch.float64), eps=0.0, relu=False)
+        return norm_binarize(u, one, 0 * one, *statistics, eps=0.0, relu=False)[0]
+
+    torch.testing.assert_close(norm(z * factor + shift), norm(z), rtol=1e-8, atol=1e-8)
+    y = norm(z)
+    torch.testing.assert_close(y.mean(0), 0 * one, rtol=0, atol=1e-9)
+    torch.testing.assert_close(y.square().mean(0), one, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_reference_agrees_with_finite_differences(training):
+    """Where it is smooth: without the sign, away from ReLU's corner."""
+    leaves = inputs((3, 2, 3, 3), torch.float64)
+    buffers = running(2, torch.float64)
+    with torch.no_grad():
+        leaves["z"][leaves["z"] == 0] = 5.0
+
+    def block(z, weight, bias, scale, residual):
+        values = (z, weight, bias, scale, residual)
+        names = dict(zip(leaves, values, strict=True))
+        copies = [b.clone() for b in buffers]
+        return fused(names, copies, relu=True, training=training, sign=False)[0]
+
+    assert torch.autograd.gradcheck(block, tuple(leaves.values()), atol=1e-6)
 
 
 @pytest.mark.parametrize("where", ["reference", "triton"])
