@@ -13,9 +13,11 @@ READY := $(VENV)/.ready
 endif
 
 quote = '$(subst ','\'',$(1))'
-# Today one process; torchrun's place is here.
-LAUNCH = $(if $(filter-out 1,$(GPUS)),$(error error: GPUS=$(GPUS): more than one GPU is not supported yet),$(PYTHON) -m launch.train)
-train = $(LAUNCH) configs/$(1).yaml $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)
+TORCHRUN = $(PYTHON) -m torch.distributed.run --standalone --nproc-per-node=$(GPUS) --max-restarts=3
+arguments = configs/$(1).yaml $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)
+# torchrun answers every failure with a long report of its own, so a mistake is looked for first.
+train = $(if $(filter-out 1,$(GPUS)),$(PYTHON) -m launch.train $(arguments) --check && \
+  $(TORCHRUN) -m launch.train $(arguments),$(PYTHON) -m launch.train $(arguments))
 bench = $(PYTHON) -m launch.benchmark $(1) $(or $(CONFIG),$(2)) $(if $(DEVICE),train.device=$(DEVICE)) \
   $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)
 # --mount, since -v would create a path that is missing, as root.

@@ -14,6 +14,7 @@ g = dy + dyb h(y) and both channel sums, one applies batch norm's gradient.
 """
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from kernels import reference
@@ -35,6 +36,7 @@ def batch_statistics(
     momentum: float = 0.1,
     eps: float = 1e-5,
     relu: bool = True,
+    sync: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """mean and rstd, (C,), of u = relu(z) over the batch; moves the running statistics.
 
@@ -43,6 +45,8 @@ def batch_statistics(
         running_mean, running_var: (C,), of s u; updated in place, the variance unbiased.
         num_batches_tracked: 0-dim int64, counted up in place.
         scale: s, 0-dim, positive; None for 1.
+        sync: over the batches of all processes of torch.distributed, which may be of different
+            sizes: one collective of mean, sum of squared deviations and count.
 
     Raises ValueError, naming the argument, for shapes, devices or dtypes that do not fit, and for
     fewer than two values per channel, whose variance says nothing (as torch does).
@@ -50,14 +54,14 @@ def batch_statistics(
     _check_map("z", z)
     _check_channels(z, running_mean=running_mean, running_var=running_var)
     _check_scale(z, scale)
-    if z.numel() <= z.shape[1]:
+    if z.numel() <= z.shape[1] and not sync:
         raise ValueError(
             f"expected more than 1 value per channel when training, got input of shape "
             f"{tuple(z.shape)}; use a larger batch"
         )
     with torch.no_grad():
         return _batch_statistics(
-            z, scale, running_mean, running_var, num_batches_tracked, momentum, eps, relu
+            z, scale, running_mean, running_var, num_batches_tracked, momentum, eps, relu, sync
         )
 
 
@@ -84,6 +88,7 @@ def norm_binarize(
     training: bool = True,
     eps: float = 1e-5,
     relu: bool = True,
+    sync: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(y, yb) of this file's equations, of z's shape and dtype, channels_last.
 
@@ -95,6 +100,8 @@ def norm_binarize(
             is part of the gradient, else from ``running_statistics``.
         scale: s, 0-dim, positive; None for 1. Its gradient is exact.
         residual: of z's shape, or None.
+        sync: as it was for ``batch_statistics``; the backward pass then sums over all processes
+            in one collective. The gradients of weight, bias and scale stay this process's.
         params, estimator: as in ``kernels.binarize``; without an estimator yb is y itself.
 
     A NaN stays a NaN, in y, yb and every gradient that it reaches. Raises ValueError, naming the
@@ -115,9 +122,8 @@ def norm_binarize(
         params = weight.new_empty(0)
     if estimator:
         check_params(params, z.device, estimator)
-    y, yb = _norm_binarize(
-        z, weight, bias, mean, rstd, scale, residual, params, estimator or "", training, eps, relu
-    )
+    options = estimator or "", training, eps, relu, sync and training
+    y, yb = _norm_binarize(z, weight, bias, mean, rstd, scale, residual, params, *options)
     return (y, yb) if estimator else (y, y)
 
 
@@ -178,14 +184,25 @@ def _batch_statistics(
     momentum: float,
     eps: float,
     relu: bool,
+    sync: bool,
 ) -> tuple[Tensor, Tensor]:
     running = running_mean, running_var, num_batches_tracked
-    run = launch_statistics if uses_triton(z) else reference.batch_statistics
-    return run(_rows(z), scale, *running, momentum, eps, relu)
+    rows = _rows(z)
+    if not sync:
+        run = launch_statistics if uses_triton(z) else reference.batch_statistics
+        return run(rows, scale, *running, momentum, eps, relu)
+    deviations = launch_deviations if uses_triton(z) else reference.deviations
+    mean, squares = deviations(rows, relu)
+    local = torch.cat([mean, squares, mean.new_full((1,), len(rows))])
+    every = local.new_empty(dist.get_world_size() * len(local))
+    dist.all_gather_into_tensor(every, local)
+    means, squares, counts = every.view(-1, len(local)).split([len(mean), len(mean), 1], 1)
+    merged = reference.merge_deviations(means, squares, counts)
+    return reference.finish_statistics(*merged, scale, *running, momentum, eps)
 
 
 @_batch_statistics.register_fake
-def _(z, scale, running_mean, running_var, num_batches_tracked, momentum, eps, relu):  # type: ignore[no-untyped-def]
+def _(z, scale, running_mean, running_var, num_batches_tracked, momentum, eps, relu, sync):  # type: ignore[no-untyped-def]
     return torch.empty_like(running_mean), torch.empty_like(running_mean)
 
 
@@ -203,6 +220,7 @@ def _norm_binarize(
     training: bool,
     eps: float,
     relu: bool,
+    sync: bool,
 ) -> tuple[Tensor, Tensor]:
     """y, and yb or, without an estimator, nothing (0,)."""
     run = launch_forward if uses_triton(z) else reference.norm_binarize
@@ -212,7 +230,7 @@ def _norm_binarize(
 
 
 @_norm_binarize.register_fake
-def _(z, weight, bias, mean, rstd, scale, residual, params, estimator, training, eps, relu):  # type: ignore[no-untyped-def]
+def _(z, weight, bias, mean, rstd, scale, residual, params, estimator, training, eps, relu, sync):  # type: ignore[no-untyped-def]
     return _empty(z), _empty(z) if estimator else z.new_empty(0)
 
 
@@ -231,13 +249,21 @@ def _norm_binarize_backward(
     training: bool,
     eps: float,
     relu: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(g, dz, dweight, dbias, dscale); g is empty (0,) where it is dy, dscale without a scale."""
-    run = launch_backward if uses_triton(z) else reference.norm_binarize_backward
+    sync: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(g, dz, (dbias, dweight), dscale); g is empty (0,) where it is dy, dscale without a scale."""
+    on_gpu, rows = uses_triton(z), _rows(z)
     dy, dyb, y = (None if t is None else _rows(t) for t in (dy, dyb, y))
-    g, dz, sum_g, sum_gx = run(
-        dy, dyb, y, _rows(z), weight, mean, rstd, params, estimator, training, relu
-    )
+    reduce = launch_reduce if on_gpu else reference.norm_binarize_reduce
+    g, sums = reduce(dy, dyb, y, rows, mean, rstd, params, estimator, relu)
+    sum_g, sum_gx = sums
+    everywhere, count = sums, None
+    if sync:
+        packed = torch.cat([sums.flatten(), sums.new_full((1,), len(rows))])
+        dist.all_reduce(packed)
+        everywhere, count = packed[:-1].view_as(sums), packed[-1]
+    apply = launch_apply if on_gpu else reference.norm_binarize_apply
+    dz = apply(g, rows, weight, mean, rstd, everywhere, count, training, relu)
     dscale = weight.new_empty(0)
     if scale is not None:
         if training:
@@ -245,17 +271,16 @@ def _norm_binarize_backward(
         else:
             dscale = (weight * (sum_gx + mean * rstd * sum_g)).sum() / scale
     g = z.new_empty(0) if dyb is None else _shaped(g, z)
-    return g, _shaped(dz, z), sum_gx, sum_g, dscale
+    return g, _shaped(dz, z), sums, dscale
 
 
 @_norm_binarize_backward.register_fake
-def _(dy, dyb, y, z, weight, mean, rstd, scale, params, estimator, training, eps, relu):  # type: ignore[no-untyped-def]
+def _(dy, dyb, y, z, weight, mean, rstd, scale, params, estimator, training, eps, relu, sync):  # type: ignore[no-untyped-def]
     nothing = weight.new_empty(0)
     return (
         z.new_empty(0) if dyb is None else _empty(z),
         _empty(z),
-        torch.empty_like(weight),
-        torch.empty_like(weight),
+        mean.new_empty(2, len(mean)),
         nothing if scale is None else torch.empty_like(scale),
     )
 
@@ -271,15 +296,19 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _backward(ctx, dy, dyb):  # type: ignore[no-untyped-def]
     dyb = dyb if ctx.options[0] else None
     if dy is None and dyb is None:
-        return (None,) * 12
+        return (None,) * 13
     y, *saved = ctx.saved_tensors
-    g, dz, dweight, dbias, dscale = _norm_binarize_backward(dy, dyb, y, *saved, *ctx.options)
+    g, dz, sums, dscale = _norm_binarize_backward(dy, dyb, y, *saved, *ctx.options)
+    dbias, dweight = sums.to(saved[1].dtype)
     dresidual = (dy if dyb is None else g) if ctx.has_residual else None
     dscale = dscale if saved[4] is not None else None
-    return dz, dweight, dbias, None, None, dscale, dresidual, *(None,) * 5
+    return dz, dweight, dbias, None, None, dscale, dresidual, *(None,) * 6
 
 
 _norm_binarize.register_autograd(_backward, setup_context=_setup_context)
+
+
+COMBINE = {"BLOCK_P": 64, "BLOCK_C": 16}  # tiles of partial sums
 
 
 class _Grid:
@@ -295,14 +324,12 @@ class _Grid:
         # Each program of a reduction takes ``span`` rows; the last one may take fewer.
         self.span = self.block_m * triton.cdiv(tiles, max(1, PROGRAMS // self.columns))
         self.programs = triton.cdiv(self.rows, self.span)
+        self.channel_blocks = (triton.cdiv(self.channels, COMBINE["BLOCK_C"]),)
         self.blocks = {"BLOCK_M": self.block_m, "BLOCK_C": self.block_c}
 
     def partials(self, like: Tensor) -> Tensor:
         shape = (2, self.programs, self.channels)
         return torch.empty(shape, dtype=torch.float32, device=like.device)
-
-
-COMBINE = {"BLOCK_P": 64, "BLOCK_C": 16}
 
 
 def launch_statistics(
@@ -316,30 +343,42 @@ def launch_statistics(
     relu: bool,
 ) -> tuple[Tensor, Tensor]:
     """``reference.batch_statistics`` in Triton."""
+    grid, partials = _launch_partials(z, relu)
+    mean, rstd = torch.empty_like(running_mean), torch.empty_like(running_var)
+    _combine_statistics_kernel[grid.channel_blocks](
+        *partials,
+        running_mean if scale is None else scale,
+        *(running_mean, running_var, num_batches_tracked, mean, rstd),
+        *(grid.programs, grid.rows, grid.channels, grid.span, momentum, eps),
+        HAS_SCALE=scale is not None,
+        FINISH=True,
+        **COMBINE,
+    )
+    return mean, rstd
+
+
+def launch_deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
+    """``reference.deviations`` in Triton."""
+    grid, partials = _launch_partials(z, relu)
+    mean, squares = torch.empty_like(partials[0, 0]), torch.empty_like(partials[0, 0])
+    _combine_statistics_kernel[grid.channel_blocks](
+        *partials,
+        *(mean, mean, mean, mean, mean, squares),  # what only FINISH looks at is not there
+        *(grid.programs, grid.rows, grid.channels, grid.span, 0.0, 0.0),
+        HAS_SCALE=False,
+        FINISH=False,
+        **COMBINE,
+    )
+    return mean, squares
+
+
+def _launch_partials(z: Tensor, relu: bool) -> tuple[_Grid, Tensor]:
     grid = _Grid(z)
     partials = grid.partials(z)
     _statistics_kernel[(grid.programs, grid.columns)](
         z, *partials, grid.rows, grid.channels, grid.span, RELU=relu, **grid.blocks
     )
-    mean, rstd = torch.empty_like(running_mean), torch.empty_like(running_var)
-    _combine_statistics_kernel[(triton.cdiv(grid.channels, COMBINE["BLOCK_C"]),)](
-        *partials,
-        running_mean if scale is None else scale,
-        running_mean,
-        running_var,
-        num_batches_tracked,
-        mean,
-        rstd,
-        grid.programs,
-        grid.rows,
-        grid.channels,
-        grid.span,
-        momentum,
-        eps,
-        HAS_SCALE=scale is not None,
-        **COMBINE,
-    )
-    return mean, rstd
+    return grid, partials
 
 
 def launch_forward(
@@ -369,27 +408,25 @@ def launch_forward(
     return y, yb
 
 
-def launch_backward(
+def launch_reduce(
     dy: Tensor | None,
     dyb: Tensor | None,
     y: Tensor | None,
     z: Tensor,
-    weight: Tensor,
     mean: Tensor,
     rstd: Tensor,
     params: Tensor,
     estimator: str,
-    training: bool,
     relu: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``reference.norm_binarize_backward`` in Triton."""
-    if not z.numel():
-        return torch.empty_like(z), torch.empty_like(z), mean * 0, mean * 0
-    grid = _Grid(z)
-    partials = grid.partials(z)
+) -> tuple[Tensor, Tensor]:
+    """``reference.norm_binarize_reduce`` in Triton."""
     has_sign = dyb is not None
     g = torch.empty_like(z) if has_sign else dy
     assert g is not None
+    if not z.numel():
+        return g, mean.new_zeros(2, len(mean))
+    grid = _Grid(z)
+    partials = grid.partials(z)
     _reduce_kernel[(grid.programs, grid.columns)](
         *(z if t is None else t for t in (dy, dyb, y)),
         *(z, mean, rstd, params.float(), g, *partials),
@@ -399,19 +436,38 @@ def launch_backward(
         RELU=relu,
         **grid.blocks,
     )
-    sum_g, sum_gx = torch.empty_like(mean), torch.empty_like(mean)
-    _combine_sums_kernel[(triton.cdiv(grid.channels, COMBINE["BLOCK_C"]),)](
-        *partials, sum_g, sum_gx, grid.programs, grid.channels, **COMBINE
+    sums = torch.empty_like(partials[:, 0])
+    _combine_sums_kernel[grid.channel_blocks](
+        *partials, *sums, grid.programs, grid.channels, **COMBINE
     )
+    return g, sums
+
+
+def launch_apply(
+    g: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    sums: Tensor,
+    count: Tensor | None,
+    training: bool,
+    relu: bool,
+) -> Tensor:
+    """``reference.norm_binarize_apply`` in Triton."""
     dz = torch.empty_like(z)
+    if not z.numel():
+        return dz
+    grid = _Grid(z)
     _backward_kernel[grid.tiles](
-        *(g, z, weight, mean, rstd, sum_g, sum_gx, dz),
+        *(g, z, weight, mean, rstd, *sums, mean if count is None else count, dz),
         *(grid.rows, grid.channels),
+        COUNTED=count is not None,
         TRAINING=training,
         RELU=relu,
         **grid.blocks,
     )
-    return g, dz, sum_g, sum_gx
+    return dz
 
 
 @jit
@@ -476,10 +532,11 @@ def _combine_statistics_kernel(  # type: ignore[no-untyped-def]
     momentum,
     eps,
     HAS_SCALE: tl.constexpr,
+    FINISH: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Chan, Golub and LeVeque's sums over the programs, and what follows from them."""
+    """Chan, Golub and LeVeque's sums over the programs; ``FINISH``: and what follows from them."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     here = c < channels
     line = tl.arange(0, BLOCK_P)
@@ -497,10 +554,14 @@ def _combine_statistics_kernel(  # type: ignore[no-untyped-def]
         squares += between * between * count + tl.load(squares_ptr + at, mask=inside, other=0.0)
     offset = tl.sum(total, 0) / rows
     mean = first + offset
-    var = tl.maximum(tl.sum(squares, 0) / rows - offset * offset, 0.0)
-    var = tl.where(mean == mean, var, mean)  # a NaN stays a NaN
-    scale = tl.load(scale_ptr).to(tl.float32) if HAS_SCALE else 1.0
+    deviations = tl.maximum(tl.sum(squares, 0) - offset * offset * rows, 0.0)
+    deviations = tl.where(mean == mean, deviations, mean)  # a NaN stays a NaN
     tl.store(mean_ptr + c, mean, mask=here)
+    if not FINISH:
+        tl.store(rstd_ptr + c, deviations, mask=here)
+        return
+    var = deviations / rows
+    scale = tl.load(scale_ptr).to(tl.float32) if HAS_SCALE else 1.0
     tl.store(rstd_ptr + c, 1.0 / tl.sqrt(var + eps / (scale * scale)), mask=here)
     old = tl.load(running_mean_ptr + c, mask=here)
     tl.store(running_mean_ptr + c, old + momentum * (scale * mean - old), mask=here)
@@ -638,9 +699,11 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     rstd_ptr,
     sum_g_ptr,
     sum_gx_ptr,
+    count_ptr,
     dz_ptr,
     rows,
     channels,
+    COUNTED: tl.constexpr,
     TRAINING: tl.constexpr,
     RELU: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -658,8 +721,9 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     dz = slope[None, :] * tl.load(g_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if TRAINING:
         mean = tl.load(mean_ptr + c, mask=here, other=0.0)
-        constant = slope / rows * tl.load(sum_g_ptr + c, mask=here, other=0.0)
-        linear = slope * rstd / rows * tl.load(sum_gx_ptr + c, mask=here, other=0.0)
+        count = tl.load(count_ptr) if COUNTED else rows
+        constant = slope / count * tl.load(sum_g_ptr + c, mask=here, other=0.0)
+        linear = slope * rstd / count * tl.load(sum_gx_ptr + c, mask=here, other=0.0)
         dz = dz - constant[None, :] - (_rectify(z, RELU) - mean[None, :]) * linear[None, :]
     if RELU:
         dz = tl.where(z <= 0, 0.0, dz)

@@ -120,14 +120,45 @@ def batch_statistics(
     relu: bool,
 ) -> tuple[Tensor, Tensor]:
     """mean and rstd, (C,), of relu(z), rows (positions, C); moves the running statistics."""
-    s, n = 1 if scale is None else scale, len(z)
+    mean, squares = deviations(z, relu)
+    running = running_mean, running_var, num_batches_tracked
+    return finish_statistics(mean, squares, len(z), scale, *running, momentum, eps)
+
+
+def deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
+    """Mean and sum of squared deviations from it, (C,), of relu(z), rows (positions, C)."""
     # Twice over the data, since sums of squares cancel; torch.var_mean takes ten times as long.
     mean = _rectified(z, relu).mean(0)
-    var = _deviation(z, mean, relu).square_().mean(0)
+    return mean, _deviation(z, mean, relu).square_().sum(0)
+
+
+def merge_deviations(
+    means: Tensor, squares: Tensor, counts: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``deviations`` of several parts (parts, C), of ``counts`` (parts, 1), and their number."""
+    counts, means = counts.to(means.dtype), torch.where(counts > 0, means, 0)
+    n = counts.sum()
+    mean = means[0] + ((means - means[0]) * counts).sum(0) / n
+    return mean, (torch.where(counts > 0, squares, 0) + counts * (means - mean) ** 2).sum(0), n
+
+
+def finish_statistics(
+    mean: Tensor,
+    squares: Tensor,
+    n: int | Tensor,
+    scale: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """mean and rstd from ``deviations`` of n positions; moves the running statistics."""
+    s = 1 if scale is None else scale
     running_mean.lerp_((mean * s).to(running_mean.dtype), momentum)
-    running_var.lerp_((var * (s * s * n / (n - 1))).to(running_var.dtype), momentum)
+    running_var.lerp_((squares * (s * s / (n - 1))).to(running_var.dtype), momentum)
     num_batches_tracked.add_(1)
-    return mean, (var + eps / (s * s)).rsqrt()
+    return mean, (squares / n + eps / (s * s)).rsqrt()
 
 
 def norm_binarize(
@@ -148,38 +179,50 @@ def norm_binarize(
     return y, sign(y) if binarized else y.new_empty(0)
 
 
-def norm_binarize_backward(
+def norm_binarize_reduce(
     dy: Tensor | None,
     dyb: Tensor | None,
     y: Tensor | None,
     z: Tensor,
-    weight: Tensor,
     mean: Tensor,
     rstd: Tensor,
     params: Tensor,
     estimator: str,
-    training: bool,
     relu: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """g = dy + dyb h(y) and dz, rows (positions, C); the sums of g and of g xhat, (C,)."""
+) -> tuple[Tensor, Tensor]:
+    """g = dy + dyb h(y), rows (positions, C), and the sums of g and of g xhat, (2, C)."""
     g = dy
     if dyb is not None:
         assert y is not None
         g = binarize_backward(dyb, y, params, estimator)
         g = g if dy is None else g.add_(dy)
     assert g is not None
-    wide, deviation, n = g.to(mean.dtype), _deviation(z, mean, relu), len(z)
-    sum_g, sum_gx = wide.sum(0), (wide * deviation).sum(0) * rstd
+    wide = g.to(mean.dtype)
+    sum_gx = _deviation(z, mean, relu).mul_(wide).sum(0) * rstd
+    return g, torch.stack([wide.sum(0), sum_gx])
+
+
+def norm_binarize_apply(
+    g: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    sums: Tensor,
+    count: Tensor | None,
+    training: bool,
+    relu: bool,
+) -> Tensor:
+    """dz, rows (positions, C), from g and the sums over ``count`` positions (None: those of z)."""
     slope = weight * rstd
-    if training:  # slope (g - mean(g) - xhat mean(g xhat)), in two passes
-        dz = torch.addcmul(-slope * sum_g / n, wide, slope)
-        dz.addcmul_(deviation, -slope * rstd * sum_gx / n)
-    else:
-        dz = wide * slope
+    dz = g.to(mean.dtype) * slope
+    if training:  # slope (g - mean(g) - xhat mean(g xhat))
+        sum_g, sum_gx = sums / (len(z) if count is None else count)
+        dz.sub_(slope * sum_g).addcmul_(_deviation(z, mean, relu), -slope * rstd * sum_gx)
     dz = dz.to(z.dtype)
     if relu:
         dz = torch.ops.aten.threshold_backward(dz, z, 0)  # 0 where z <= 0; a NaN is kept
-    return g, dz, sum_g, sum_gx
+    return dz
 
 
 def _deviation(z: Tensor, mean: Tensor, relu: bool) -> Tensor:

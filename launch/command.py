@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import torch
 
+from pipeline import distributed
 from pipeline.config import Config
 from pipeline.errors import Diverged, Interrupted, UserError
 
@@ -16,10 +17,12 @@ def command(main: Callable[[Sequence[str]], None]) -> NoReturn:
     try:
         main(sys.argv[1:])
     except (UserError, Diverged) as error:
-        print(f"error: {error}", file=sys.stderr)
+        others = f"rank {distributed.rank()}: " if distributed.size() > 1 else ""
+        print(f"{others}error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 3)
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        if distributed.is_main():
+            print(stop, file=sys.stderr)
         sys.exit(128 + stop.signal)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -28,9 +31,14 @@ def command(main: Callable[[Sequence[str]], None]) -> NoReturn:
 
 
 def get_device(config: Config) -> torch.device:
-    """The device that ``train.device`` asks for."""
+    """The device that ``train.device`` asks for; joins the other processes, if there are any."""
     if config.train.device == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device=cuda, but torch finds no CUDA device; set train.device=cpu")
-    if config.train.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.train.device)
+    name = config.train.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    distributed.start(name, config.train.timeout)
+    # With an index, since several processes share a machine.
+    return (
+        torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
+    )

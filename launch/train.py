@@ -1,5 +1,6 @@
 """Train a network: ``python -m launch.train CONFIG [key=value ...]``."""
 
+import dataclasses
 import os
 import random
 from collections.abc import Sequence
@@ -12,27 +13,34 @@ import yaml
 
 from launch.command import command, get_device
 from models import BinaryNetwork, build_model
-from pipeline import checkpoint, trainer
+from pipeline import checkpoint, distributed, trainer
 from pipeline.config import Config, load_config, to_dict
 from pipeline.data import build_loaders
-from pipeline.errors import UserError
+from pipeline.errors import Interrupted, UserError
 from pipeline.log import JsonLines, Wandb, bold, logger, start_console, start_file
 
 USAGE = "usage: python -m launch.train CONFIG [key=value ...], such as configs/quickstart.yaml"
+CHECK = "--check"  # look for mistakes in the config and the data, and end
+STOPPED = "stopped"  # a run's file: the job, and the signal that it was asked to stop with
 
 
 def main(arguments: Sequence[str]) -> None:
     """Train as the config and the overrides in ``arguments`` say, or go on doing so."""
     if not arguments or arguments[0].startswith("-"):
         raise UserError(USAGE)
-    config = load_config(arguments[0], arguments[1:])
+    config = load_config(arguments[0], [each for each in arguments[1:] if each != CHECK])
+    device = get_device(config)
     start_console()
+    config = divide(config)
+    if CHECK in arguments:
+        return check(config, device)
+    refuse_restart(config)
     store = checkpoint.CheckpointStore(config.run_folder / "checkpoints", config.checkpoint.keep)
     state = find_state(config, store)
+    distributed.barrier()  # nobody writes before all have looked
     if state and state["epoch"] == config.train.epochs:
         logger.info("this run is finished; for another one set run.name")
         return summarise(config, state["best"], state["last"])
-    device = get_device(config)
     seed_everything(config)
     loaders = build_loaders(config, device)
     if state:
@@ -40,20 +48,69 @@ def main(arguments: Sequence[str]) -> None:
     model = make_model(config)
     stop = trainer.StopSignal()
     run = trainer.Trainer(config, model, loaders, device, store, stop)
-    prepare_folder(config)
+    with distributed.main_first():
+        prepare_folder(config)
     if state:
         run.restore(state)
         logger.info("going on after epoch %d, batch %d", run.epoch, run.batch)
     describe(config, run, device)
-    metrics = JsonLines(config.run_folder / "metrics.jsonl", state["metrics_size"] if state else 0)
-    wandb = Wandb(config.log.wandb, config.log.project, config.run_folder, to_dict(config))
+    path, size = config.run_folder / "metrics.jsonl", state["metrics_size"] if state else 0
+    mode: str = config.log.wandb
+    if not distributed.is_main():
+        path, size, mode = Path(os.devnull), 0, "disabled"
+    metrics = JsonLines(path, size)
+    wandb = Wandb(mode, config.log.project, config.run_folder, to_dict(config))
     finished = False
     try:
         run.fit(metrics, wandb)
         finished = True
+    except Interrupted as stop:
+        note_stop(config, stop)
+        raise
     finally:
         wandb.finish(0 if finished else 1)
     summarise(config, run.best, run.last)
+    distributed.stop()
+
+
+def divide(config: Config) -> Config:
+    """``config`` with a batch size that the processes can share."""
+    size, batch = distributed.size(), config.data.batch_size
+    if batch % size == 0:
+        return config
+    nearest = max(1, round(batch / size)) * size
+    logger.info("data.batch_size: %d -> %d, a multiple of %d processes", batch, nearest, size)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=nearest))
+
+
+def check(config: Config, device: torch.device) -> None:
+    """Build all that a user's mistake could break, and nothing else."""
+    store = checkpoint.CheckpointStore(config.run_folder / "checkpoints", config.checkpoint.keep)
+    state = find_state(config, store)
+    loaders = build_loaders(config, device)
+    if state:
+        check_data(state, trainer.fingerprints(*loaders), config)
+    make_model(config)
+
+
+def note_stop(config: Config, stop: Interrupted) -> None:
+    """Leave word for the processes that torchrun will start in the place of these."""
+    if distributed.is_main() and (job := os.environ.get("TORCHELASTIC_RUN_ID")):
+        (config.run_folder / STOPPED).write_text(f"{job} {stop.signal}")
+
+
+def refuse_restart(config: Config) -> None:
+    """Raise ``Interrupted`` if torchrun restarts a job that was asked to stop."""
+    path = config.run_folder / STOPPED
+    if not path.exists():
+        return
+    job, signal = path.read_text().split()
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if restarts and job == os.environ.get("TORCHELASTIC_RUN_ID"):
+        raise Interrupted(int(signal), "this job was asked to stop; start another to go on")
+    distributed.barrier()
+    if distributed.is_main():
+        path.unlink()
 
 
 def find_state(config: Config, store: checkpoint.CheckpointStore) -> dict[str, Any] | None:
@@ -136,11 +193,14 @@ def prepare_folder(config: Config) -> None:
     folder = config.run_folder
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        start_file(folder / "log.txt")
+        if distributed.is_main():
+            start_file(folder / "log.txt")
     except OSError as error:
         raise UserError(
             f"run.dir: cannot write {folder}: {error.strerror}; set run.dir to a folder that can"
         ) from None
+    if not distributed.is_main():
+        return
     text = yaml.safe_dump(to_dict(config), sort_keys=False)
     checkpoint.write_atomically(folder / "config.yaml", text.encode())
 

@@ -123,6 +123,7 @@ class NormBinarize(nn.BatchNorm2d):
     def __init__(self, channels: int, binarize: nn.Module | None = None) -> None:
         super().__init__(channels)
         self.binarize = binarize or nn.Identity()
+        self.sync = False  # statistics over the batches of all processes
 
     def forward(  # type: ignore[override]
         self, z: Tensor, scale: Tensor | None = None, residual: Tensor | None = None
@@ -146,6 +147,7 @@ class NormBinarize(nn.BatchNorm2d):
             training=self.training,
             eps=self.eps,
             relu=relu,
+            sync=self.sync,
         )
 
     def statistics(self, z: Tensor, scale: Tensor | None, *, relu: bool) -> tuple[Tensor, Tensor]:
@@ -155,9 +157,8 @@ class NormBinarize(nn.BatchNorm2d):
         if not self.training:
             return running_statistics(mean, var, scale=scale, eps=self.eps)
         momentum = cast(float, self.momentum)
-        return batch_statistics(
-            z, mean, var, batches, scale=scale, momentum=momentum, eps=self.eps, relu=relu
-        )
+        options = {"momentum": momentum, "eps": self.eps, "relu": relu, "sync": self.sync}
+        return batch_statistics(z, mean, var, batches, scale=scale, **options)  # type: ignore[arg-type]
 
 
 class BatchNorm(NormBinarize):

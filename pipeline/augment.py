@@ -103,26 +103,65 @@ def random_resized_crop(u: Floats, height: Ints, width: Ints, min_area: float = 
 @dataclass(frozen=True)
 class Plan:
     """What every batch holds. Training: a new order each epoch, ragged last batch dropped.
-    Evaluation: every image once, in the order of the files."""
+    Evaluation: every image once, in the order of the files.
+
+    ``batch_size`` is that of all ``size`` processes together, and this is the share of ``rank``:
+    in training an equal part of every batch, so that their number changes nothing; in evaluation
+    a contiguous part of the images.
+    """
 
     images: int
     batch_size: int
     train: bool
     seed: int
+    rank: int = 0
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        assert not self.train or self.batch_size % self.size == 0
+
+    @property
+    def local_batch_size(self) -> int:
+        """The images of a batch in this process, at most."""
+        return max(1, self.batch_size // self.size)
 
     def __len__(self) -> int:
-        """The number of batches in an epoch."""
-        return self.images // self.batch_size if self.train else -(-self.images // self.batch_size)
+        """The number of batches in an epoch, the same in all processes."""
+        if self.train:
+            return self.images // self.batch_size
+        return -(-self.images // self.size // self.local_batch_size)
+
+    @property
+    def batches(self) -> int:
+        """Those in which this process has images: one less may be in evaluation."""
+        if self.train:
+            return len(self)
+        first, stop = self._share
+        return -(-(stop - first) // self.local_batch_size)
+
+    @property
+    def _share(self) -> tuple[int, int]:
+        first, stop = (self.images * rank // self.size for rank in (self.rank, self.rank + 1))
+        return first, stop
 
     def following(self, position: Position) -> Position:
         """The position after ``position``. Evaluation goes round in one epoch, number 0."""
         epoch, batch = position
-        return (epoch, batch + 1) if batch + 1 < len(self) else (epoch + self.train, 0)
+        return (epoch, batch + 1) if batch + 1 < self.batches else (epoch + self.train, 0)
+
+    def places(self, batch: int) -> slice:
+        """Where the images of one batch stand in the order of an epoch."""
+        if self.train:
+            first = batch * self.batch_size + self.rank * self.local_batch_size
+            return slice(first, first + self.local_batch_size)
+        first, stop = self._share
+        first += batch * self.local_batch_size
+        return slice(first, min(first + self.local_batch_size, stop))
 
     def indices(self, position: Position) -> Ints:
         """The images of one batch, (N,) int64."""
         epoch, batch = position
-        chosen = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+        chosen = self.places(batch)
         if self.train:
             return _kept_permutation(self.seed, epoch, self.images)[chosen]
         return np.arange(self.images)[chosen]

@@ -91,10 +91,7 @@ class CheckpointStore:
 
     def save(self, state: dict[str, Any], *, best: bool = False) -> Path:
         """Save a trainer's state and drop all but the ``keep`` newest."""
-        if state["batch"]:
-            path = self.folder / f"step_{state['step']}.pt"
-        else:
-            path = self.folder / f"epoch_{state['epoch']:04d}.pt"
+        path = self.path(state)
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getvalue()
@@ -103,6 +100,12 @@ class CheckpointStore:
             write_atomically(self.folder / "best.pt", content)
         self._prune(path)
         return path
+
+    def path(self, state: dict[str, Any]) -> Path:
+        """Where ``save`` puts a trainer's state."""
+        if state["batch"]:
+            return self.folder / f"step_{state['step']}.pt"
+        return self.folder / f"epoch_{state['epoch']:04d}.pt"
 
     def files(self) -> list[Path]:
         """All checkpoints but best.pt, newest first."""

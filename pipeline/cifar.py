@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torchvision.datasets import CIFAR10
 
 from kernels.augmentation import PADDING, crop_flip_normalize
+from pipeline import distributed
 from pipeline.augment import MEAN, STD, Ints, Plan, permutation, uniforms
 from pipeline.data import Batch
 from pipeline.errors import UserError
@@ -226,7 +227,7 @@ class CifarLoader:
         device: torch.device,
     ) -> None:
         n = len(split.labels)
-        self._plan = Plan(n, batch_size, train, seed)
+        self._plan = Plan(n, batch_size, train, seed, distributed.rank(), distributed.size())
         if not len(self):
             raise UserError(
                 f"data.batch_size: {batch_size} is more than the {n} training images; lower it"
@@ -250,8 +251,8 @@ class CifarLoader:
         draws = uniforms(self._plan.seed, epoch, index, 3)
         top, left = (draws[:, :2].T * (2 * PADDING + 1)).long().contiguous()
         flip = draws[:, 2] < 0.5
-        for batch in range(start, len(self)):
-            part = slice(batch * self._plan.batch_size, (batch + 1) * self._plan.batch_size)
+        for batch in range(start, self._plan.batches):
+            part = self._plan.places(batch)
             crop = (top[part], left[part], flip[part]) if self._augment else None
             images = crop_flip_normalize(
                 self._pixels, index[part], self._mean, self._std, self._dtype, crop

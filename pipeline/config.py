@@ -85,6 +85,10 @@ class TrainConfig:
         "fp32", "bf16 and fp16: autocast (fp16 with loss scaling); fp64: for verification"
     )
     label_smoothing: float = key(0.0, "of the cross-entropy, 0 to below 1")
+    sync_bn: Literal["auto", "true", "false"] = key(
+        "auto", "batch norm over the images of all processes; auto: when there are several"
+    )
+    timeout: float = key(600.0, "seconds after which a process that waits for another gives up")
     ema_decay: float = key(0.0, "decay per step of averaged weights, which are evaluated; 0: off")
 
 
@@ -162,6 +166,7 @@ LIMITS: dict[str, tuple[float, float]] = {  # both ends allowed
     "train.epochs": (1, math.inf),
     "train.label_smoothing": (0, 0.999),
     "train.ema_decay": (0, 1 - 1e-9),
+    "train.timeout": (1, 1e9),
     "optim.lr": (0, 1e6),
     "optim.momentum": (0, 1),
     "optim.weight_decay": (0, 1e6),

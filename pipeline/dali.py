@@ -59,7 +59,7 @@ class DaliLoader(FolderLoader):
             self.resize,
             self.size,
             types.FLOAT16 if self.dtype == torch.float16 else types.FLOAT,
-            batch_size=self.plan.batch_size,
+            batch_size=self.plan.local_batch_size,
             num_threads=max(1, self.workers),
             device_id=_device_id(self.device),
             prefetch_queue_depth=PREFETCH,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
+from pipeline import distributed
 from pipeline.config import Config
 from pipeline.errors import UserError
 
@@ -46,6 +47,11 @@ def build_loaders(config: Config, device: torch.device) -> tuple[Loader, Loader]
 
     Raises ``UserError`` for whatever is wrong with the data or with how the config uses them.
     """
+    with distributed.main_first():  # it draws, decodes and caches for all
+        return _build_loaders(config, device)
+
+
+def _build_loaders(config: Config, device: torch.device) -> tuple[Loader, Loader]:
     data = config.data
     if data.dataset == "cifar10":
         train, val = (

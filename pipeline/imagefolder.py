@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipeline import distributed
 from pipeline.augment import Ints, Plan, Position
 from pipeline.data import Batch
 from pipeline.errors import UserError
@@ -172,7 +173,8 @@ class FolderLoader(abc.ABC):
         self.folder, self.size, self.resize = folder, size, resize
         self.min_area, self.random = min_area, train and augment
         self.workers, self.dtype, self.device = workers, dtype, device
-        self.plan = Plan(len(folder.files), batch_size, train, seed)
+        share = distributed.rank(), distributed.size()
+        self.plan = Plan(len(folder.files), batch_size, train, seed, *share)
         if not len(self.plan):
             raise UserError(
                 f"data.batch_size: {batch_size} is more than the {len(folder.files)} training "
@@ -189,7 +191,7 @@ class FolderLoader(abc.ABC):
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches ``start``, ``start + 1``, ... of an epoch; evaluation has but one epoch."""
-        for batch in range(start, len(self)):
+        for batch in range(start, self.plan.batches):
             yield self._batch((epoch if self.plan.train else 0, batch))
 
     def _batch(self, position: Position) -> Batch:

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from pipeline import distributed
 from pipeline.errors import UserError
 
 logger = logging.getLogger("reste")
@@ -29,7 +30,7 @@ class _Console(logging.Handler):
 def start_console() -> None:
     """Let ``logger`` speak on stderr."""
     logger.handlers.clear()
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
     logger.propagate = False
     logger.addHandler(_Console())
 
@@ -52,7 +53,7 @@ class JsonLines:
         self.file: TextIO = open(path, "a")  # noqa: SIM115
         if path.stat().st_size < size:
             logger.warning("%s is shorter than at the checkpoint: lines are missing", path)
-        else:
+        elif path.stat().st_size > size:
             os.truncate(path, size)
 
     def write(self, record: dict[str, Any]) -> None:
@@ -133,7 +134,7 @@ class Progress:
             leave=False,
             dynamic_ncols=True,
             colour="green",
-            disable=not sys.stderr.isatty(),
+            disable=not sys.stderr.isatty() or not distributed.is_main(),
             bar_format="{desc} {bar} {n_fmt}/{total_fmt} {postfix} {remaining} left",
         )
 

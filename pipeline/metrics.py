@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline import distributed
+
 
 class Sums:
     """Loss, top-1 and top-5 hits and the number of images, summed on ``device``.
@@ -27,8 +29,9 @@ class Sums:
         self.values += torch.where(loss.isfinite(), batch, 0)
 
     def means(self) -> dict[str, float]:
-        """loss per image, top1 and top5 in per cent, and images. Waits for the device."""
-        loss, top1, top5, images = self.values.tolist()
+        """loss per image, top1 and top5 in per cent, and images, over all processes. Waits for the
+        device and for them."""
+        loss, top1, top5, images = distributed.gather(self.values).sum(0).tolist()
         count = max(images, 1)
         return {
             "loss": loss / count,

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import inspect
 import math
 import platform
 import signal
@@ -11,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models import BinaryNetwork
-from pipeline import checkpoint
+from models.layers import NormBinarize
+from pipeline import checkpoint, distributed
 from pipeline.config import Config, flatten, make_config, to_dict
 from pipeline.data import Batch, Loader
 from pipeline.errors import Diverged, Interrupted, UserError
@@ -72,6 +75,9 @@ class Trainer:
         self.config, self.device, self.store, self.stop = config, device, store, stop
         self.loader, self.val_loader = loaders
         self.model = prepare(model, config, device)
+        self.network: nn.Module = self.model  # what a step goes through
+        if distributed.size() > 1:
+            self.network = _parallel(self.model, device)
         self.optimizer = make_optimizer(config, self.model)
         mixed = config.train.precision == "fp16"
         self.scaler = torch.amp.GradScaler(device.type, enabled=mixed)
@@ -158,7 +164,7 @@ class Trainer:
     def train_step(self, batch: Batch) -> None:
         """Forward, backward, optimizer and metrics of one batch; waits for nothing."""
         with autocast(self.config, self.device):
-            logits = self.model(batch.images)
+            logits = self.network(batch.images)
         loss = cross_entropy(logits, batch.labels, self.config.train.label_smoothing)
         self.scaler.scale(loss).backward()
         self._watch(loss.detach())
@@ -173,7 +179,7 @@ class Trainer:
         self.sums.update(logits.detach(), batch.labels, loss.detach())
 
     def _watch(self, loss: Tensor) -> None:
-        bad = ~loss.isfinite()
+        bad = distributed.reduce_((~loss.isfinite()).to(torch.int32)).bool()
         self.skipped[0] = torch.where(bad, self.skipped[0] + 1, 0)
         self.skipped[1] = self.skipped.max()
         step = torch.full_like(self.first_bad, self.step)
@@ -215,15 +221,24 @@ class Trainer:
         bar.show(self.batch, left, **values)
 
     def _write(self, record: dict[str, Any]) -> None:
+        if not distributed.is_main():
+            return
         self.metrics.write(record)
         self.wandb.write(record, self.step)
 
     def _maybe_save(self, first: int) -> None:
         every = self.config.checkpoint.every_steps
-        if self.stop.signal:
+        if self._asked_to_stop(self.batch, len(self.loader)):
             self._stop()
         if every and self.step % every == 0 and self.batch > first:
             self._save()
+
+    def _asked_to_stop(self, done: int, total: int) -> bool:
+        """Whether any process was; all learn it after the same step."""
+        if distributed.size() > 1 and (done % distributed.AGREE_EVERY == 0 or done == total):
+            self.stop.signal = distributed.largest(self.stop.signal)
+            return bool(self.stop.signal)
+        return bool(self.stop.signal) and distributed.size() == 1
 
     def _stop(self) -> None:
         path = self._save()
@@ -231,10 +246,12 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float]:
         def show(done: int) -> None:
-            if self.stop.signal:
+            if self._asked_to_stop(done, len(self.val_loader)):
                 self._stop()
 
         began = time.perf_counter()
+        if self.config.train.sync_bn == "false":  # the main process's statistics count
+            distributed.broadcast_(self.model.buffers())
         network = self.ema.module if self.ema else self.model
         result = evaluate(network, self.val_loader, self.config, self.device, show)
         if not math.isfinite(result["loss"]):
@@ -271,7 +288,11 @@ class Trainer:
 
     def _save(self, *, best: bool = False) -> Path:
         self._check_finite()
-        return self.store.save(self.state(), best=best)
+        state = self.state()
+        if distributed.is_main():
+            self.store.save(state, best=best)
+        distributed.barrier()  # nobody goes on, or ends, before it is there
+        return self.store.path(state)
 
     def state(self) -> dict[str, Any]:
         """Everything that resuming needs, of plain values and tensors."""
@@ -288,7 +309,7 @@ class Trainer:
             "ema": self.ema.module.state_dict() if self.ema else None,
             "ema_updates": self.ema.n_averaged if self.ema else None,
             "rng": checkpoint.rng_state(),
-            "sums": self.sums.values,
+            "sums": distributed.gather(self.sums.values),  # of every process
             "times": [self.seconds, self.waited],
             "indicators": self.indicators.state() if self.indicators else None,
             "best": self.best,
@@ -296,7 +317,7 @@ class Trainer:
             "watch": [self.skipped, self.first_bad],
             "config": to_dict(self.config),
             "data": fingerprints(self.loader, self.val_loader),
-            "metrics_size": self.metrics.size(),
+            "metrics_size": self.metrics.size() if distributed.is_main() else 0,
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         }
 
@@ -311,7 +332,11 @@ class Trainer:
         if self.indicators:
             self.indicators.load_state(state["indicators"])
         checkpoint.set_rng_state(state["rng"])
-        self.sums.values.copy_(state["sums"])
+        every = state["sums"]
+        if len(every) != distributed.size():  # another number of processes: one takes all
+            every = torch.zeros(distributed.size(), 4, dtype=every.dtype)
+            every[0] = state["sums"].sum(0)
+        self.sums.values.copy_(every[distributed.rank()])
         self.seconds, self.waited = state["times"]
         self.epoch, self.batch = state["epoch"], state["batch"]
         self.best, self.last = state["best"], state["last"]
@@ -321,11 +346,26 @@ class Trainer:
             self.statistics = StatisticsGuard(self.model)
 
 
+def _parallel(model: BinaryNetwork, device: torch.device) -> nn.Module:
+    # Statistics are the same everywhere or, without sync_bn, the main process's count.
+    options: dict[str, Any] = {"gradient_as_bucket_view": True, "static_graph": True}
+    name = "broadcast_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:
+        name = "forward_sync_buffers"  # its name from torch 2.13 on
+    options[name] = False
+    if device.type == "cuda":
+        options["device_ids"] = [device]
+    return DistributedDataParallel(model, **options)
+
+
 def prepare(model: BinaryNetwork, config: Config, device: torch.device) -> BinaryNetwork:
     """``model`` on ``device``, channels_last, in the precision's master dtype."""
     dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
     model = model.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.set_progress(model.progress)  # in the new dtype
+    for module in model.modules():
+        if isinstance(module, NormBinarize):
+            module.sync = distributed.size() > 1 and config.train.sync_bn != "false"
     return model
 
 
@@ -348,11 +388,12 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        for done, batch in enumerate(loader.epoch(0)):
-            with autocast(config, device):
-                logits = model(batch.images)
-            loss = cross_entropy(logits, batch.labels)
-            sums.update(logits, batch.labels, loss)
+        batches = loader.epoch(0)
+        for done in range(len(loader)):
+            if (batch := next(batches, None)) is not None:  # this process may have one less
+                with autocast(config, device):
+                    logits = model(batch.images)
+                sums.update(logits, batch.labels, cross_entropy(logits, batch.labels))
             after_batch(done)
     finally:
         model.train(was_training)

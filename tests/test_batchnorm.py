@@ -167,8 +167,16 @@ def test_triton_equals_the_reference(shape, dtype):
         dy, dyb = (torch.randn(z.shape, generator=generator).to(z) for _ in range(2))
         for grads in ((dy, dyb), (None, dyb)) if more else ((dy, None),):
             arguments = (y, z, affine[0], *statistics, params_of("reste"), "reste", training, relu)
-            expected = reference.norm_binarize_backward(*grads, *arguments)
-            close(op.launch_backward(*grads, *arguments), expected, tolerance)
+            stages = reference.norm_binarize_reduce, reference.norm_binarize_apply
+            expected = backward(*stages, *grads, *arguments)
+            close(
+                backward(op.launch_reduce, op.launch_apply, *grads, *arguments), expected, tolerance
+            )
+
+
+def backward(reduce, apply, dy, dyb, y, z, weight, mean, rstd, params, estimator, training, relu):
+    g, sums = reduce(dy, dyb, y, z, mean, rstd, params, estimator, relu)
+    return g, sums, apply(g, z, weight, mean, rstd, sums, None, training, relu)
 
 
 def close(ours, theirs, tolerance):
@@ -383,11 +391,11 @@ def test_registration_passes_opcheck(where, sign):
     buffers = running(3, torch.float32)
     z, scale = leaves["z"], leaves["scale"]
     torch.library.opcheck(
-        op._batch_statistics, (z.detach(), scale.detach(), *buffers, MOMENTUM, EPS, True)
+        op._batch_statistics, (z.detach(), scale.detach(), *buffers, MOMENTUM, EPS, True, False)
     )
     statistics = batch_statistics(z.detach(), *buffers, scale=scale)
     arguments = (z, leaves["weight"], leaves["bias"], *statistics, scale, leaves["residual"])
-    options = (params_of("reste"), "reste" if sign else "", True, EPS, True)
+    options = (params_of("reste"), "reste" if sign else "", True, EPS, True, False)
     torch.library.opcheck(op._norm_binarize, (*arguments, *options), atol=1e-5, rtol=1e-5)
 
 
@@ -395,14 +403,20 @@ def test_compiles_for_the_gpus_we_support():
     tile = {"BLOCK_M": op.TILE // 64, "BLOCK_C": 64, "rows": "i32", "channels": "i32"}
     combine = {**op.COMBINE, "programs": "i32", "channels": "i32"}
     vectors = {f"{n}_ptr": "*fp32" for n in ("weight", "bias", "mean", "rstd", "params")}
-    vectors |= {"sum_g_ptr": "*fp32", "sum_gx_ptr": "*fp32", "squares_ptr": "*fp32"}
+    vectors |= {
+        "count_ptr": "*fp32",
+        "sum_g_ptr": "*fp32",
+        "sum_gx_ptr": "*fp32",
+        "squares_ptr": "*fp32",
+    }
     jobs = []
     for t in TYPES:
         maps = {f"{n}_ptr": t for n in ("z", "y", "yb", "residual", "dy", "dyb", "g", "dz")}
         every = {**vectors, **maps, **tile}
         jobs.append(_job(op._statistics_kernel, every, span="i32", RELU=True))
         jobs.append(_job(op._forward_kernel, every, RELU=True, HAS_RESIDUAL=True, SIGN=True))
-        jobs.append(_job(op._backward_kernel, every, TRAINING=True, RELU=True))
+        for counted in (True, False):
+            jobs.append(_job(op._backward_kernel, every, COUNTED=counted, TRAINING=True, RELU=True))
         for estimator in ESTIMATORS.values() if t == "*fp16" else [ESTIMATORS["reste"]]:
             factor = estimator.triton_factor
             jobs.append(
@@ -411,6 +425,7 @@ def test_compiles_for_the_gpus_we_support():
     every = {**vectors, **combine, "rows": "i32", "span": "i32", "momentum": "fp32", "eps": "fp32"}
     names = ("means", "scale", "running_mean", "running_var", "partial_g", "partial_gx")
     every |= {f"{n}_ptr": "*fp32" for n in names} | {"batches_ptr": "*i64", "HAS_SCALE": True}
+    every["FINISH"] = True
     jobs += [_job(op._combine_statistics_kernel, every), _job(op._combine_sums_kernel, every)]
     usages = compile_jobs(jobs)
     assert len(usages) == 3 * len(jobs)
