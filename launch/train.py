@@ -97,6 +97,7 @@ def note_stop(config: Config, stop: Interrupted) -> None:
     """Leave word for the processes that torchrun will start in the place of these."""
     if distributed.is_main() and (job := os.environ.get("TORCHELASTIC_RUN_ID")):
         (config.run_folder / STOPPED).write_text(f"{job} {stop.signal}")
+    distributed.barrier()  # torchrun ends the others as soon as one has ended
 
 
 def refuse_restart(config: Config) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import UserError
 
@@ -34,7 +36,17 @@ def start(device: str, timeout: float) -> None:
         torch.cuda.set_device(local)
     # Host values travel over gloo, so that they do not wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+    store, rank, size = next(rendezvous("env://"))
+    # torchrun keeps its store when it starts the processes again: without a name of its own, a new
+    # process may find the address of a dead one there, and wait for it.
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        backend,
+        store=PrefixStore(f"restart{restarts}", store),
+        rank=rank,
+        world_size=size,
+        timeout=datetime.timedelta(seconds=timeout),
+    )
 
 
 def stop() -> None:
