@@ -128,11 +128,16 @@ def test_any_path_is_one_argument(house, path):
     assert arguments(house, "bench-loader", f"DATA={path}")[-1] == f"data.path={path}"
 
 
-def test_gpus_is_refused_in_one_line(house):
-    done = make(house, "PYTHON=./python", "cifar10-r20", "GPUS=2")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert re.fullmatch(r".*error: GPUS=2: .* not supported yet.*\n", done.stderr)
+def test_several_gpus_go_through_torchrun_after_a_check(house):
+    config = "configs/cifar10_resnet20.yaml"
+    check = ["-m", "launch.train", config, "data.path=/it's", "seed=3", "--check"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run = [*torchrun, "--max-restarts=3", "-m", "launch.train", config, "data.path=/it's", "seed=3"]
+    options = ("GPUS=2", "DATA=/it's", "ARGS=seed=3")
+    assert arguments(house, "cifar10-r20", *options) == [*check, *run]
+    (house / "python").write_text("#!/bin/sh\necho error: no >&2\nexit 2\n")
+    done = make(house, "PYTHON=./python", "cifar10-r20", *options)
+    assert done.returncode == 2 and done.stderr.startswith("error: no\n") and not done.stdout
 
 
 def test_setup_runs_once_and_repairs(house):
