@@ -12,7 +12,7 @@ from typing import Any
 from launch.command import command, get_device
 from launch.train import seed_everything
 from models import ARCHS, IMAGENET_ARCHS, build_model
-from pipeline import checkpoint, trainer
+from pipeline import checkpoint, distributed, trainer
 from pipeline.config import make_config
 from pipeline.data import build_eval_loader
 from pipeline.errors import UserError
@@ -41,7 +41,9 @@ def main(arguments: Sequence[str]) -> None:
         result = trainer.evaluate(model, loader, config, device, lambda done: bar.step())
     finally:
         bar.close()
-    print(json.dumps({name: result[name] for name in ("top1", "top5", "loss", "images")}))
+    if distributed.is_main():
+        print(json.dumps({name: result[name] for name in ("top1", "top5", "loss", "images")}))
+    distributed.stop()
 
 
 def values_of(state: dict[str, Any]) -> dict[str, Any]:

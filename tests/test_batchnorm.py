@@ -27,7 +27,7 @@ triton = pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS, MOMENTUM = 1e-3, 0.1  # a large eps, so that its folding shows
 SHAPES = [(3, 1, 5, 4), (2, 3, 7, 5), (1, 16, 8, 8), (4, 64, 3, 3), (3, 100, 1, 1), (2, 512, 1, 2)]
-TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 5e-2}
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 5e-2}
 ALL = dict.fromkeys(("relu", "scale", "residual", "sign", "training"), True)
 
 
@@ -238,7 +238,7 @@ def test_triton_network_drifts_no_more_than_by_rounding(monkeypatch):
     drifts = torch.stack([(train(images + n) - expected).abs() for n in noise])
     yardstick = drifts.cummax(1).values.max(0).values  # so far, over four perturbations
     assert ours[0] == pytest.approx(expected[0].item(), rel=1e-6)
-    assert ((ours - expected).abs() <= 3 * yardstick + 1e-5).all()
+    assert ((ours - expected).abs() <= yardstick + 1e-6).all()
 
 
 @given(
@@ -322,6 +322,19 @@ def test_nan_is_never_hidden(where):
     assert found["mean"].isnan().tolist() == [False, True, False]
     assert found["var"].isnan().tolist() == [False, True, False]
     assert found["dweight"][1].isnan() and found["dscale"].isnan()
+
+
+def test_two_maps_are_kept_for_the_backward_pass():
+    leaves, kept = inputs((2, 16, 8, 8), torch.float16), {}
+
+    def pack(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        fused(leaves, running(16, torch.float16), relu=True, training=True, sign=True)
+    maps = [size for size in kept.values() if size >= leaves["z"].nbytes]
+    assert maps == [leaves["z"].nbytes] * 2  # z and y
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 1, 1), (1, 4)])
