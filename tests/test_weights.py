@@ -139,9 +139,10 @@ def test_compiles_for_the_gpus_we_support():
             jobs.append(job(op._backward_kernel, **tables, **fp32, dsigns_ptr=t, **constants))
     usages = compile_jobs(jobs)
     assert len(usages) == 3 * len(jobs)
-    fda = "kernels.estimators:fda_factor_triton"  # its precise sine needs a stack
+    fda = "kernels.estimators:fda_factor_triton"  # its precise sine needs a stack; others none or,
+    # by the assembler of Triton 3.6, a few registers
     for usage in usages:
-        assert usage.spilled <= (48 if usage.arguments.get("FACTOR") == fda else 0), usage
+        assert usage.spilled <= (48 if usage.arguments.get("FACTOR") == fda else 16), usage
 
 
 @pytest.mark.gpu
