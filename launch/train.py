@@ -32,13 +32,13 @@ def main(arguments: Sequence[str]) -> None:
     device = get_device(config)
     start_console()
     config = divide(config)
-    if CHECK in arguments:
-        return check(config, device)
-    refuse_restart(config)
+    only_check = CHECK in arguments
+    if not only_check:
+        refuse_restart(config)
     store = checkpoint.CheckpointStore(config.run_folder / "checkpoints", config.checkpoint.keep)
     state = find_state(config, store)
     distributed.barrier()  # nobody writes before all have looked
-    if state and state["epoch"] == config.train.epochs:
+    if state and state["epoch"] == config.train.epochs and not only_check:
         logger.info("this run is finished; for another one set run.name")
         return summarise(config, state["best"], state["last"])
     seed_everything(config)
@@ -46,6 +46,8 @@ def main(arguments: Sequence[str]) -> None:
     if state:
         check_data(state, trainer.fingerprints(*loaders), config)
     model = make_model(config)
+    if only_check:
+        return
     stop = trainer.StopSignal()
     run = trainer.Trainer(config, model, loaders, device, store, stop)
     with distributed.main_first():
@@ -64,8 +66,8 @@ def main(arguments: Sequence[str]) -> None:
     try:
         run.fit(metrics, wandb)
         finished = True
-    except Interrupted as stop:
-        note_stop(config, stop)
+    except Interrupted as interrupted:
+        note_stop(config, interrupted)
         raise
     finally:
         wandb.finish(0 if finished else 1)
@@ -81,16 +83,6 @@ def divide(config: Config) -> Config:
     nearest = max(1, round(batch / size)) * size
     logger.info("data.batch_size: %d -> %d, a multiple of %d processes", batch, nearest, size)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=nearest))
-
-
-def check(config: Config, device: torch.device) -> None:
-    """Build all that a user's mistake could break, and nothing else."""
-    store = checkpoint.CheckpointStore(config.run_folder / "checkpoints", config.checkpoint.keep)
-    state = find_state(config, store)
-    loaders = build_loaders(config, device)
-    if state:
-        check_data(state, trainer.fingerprints(*loaders), config)
-    make_model(config)
 
 
 def note_stop(config: Config, stop: Interrupted) -> None:

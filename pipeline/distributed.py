@@ -84,18 +84,18 @@ def largest(value: int) -> int:
     return int(everyone)
 
 
-def reduce_(tensor: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-    """``tensor`` summed, or reduced by ``op``, over all processes, in place."""
+def sum_(tensor: Tensor) -> Tensor:
+    """``tensor`` summed over all processes, in place."""
     if size() > 1:
-        dist.all_reduce(tensor, op)
+        dist.all_reduce(tensor)
     return tensor
 
 
 def gather(tensor: Tensor) -> Tensor:
     """The tensors of all processes, (size, *shape)."""
-    everyone = [torch.empty_like(tensor) for _ in range(size())]
     if size() == 1:
         return tensor[None].clone()
+    everyone = [torch.empty_like(tensor) for _ in range(size())]
     dist.all_gather(everyone, tensor)
     return torch.stack(everyone)
 

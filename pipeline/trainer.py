@@ -179,7 +179,7 @@ class Trainer:
         self.sums.update(logits.detach(), batch.labels, loss.detach())
 
     def _watch(self, loss: Tensor) -> None:
-        bad = distributed.reduce_((~loss.isfinite()).to(torch.int32)).bool()
+        bad = distributed.sum_((~loss.isfinite()).to(torch.int32)).bool()
         self.skipped[0] = torch.where(bad, self.skipped[0] + 1, 0)
         self.skipped[1] = self.skipped.max()
         step = torch.full_like(self.first_bad, self.step)
