@@ -45,6 +45,20 @@ def plain_folder(root: Path, split: str, count: int, classes: int = 3) -> ImageF
     return scan(root, split)
 
 
+def cifar_tree(root: Path, more_tests: int = 0) -> Path:
+    """40 training and 12 test images of 2 classes, 32x32, told apart by their brightness;
+    ``more_tests`` of the dark ones."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 6)):
+        for label, low in (("dark", 0), ("light", 120)):
+            (root / split / label).mkdir(parents=True)
+            more = more_tests if (split, label) == ("test", "dark") else 0
+            for i in range(count + more):
+                pixels = rng.integers(low, low + 130, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(root / split / label / f"{i}.png")
+    return root
+
+
 def image_folder(root: Path, split: str, images: dict[str, Image.Image | bytes]) -> ImageFolder:
     """One class of images under the given names; JPEGs are saved at full quality."""
     folder = root / split / "class"

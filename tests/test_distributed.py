@@ -16,11 +16,11 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from kernels import batch_statistics, norm_binarize
 from pipeline.augment import Plan
 from pipeline.checkpoint import load
+from tests.imagefolder_fixtures import cifar_tree
 
 LEFT_OUT = ("kind", "seconds", "images_per_second", "data_wait")
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
@@ -28,16 +28,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.dis
 
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory):
-    """40 training and 13 test images of 2 classes."""
-    root = tmp_path_factory.mktemp("cifar")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 20), ("test", 6)):
-        for label, low in (("dark", 0), ("light", 120)):
-            (root / split / label).mkdir(parents=True)
-            for i in range(count + (split == "test" and label == "dark")):
-                pixels = rng.integers(low, low + 130, (32, 32, 3), np.uint8)
-                Image.fromarray(pixels).save(root / split / label / f"{i}.png")
-    return root
+    return cifar_tree(tmp_path_factory.mktemp("cifar"), more_tests=1)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,22 +16,14 @@ from models import build_model
 from pipeline import trainer
 from pipeline.checkpoint import load
 from pipeline.errors import Diverged, Interrupted, UserError
+from tests.imagefolder_fixtures import cifar_tree
 
 TIMES = ("seconds", "images_per_second", "data_wait")
 
 
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory):
-    """40 training and 12 test images of 2 classes, 32x32, told apart by their brightness."""
-    root = tmp_path_factory.mktemp("cifar")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 20), ("test", 6)):
-        for label, low in (("dark", 0), ("light", 120)):
-            (root / split / label).mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(low, low + 130, (32, 32, 3), np.uint8)
-                Image.fromarray(pixels).save(root / split / label / f"{i}.png")
-    return root
+    return cifar_tree(tmp_path_factory.mktemp("cifar"))
 
 
 @pytest.fixture
