@@ -13,7 +13,11 @@ READY := $(VENV)/.ready
 endif
 
 quote = '$(subst ','\'',$(1))'
-TORCHRUN = $(PYTHON) -m torch.distributed.run --standalone --nproc-per-node=$(GPUS) --max-restarts=3
+# One node: like this nothing listens to other machines; with torchrun's --standalone it does.
+TORCHRUN = meeting=$$(mktemp) && trap 'rm -f "$$meeting"' EXIT && TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 \
+  OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(( ($$(nproc) + $(GPUS) - 1) / $(GPUS) ))} \
+  $(PYTHON) -m torch.distributed.run --rdzv-backend=c10d --rdzv-conf=store_type=file \
+  --rdzv-endpoint="$$meeting" --local-addr=127.0.0.1 --nproc-per-node=$(GPUS) --max-restarts=3
 arguments = configs/$(1).yaml $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)
 # torchrun answers every failure with a long report of its own, so a mistake is looked for first.
 train = $(if $(filter-out 1,$(GPUS)),$(PYTHON) -m launch.train $(arguments) --check && \
@@ -24,7 +28,7 @@ bench = $(PYTHON) -m launch.benchmark $(1) $(or $(CONFIG),$(2)) $(if $(DEVICE),t
 mount_runs = --mount type=bind,source=$(call quote,$(CURDIR)/runs),target=/workspace/reste-trainer/runs
 mount_data = --mount type=bind,source="$$(cd $(call quote,$(DATA)) && pwd)",target=/data,readonly
 
-.PHONY: help setup quickstart test test-gpu lint format \
+.PHONY: help setup quickstart test test-gpu soak lint format \
 	imagenet-r18 imagenet-r34 cifar10-r20 cifar10-r20-bireal cifar10-r18 cifar10-vgg-small \
 	bench-kernels bench-train bench-loader docker-build docker-run
 
@@ -43,6 +47,9 @@ test: $(READY)  ## the tests that need no GPU
 
 test-gpu: $(READY)  ## the tests that need a GPU
 	$(PYTHON) -m pytest -m gpu $(ARGS)
+
+soak: $(READY)  ## break real runs for MINUTES=30 and see whether they survive
+	$(PYTHON) -m tests.faults.soak --minutes $(or $(MINUTES),30)
 
 lint: $(READY)  ## ruff and mypy; changes nothing
 	$(PYTHON) -m ruff check .

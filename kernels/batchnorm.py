@@ -195,7 +195,9 @@ def _batch_statistics(
     mean, squares = deviations(rows, relu)
     local = torch.cat([mean, squares, mean.new_full((1,), len(rows))])
     every = local.new_empty(dist.get_world_size() * len(local))
-    dist.all_gather_into_tensor(every, local)
+    # Its name from torch 2.14 on, and the one before.
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    all_gather(every, local)
     means, squares, counts = every.view(-1, len(local)).split([len(mean), len(mean), 1], 1)
     merged = reference.merge_deviations(means, squares, counts)
     return reference.finish_statistics(*merged, scale, *running, momentum, eps)

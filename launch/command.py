@@ -1,5 +1,6 @@
 """What every command has in common: its exit codes and its one-line errors."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -13,21 +14,34 @@ from pipeline.errors import Diverged, Interrupted, UserError
 
 def command(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run ``main`` with the command line; exit with 0, 2 (the user's input is wrong), 3 (the
-    training diverged) or 128 + the signal that stopped it."""
+    training diverged), 128 + the signal that stopped it, or 1 (another process was lost, or a
+    bug)."""
     try:
         main(sys.argv[1:])
     except (UserError, Diverged) as error:
-        others = f"rank {distributed.rank()}: " if distributed.size() > 1 else ""
-        print(f"{others}error: {error}", file=sys.stderr)
+        distributed.explain(error)
+        _say(f"error: {error}")
         sys.exit(2 if isinstance(error, UserError) else 3)
     except Interrupted as stop:
-        if distributed.is_main():
-            print(stop, file=sys.stderr)
+        distributed.explain(stop)
+        if distributed.is_main() or not stop.together:
+            _say(str(stop))
         sys.exit(128 + stop.signal)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if (reason := distributed.explain(error)) is None:
+            error.add_note(f"in rank {distributed.rank()}")
+            raise
+        _say(f"error: {reason}")
+        os._exit(1)  # an orderly end would wait for the other process
     sys.exit(0)
+
+
+def _say(text: str) -> None:
+    others = f"rank {distributed.rank()}: " if distributed.size() > 1 else ""
+    print(f"{others}{text}", file=sys.stderr, flush=True)
 
 
 def get_device(config: Config) -> torch.device:
@@ -37,7 +51,7 @@ def get_device(config: Config) -> torch.device:
     name = config.train.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    distributed.start(name, config.train.timeout)
+    distributed.start(name, config.train.timeout, config.run_folder)
     # With an index, since several processes share a machine.
     return (
         torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)

@@ -1,6 +1,7 @@
 """Train a network: ``python -m launch.train CONFIG [key=value ...]``."""
 
 import dataclasses
+import io
 import os
 import random
 from collections.abc import Sequence
@@ -11,17 +12,18 @@ import numpy as np
 import torch
 import yaml
 
+from launch import restart
 from launch.command import command, get_device
 from models import BinaryNetwork, build_model
 from pipeline import checkpoint, distributed, trainer
-from pipeline.config import Config, load_config, to_dict
+from pipeline.config import Config, flatten, load_config, to_dict
 from pipeline.data import build_loaders
-from pipeline.errors import Interrupted, UserError
+from pipeline.errors import Diverged, Interrupted, UserError
 from pipeline.log import JsonLines, Wandb, bold, logger, start_console, start_file
 
 USAGE = "usage: python -m launch.train CONFIG [key=value ...], such as configs/quickstart.yaml"
+MAY_DIFFER = ("data.path", "data.workers", "run.dir")  # between the processes of a run
 CHECK = "--check"  # look for mistakes in the config and the data, and end
-STOPPED = "stopped"  # a run's file: the job, and the signal that it was asked to stop with
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -29,26 +31,35 @@ def main(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         raise UserError(USAGE)
     config = load_config(arguments[0], [each for each in arguments[1:] if each != CHECK])
+    with trainer.StopSignal() as stop:
+        try:
+            train(config, stop, only_check=CHECK in arguments)
+        except (Interrupted, Diverged) as end:
+            restart.note(config, end)
+            raise
+    distributed.stop()
+
+
+def train(config: Config, stop: trainer.StopSignal, *, only_check: bool) -> None:
+    """Train, unless the run is finished or ``only_check`` asks only for what could be wrong."""
     device = get_device(config)
     start_console()
     config = divide(config)
-    only_check = CHECK in arguments
-    if not only_check:
-        refuse_restart(config)
+    distributed.agree({k: v for k, v in flatten(config).items() if k not in MAY_DIFFER})
+    again = not only_check and restart.is_restart(config)
     store = checkpoint.CheckpointStore(config.run_folder / "checkpoints", config.checkpoint.keep)
-    state = find_state(config, store)
-    distributed.barrier()  # nobody writes before all have looked
+    state = shared_state(config, store, again=again)
     if state and state["epoch"] == config.train.epochs and not only_check:
         logger.info("this run is finished; for another one set run.name")
         return summarise(config, state["best"], state["last"])
     seed_everything(config)
     loaders = build_loaders(config, device)
+    distributed.agree(trainer.fingerprints(*loaders))
     if state:
         check_data(state, trainer.fingerprints(*loaders), config)
     model = make_model(config)
     if only_check:
         return
-    stop = trainer.StopSignal()
     run = trainer.Trainer(config, model, loaders, device, store, stop)
     with distributed.main_first():
         prepare_folder(config)
@@ -56,23 +67,24 @@ def main(arguments: Sequence[str]) -> None:
         run.restore(state)
         logger.info("going on after epoch %d, batch %d", run.epoch, run.batch)
     describe(config, run, device)
-    path, size = config.run_folder / "metrics.jsonl", state["metrics_size"] if state else 0
-    mode: str = config.log.wandb
-    if not distributed.is_main():
-        path, size, mode = Path(os.devnull), 0, "disabled"
-    metrics = JsonLines(path, size)
+    fit(config, run, state["metrics_size"] if state else 0)
+    summarise(config, run.best, run.last)
+
+
+def fit(config: Config, run: trainer.Trainer, metrics_size: int) -> None:
+    """Train to the end; the main process writes metrics.jsonl, from ``metrics_size`` on, and to
+    wandb."""
+    main = distributed.is_main()
+    path = config.run_folder / "metrics.jsonl" if main else Path(os.devnull)
+    metrics = JsonLines(path, metrics_size if main else 0)
+    mode = config.log.wandb if main else "disabled"
     wandb = Wandb(mode, config.log.project, config.run_folder, to_dict(config))
     finished = False
     try:
         run.fit(metrics, wandb)
         finished = True
-    except Interrupted as interrupted:
-        note_stop(config, interrupted)
-        raise
     finally:
         wandb.finish(0 if finished else 1)
-    summarise(config, run.best, run.last)
-    distributed.stop()
 
 
 def divide(config: Config) -> Config:
@@ -85,51 +97,42 @@ def divide(config: Config) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=nearest))
 
 
-def note_stop(config: Config, stop: Interrupted) -> None:
-    """Leave word for the processes that torchrun will start in the place of these."""
-    if distributed.is_main() and (job := os.environ.get("TORCHELASTIC_RUN_ID")):
-        (config.run_folder / STOPPED).write_text(f"{job} {stop.signal}")
-    distributed.barrier()  # torchrun ends the others as soon as one has ended
+def shared_state(
+    config: Config, store: checkpoint.CheckpointStore, *, again: bool
+) -> dict[str, Any] | None:
+    """The state to go on from, or None for a new run: what the main process finds, in all."""
+    content = distributed.from_main(lambda: find_state(config, store, again=again))
+    return checkpoint.load(io.BytesIO(content)) if content else None
 
 
-def refuse_restart(config: Config) -> None:
-    """Raise ``Interrupted`` if torchrun restarts a job that was asked to stop."""
-    path = config.run_folder / STOPPED
-    if not path.exists():
-        return
-    job, signal = path.read_text().split()
-    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    if restarts and job == os.environ.get("TORCHELASTIC_RUN_ID"):
-        raise Interrupted(int(signal), "this job was asked to stop; start another to go on")
-    distributed.barrier()
-    if distributed.is_main():
-        path.unlink()
+def find_state(config: Config, store: checkpoint.CheckpointStore, *, again: bool) -> bytes:
+    """The checkpoint file to go on from, as ``run.resume`` says, or nothing for a new run.
 
-
-def find_state(config: Config, store: checkpoint.CheckpointStore) -> dict[str, Any] | None:
-    """The state to go on from, as ``run.resume`` says, or None for a new run."""
+    ``again``: the run in this folder is our own, which torchrun restarted.
+    """
     folder, resume = config.run_folder, config.run.resume
     exists = (folder / "config.yaml").exists() or bool(store.files())
     remedy = "set run.name to start another run"
-    if resume == "none" and exists:
-        raise UserError(f"run.resume=none, but {folder} holds a run already; {remedy}")
-    if resume not in ("auto", "none"):
-        if exists:
-            raise UserError(f"run.resume={resume} starts a new run, but {folder} exists; {remedy}")
-        return check_config(checkpoint.load(Path(resume)), config, Path(resume))
+    if exists and not again and resume != "auto":
+        what = "" if resume == "none" else " starts a new run"
+        raise UserError(f"run.resume={resume}{what}, but {folder} holds a run already; {remedy}")
+    if resume not in ("auto", "none") and not store.files():
+        check_config(checkpoint.load(Path(resume)), config, Path(resume))
+        return Path(resume).read_bytes()
     damaged = []
     for path, state in store.newest():
         if isinstance(state, dict):
-            return check_config(state, config, path)
+            check_config(state, config, path)
+            return path.read_bytes()
         damaged.append(path)
         logger.warning("%s; going on from the one before", str(state).rpartition(";")[0])
     if damaged:
         raise UserError(f"every checkpoint in {store.folder} is damaged; {remedy}")
-    return None
+    return b""
 
 
-def check_config(state: dict[str, Any], config: Config, path: Path) -> dict[str, Any]:
-    """``state``, if it is ours and of the same training."""
+def check_config(state: dict[str, Any], config: Config, path: Path) -> None:
+    """Raise unless ``state`` is ours and of the same training."""
     if state.get("format") != checkpoint.FORMAT:
         raise UserError(
             f"checkpoint {path} cannot be resumed from, it holds only a network; "
@@ -140,7 +143,6 @@ def check_config(state: dict[str, Any], config: Config, path: Path) -> dict[str,
             f"{path} is of another training ({', '.join(changed)}); take these back, or set "
             "run.name to start another run"
         )
-    return state
 
 
 def check_data(state: dict[str, Any], data: dict[str, str], config: Config) -> None:
@@ -196,6 +198,7 @@ def prepare_folder(config: Config) -> None:
         return
     text = yaml.safe_dump(to_dict(config), sort_keys=False)
     checkpoint.write_atomically(folder / "config.yaml", text.encode())
+    restart.begin(config)
 
 
 def describe(config: Config, run: trainer.Trainer, device: torch.device) -> None:

@@ -13,7 +13,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path | BinaryIO) -> dict[str, Any]:
     """The dict in a checkpoint file, on the CPU; ours is checked, an official one is accepted.
 
     Raises:
@@ -63,6 +63,8 @@ def load(path: Path) -> dict[str, Any]:
             with zipfile.ZipFile(path) as archive:
                 if (damaged := archive.testzip()) is not None:
                     raise UserError(f"checkpoint {path} is damaged (in {damaged}); take another")
+        if not isinstance(path, Path):
+            path.seek(0)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist; give the path of a .pt file") from None

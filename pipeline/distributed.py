@@ -4,55 +4,184 @@ Alone, without torchrun, a process is rank 0 of 1 and every function here does n
 """
 
 import contextlib
+import ctypes
 import datetime
+import json
 import os
-from collections.abc import Iterable, Iterator
+import re
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from pipeline.errors import UserError
 
 AGREE_EVERY = 8  # steps between two looks at what the other processes were asked
+PATIENCE = 10.0  # seconds that a process which failed gives the others to say that they did
+_COMMUNICATION = re.compile("gloo|nccl|c10d|TCPStore|ProcessGroup", re.IGNORECASE)
 
 
-def start(device: str, timeout: float) -> None:
+class _Group:
+    """What this process knows of the others besides torch's process group."""
+
+    store: Store | None = None
+    traces = ""  # where NCCL leaves its flight recorder: this and the rank
+
+
+def start(device: str, timeout: float, folder: Path) -> None:
     """Join the processes that torchrun started; ``timeout`` in seconds bounds every wait for one.
 
-    ``device``: "cuda" takes NCCL, and the GPU of the local rank; "cpu" takes gloo.
+    ``device``: "cuda" takes NCCL, and the GPU of the local rank; "cpu" takes gloo. ``folder`` is
+    where NCCL leaves its flight recorder when a collective times out.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
         return
     if device == "cuda":
-        local = int(os.environ["LOCAL_RANK"])
-        if local >= torch.cuda.device_count():
-            raise UserError(
-                f"local rank {local} has no GPU, there are {torch.cuda.device_count()}; start as "
-                "many processes per node as it has GPUs, or set train.device=cpu"
-            )
-        torch.cuda.set_device(local)
+        _take_gpu(int(os.environ["LOCAL_RANK"]))
+        _Group.traces = _record_flights(folder)
+    _end_with_parent()
+    rank, limit = int(os.environ["RANK"]), datetime.timedelta(seconds=timeout)
+    store = _open_store(rank, one_node=os.environ.get("LOCAL_WORLD_SIZE") == str(size))
+    store.set_timeout(limit)
+    _Group.store = PrefixStore(_meet(store, rank, size, timeout), store)
     # Host values travel over gloo, so that they do not wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    store, rank, size = next(rendezvous("env://"))
-    # torchrun keeps its store when it starts the processes again: without a name of its own, a new
-    # process may find the address of a dead one there, and wait for it.
-    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    dist.init_process_group(
-        backend,
-        store=PrefixStore(f"restart{restarts}", store),
-        rank=rank,
-        world_size=size,
-        timeout=datetime.timedelta(seconds=timeout),
-    )
+    dist.init_process_group(backend, store=_Group.store, rank=rank, world_size=size, timeout=limit)
+
+
+def _take_gpu(local: int) -> None:
+    if local >= torch.cuda.device_count():
+        raise UserError(
+            f"local rank {local} has no GPU, there are {torch.cuda.device_count()}; start as many "
+            "processes per node as it has GPUs, or set train.device=cpu"
+        )
+    torch.cuda.set_device(local)
+
+
+def _record_flights(folder: Path) -> str:
+    """Let NCCL write its last collectives to a file when one of them times out."""
+    path = str(folder.absolute() / "nccl_rank")
+    for name, value in (
+        ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1"),
+        ("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000"),  # collectives
+        ("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", path),
+        ("TORCH_FR_BUFFER_SIZE", "2000"),  # the same two, by the names they are about to have
+        ("TORCH_FR_DUMP_TEMP_FILE", path),
+    ):
+        os.environ.setdefault(name, value)
+    return path
+
+
+def _end_with_parent() -> None:
+    """Be asked to stop when torchrun dies, which would otherwise leave its processes behind."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1  # sys/prctl.h
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _open_store(rank: int, *, one_node: bool) -> Store:
+    """The key-value store where the processes find each other: torchrun's, or the main one's own.
+
+    On one node nothing of ours listens to other machines.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if one_node and sys.platform == "linux":
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return TCPStore(host, port, wait_for_workers=False)
+    host = "127.0.0.1" if one_node else host
+    if rank:
+        return TCPStore(host, port, wait_for_workers=False)
+    listener = socket.create_server(("127.0.0.1" if one_node else "", port)).detach()
+    return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener)
+
+
+def _meet(store: Store, rank: int, size: int, timeout: float) -> str:
+    """A name that only the processes of this start know.
+
+    torchrun may keep its store when it starts processes again, and on several nodes each counts
+    restarts for itself. A new process must not find what a dead one wrote there. So each brings a
+    random name, and the main one answers the newest until all have come.
+    """
+    mine = secrets.token_hex(8)
+    if rank:
+        store.set(f"here/{rank}", mine)
+        name = store.get(f"answer/{mine}").decode()
+        store.set(f"came/{name}/{rank}", "")
+        return name
+    absent, deadline = set(range(1, size)), time.monotonic() + timeout
+    while absent:
+        for other in [r for r in absent if store.check([f"here/{r}"])]:
+            store.set(f"answer/{store.get(f'here/{other}').decode()}", mine)
+            if store.check([f"came/{mine}/{other}"]):
+                absent.remove(other)
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"rank {min(absent)} of {size} did not come within {timeout:g} s; see whether its "
+                "process started and can reach this machine, or raise train.timeout"
+            )
+        time.sleep(0.02)
+    return mine
 
 
 def stop() -> None:
     """Leave the others, in good order."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        _Group.store = None
+
+
+def explain(error: BaseException) -> str | None:
+    """Tell the others that this process ends with ``error``; or, if it ends because it cannot
+    reach them, which of them are at fault, and why. None: by its own fault.
+
+    Bounded in time, whatever state the others are in.
+    """
+    if not dist.is_initialized() or _Group.store is None:
+        return None
+    is_own = not (isinstance(error, RuntimeError) and _COMMUNICATION.search(str(error)))
+    reason = str(error) if is_own else ""
+    ends: dict[int, str] = {}
+    arguments = rank(), size(), f"{type(error).__name__}: {reason}" if is_own else "", ends
+    asking = threading.Thread(target=_exchange, args=(_Group.store, *arguments), daemon=True)
+    asking.start()
+    asking.join(1.0 if is_own else PATIENCE + 1)
+    return None if is_own else _blame(error, ends)
+
+
+def _exchange(store: Store, rank: int, size: int, own: str, ends: dict[int, str]) -> None:
+    """Leave ``own`` in the store; if it is empty, wait for the ``ends`` of the others."""
+    with contextlib.suppress(RuntimeError):  # the store may have gone with the main process
+        ends[rank] = own
+        store.set(f"end/{rank}", own)
+        deadline = time.monotonic() + (0 if own else PATIENCE)
+        while len(ends) < size and time.monotonic() < deadline:
+            for other in set(range(size)) - set(ends):
+                if store.check([f"end/{other}"]):
+                    ends[other] = store.get(f"end/{other}").decode()
+            time.sleep(0.05)
+
+
+def _blame(error: BaseException, ends: dict[int, str]) -> str:
+    reason = " ".join(str(error).splitlines()[0].split()) if str(error) else repr(error)
+    faults = [f"rank {other} ended with {text}" for other, text in sorted(ends.items()) if text]
+    if not faults:
+        silent = sorted(set(range(size())) - set(ends))
+        faults = [f"rank {other} does not answer, it hangs or is lost" for other in silent]
+    faults = faults or ["the connection broke"]
+    traces = f"; NCCL's last collectives: {_Group.traces}*" if _Group.traces else ""
+    return f"{'; '.join(faults)} ({reason}){traces}"
 
 
 def rank() -> int:
@@ -105,6 +234,42 @@ def broadcast_(tensors: Iterable[Tensor]) -> None:
     if size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
+
+
+def from_main(make: Callable[[], bytes]) -> bytes:
+    """What ``make`` gives in the main process; a ``UserError`` of it is raised in all.
+
+    The others need not see the main one's disk.
+    """
+    if size() == 1:
+        return make()
+    content, failed = b"", False
+    if is_main():
+        try:
+            content = make()
+        except UserError as error:
+            content, failed = str(error).encode(), True
+    header = torch.tensor([len(content), failed])
+    dist.broadcast(header, 0)
+    length = int(header[0])
+    data = torch.frombuffer(bytearray(content or max(1, length)), dtype=torch.uint8)
+    dist.broadcast(data, 0)
+    content = data.numpy().tobytes()[:length]
+    if header[1]:
+        raise UserError(content.decode())
+    return content
+
+
+def agree(values: Mapping[str, object]) -> None:
+    """Raise a ``UserError`` that names the first of ``values`` which the main process has
+    otherwise."""
+    theirs = json.loads(from_main(lambda: json.dumps(values, default=str).encode()))
+    for name, value in json.loads(json.dumps(values, default=str)).items():
+        if theirs.get(name) != value:
+            raise UserError(
+                f"{name} is {value} here and {theirs.get(name)} in the main process; start all "
+                "processes with the same"
+            )
 
 
 @contextlib.contextmanager

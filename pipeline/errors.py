@@ -11,8 +11,9 @@ class Diverged(RuntimeError):
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop, and it did, saved; exit code 128 + ``signal``."""
+    """A signal asked the run to stop, and it did; exit code 128 + ``signal``. ``together``: so did
+    all its processes, after saving."""
 
-    def __init__(self, signal: int, message: str) -> None:
+    def __init__(self, signal: int, message: str, *, together: bool = True) -> None:
         super().__init__(message)
-        self.signal = signal
+        self.signal, self.together = signal, together

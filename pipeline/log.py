@@ -3,11 +3,18 @@
 import json
 import logging
 import os
+import stat
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from pipeline import distributed
 from pipeline.errors import UserError
@@ -28,7 +35,9 @@ class _Console(logging.Handler):
 
 
 def start_console() -> None:
-    """Let ``logger`` speak on stderr."""
+    """Let ``logger`` speak on stderr; of all processes but the main one, errors only."""
+    if not distributed.is_main():
+        warnings.simplefilter("ignore")
     logger.handlers.clear()
     logger.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
     logger.propagate = False
@@ -42,8 +51,23 @@ def start_file(path: Path) -> None:
     logger.addHandler(handler)
 
 
+def _lock(file: TextIO) -> None:
+    """Keep other processes from writing the same run, until this one ends."""
+    if fcntl is None or not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise UserError(
+            f"another process is training this run, {Path(file.name).parent}; stop it, or set "
+            "run.name to start another"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+
+
 class JsonLines:
-    """metrics.jsonl: one JSON object a line, flushed at once.
+    """metrics.jsonl: one JSON object a line, flushed at once; one process writes it.
 
     ``size`` of a checkpoint says how long the file was then; resuming cuts off what came after.
     """
@@ -51,6 +75,7 @@ class JsonLines:
     def __init__(self, path: Path, size: int = 0) -> None:
         self.path = path
         self.file: TextIO = open(path, "a")  # noqa: SIM115
+        _lock(self.file)
         if path.stat().st_size < size:
             logger.warning("%s is shorter than at the checkpoint: lines are missing", path)
         elif path.stat().st_size > size:

@@ -3,6 +3,7 @@ order with the same crops and flips as in dali.py; only the resize rounds differ
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,7 @@ class TorchvisionLoader(FolderLoader):
             batch_size=None,  # an item is a batch
             sampler=_positions(self.plan, position),
             num_workers=self.workers,
+            worker_init_fn=_leave_signals_to_the_trainer,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else it would draw from the trainer's
         )
@@ -44,6 +46,12 @@ class TorchvisionLoader(FolderLoader):
         nhwc, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
         pixels = nhwc.permute(0, 3, 1, 2).to(torch.float32)
         return Batch(pixels.sub_(self._mean).div_(self._std).to(self.dtype), labels)
+
+
+def _leave_signals_to_the_trainer(_: int) -> None:
+    """A forked worker has the trainer's handlers, and the terminal interrupts both."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _positions(plan: Plan, position: Position) -> Iterator[Position]:

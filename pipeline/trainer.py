@@ -106,9 +106,9 @@ class Trainer:
     def fit(self, metrics: JsonLines, wandb: Wandb) -> None:
         """Train to the end; raises ``Diverged``, or ``Interrupted`` after saving."""
         self.metrics, self.wandb = metrics, wandb
-        with self.stop:
-            while self.epoch < self.config.train.epochs:
-                self._epoch()
+        self.stop.can_save = True
+        while self.epoch < self.config.train.epochs:
+            self._epoch()
 
     def _epoch(self) -> None:
         config, epochs = self.config, self.config.train.epochs
@@ -152,12 +152,12 @@ class Trainer:
                 self.waited += time.perf_counter() - mark
                 self.train_step(batch)
                 self.batch += 1
+                self.seconds += time.perf_counter() - mark
                 bar.step()
                 if self.batch % self.config.log.every == 0 or self.batch == len(self.loader):
                     self._log_step(bar, lr)
-                now = time.perf_counter()
-                self.seconds, mark = self.seconds + now - mark, now
                 self._maybe_save(first)
+                mark = time.perf_counter()
         finally:
             bar.close()
 
@@ -188,7 +188,8 @@ class Trainer:
             self.statistics.keep(~bad)
 
     def _check_finite(self) -> None:
-        """Raise ``Diverged`` if a loss was not finite. Waits for the device."""
+        """Raise ``Diverged`` if a loss was not finite, or a gradient, which makes the weights so.
+        Waits for the device."""
         in_a_row, first = int(self.skipped[1]), int(self.first_bad)
         remedy = "lower optim.lr, or go back to a checkpoint"
         where = f"since step {first} (epoch {first // len(self.loader)})"
@@ -200,6 +201,11 @@ class Trainer:
             raise Diverged(
                 f"the gradients keep overflowing at step {self.step} (epoch {self.epoch}): the "
                 f"loss scale fell below {MIN_LOSS_SCALE}; {remedy}"
+            )
+        if not nn.utils.get_total_norm(self.model.parameters()).isfinite():
+            raise Diverged(
+                f"the weights are not finite at step {self.step} (epoch {self.epoch}): a gradient "
+                f"was not; {remedy}"
             )
 
     def _log_step(self, bar: Progress, lr: float) -> None:
@@ -214,7 +220,7 @@ class Trainer:
                 "loss": means["loss"],
             }
         )
-        per_batch = self.seconds / max(self.batch - 1, 1)
+        per_batch = self.seconds / self.batch
         rate = self.step_images() / max(self.seconds, 1e-9)
         left = per_batch * (self.config.train.epochs * len(self.loader) - self.step)
         values = {"loss": means["loss"], "top1": means["top1"], "images/s": rate}
@@ -333,7 +339,8 @@ class Trainer:
             self.indicators.load_state(state["indicators"])
         checkpoint.set_rng_state(state["rng"])
         every = state["sums"]
-        if len(every) != distributed.size():  # another number of processes: one takes all
+        if len(every) != distributed.size():  # one takes all
+            self._note_processes(len(every))
             every = torch.zeros(distributed.size(), 4, dtype=every.dtype)
             every[0] = state["sums"].sum(0)
         self.sums.values.copy_(every[distributed.rank()])
@@ -344,6 +351,17 @@ class Trainer:
         self.first_bad = state["watch"][1].to(self.device)
         if self.statistics:
             self.statistics = StatisticsGuard(self.model)
+
+    def _note_processes(self, before: int) -> None:
+        now = distributed.size()
+        logger.info("%d processes now, %d before: the images come as before", now, before)
+        if self.config.train.sync_bn == "false":
+            logger.warning(
+                "train.sync_bn=false: batch norm sees %d images now, %d before; the training is "
+                "not the same",
+                self.config.data.batch_size // now,
+                self.config.data.batch_size // before,
+            )
 
 
 def _parallel(model: BinaryNetwork, device: torch.device) -> nn.Module:
@@ -441,10 +459,13 @@ class StatisticsGuard:
 
 
 class StopSignal:
-    """Within its context, SIGINT, SIGTERM and SIGUSR1 set ``signal``; the second SIGINT ends it."""
+    """Within its context, SIGINT, SIGTERM and SIGUSR1 raise ``Interrupted``; once ``can_save`` is
+    set they only set ``signal``, and the trainer stops when it has saved. A second SIGINT ends the
+    process at once."""
 
     def __init__(self) -> None:
         self.signal = 0
+        self.can_save = False
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -458,6 +479,8 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: object) -> None:
+        if not self.can_save:
+            raise Interrupted(number, "interrupted before the training began", together=False)
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number

@@ -1,13 +1,11 @@
-"""Several processes train as one: the same numbers, and nothing lost when one of them dies."""
+"""Several processes train as one: the same numbers. What happens when one dies: tests/faults."""
 
+import contextlib
 import itertools
-import json
 import os
 import re
-import signal
-import subprocess
 import sys
-import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,159 +17,87 @@ from hypothesis import strategies as st
 
 from kernels import batch_statistics, norm_binarize
 from pipeline.augment import Plan
-from pipeline.checkpoint import load
-from tests.imagefolder_fixtures import cifar_tree
+from tests.faults.harness import Lab, Run, check_same
 
-LEFT_OUT = ("kind", "seconds", "images_per_second", "data_wait")
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
 
 
 @pytest.fixture(scope="module")
-def cifar(tmp_path_factory):
-    return cifar_tree(tmp_path_factory.mktemp("cifar"), more_tests=1)
+def lab(tmp_path_factory):
+    return Lab(tmp_path_factory.mktemp("lab"))
 
 
-@pytest.fixture(scope="module")
-def start(cifar, tmp_path_factory):
-    """Starts a training run on ``size`` processes; its folder comes with the process."""
-    root = tmp_path_factory.mktemp("runs")
-    config = root / "tiny.yaml"
-    config.write_text(
-        "{model: {num_classes: 2}, data: {batch_size: 8, eval_batch_size: 5}, seed: 3,"
-        "train: {epochs: 3, precision: fp64, device: cpu, timeout: 60}, log: {every: 1, eta: 0},"
-        "checkpoint: {keep: 9, every_steps: 2}, deterministic: true}"
-    )
-
-    def start(name, size, *overrides, restarts=0):
-        command = [sys.executable, "-m"]
-        if size > 1:
-            command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
-            command += [f"--max-restarts={restarts}", "-m"]
-        command += ["launch.train", str(config), f"data.path={cifar}", f"run.dir={root}"]
-        process = subprocess.Popen(
-            [*command, f"run.name={name}", *overrides],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        return process, root / name
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def run(start):
-    """Runs to the end; gives the run's folder and what was printed."""
-
-    def run(name, size, *overrides, code=0, **options):
-        process, folder = start(name, size, *overrides, **options)
-        output = process.communicate(timeout=200)[1]
-        assert process.returncode == code, output
-        return folder, output
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def alone(run):
-    return run("alone", 1)[0]
-
-
-@pytest.fixture(scope="module")
-def two(run):
-    return run("two", 2)
-
-
-def records(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in LEFT_OUT} for line in lines]
-
-
-def weights(folder):
-    return load(folder / "checkpoints" / "epoch_0003.pt")["state_dict"]
-
-
-def same_training(ours, theirs, tolerance):
-    for a, b in zip(records(ours), records(theirs), strict=True):
-        assert a == pytest.approx(b, rel=tolerance, abs=tolerance)
-    for key, value in weights(theirs).items():
-        torch.testing.assert_close(weights(ours)[key], value, rtol=tolerance, atol=tolerance)
+def run(lab, name, size, *overrides, code=0):
+    return Run(lab, name, size, overrides=overrides).start().finish(code)
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_the_number_of_processes_changes_nothing(size, alone, two, run):
-    folder = two[0] if size == 2 else run("four", 4)[0]
-    same_training(folder, alone, 1e-9)
+def test_the_number_of_processes_changes_nothing(lab, size):
+    check_same(lab.reference(size), lab.reference(1), 1e-9)
 
 
-def test_only_the_main_process_speaks(two):
-    assert len(re.findall("val loss", two[1])) == 3 and "rank" not in two[1]
+def test_the_number_of_processes_changes_nothing_for_files(lab):
+    """JPEG trees, through DALI where it is installed: order, crops and flips are the same too."""
+    tree = lab.root / "tree"
+    tree.mkdir()
+    (tree / "train").symlink_to(lab.data / "train")
+    (tree / "val").symlink_to(lab.data / "test")
+    overrides = (
+        *("data.dataset=imagenet", f"data.path={tree}", "data.size=24", "data.resize=28"),
+        "data.workers=1",
+    )
+    one, two = (run(lab, f"files{size}", size, *overrides) for size in (1, 2))
+    check_same(two, one, 1e-9)
 
 
-def test_without_synchronised_batch_norm_it_is_another_training(alone, run):
-    folder, _ = run("unsynchronised", 2, "train.sync_bn='false'")
-    ours, theirs = records(folder), records(alone)
-    assert abs(ours[0]["loss"] - theirs[0]["loss"]) > 1e-6
+def test_only_the_main_process_speaks(lab):
+    said = lab.reference(2).said
+    assert len(re.findall("val loss", said)) == 4
+    assert "rank" not in said and "Warning" not in said
 
 
-def wait_for_step(folder, process, step):
-    path, deadline = folder / "metrics.jsonl", time.monotonic() + 60
-    while not path.exists() or len(path.read_text().splitlines()) < step:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+def test_without_synchronised_batch_norm_it_is_another_training(lab):
+    other = run(lab, "unsynchronised", 2, "train.sync_bn='false'", "train.epochs=1").records()
+    assert abs(other[0]["loss"] - lab.reference(1).records()[0]["loss"]) > 1e-6
 
 
-def workers(process):
-    """The processes that torchrun started, by rank."""
-    found = {}
-    for folder in os.listdir("/proc"):
-        try:
-            stat = open(f"/proc/{folder}/stat").read().split()  # noqa: SIM115
-            if folder.isdigit() and int(stat[3]) == process.pid:
-                environment = open(f"/proc/{folder}/environ", "rb").read().split(b"\0")  # noqa: SIM115
-                rank = [e[5:] for e in environment if e.startswith(b"RANK=")]
-                found[int(rank[0])] = int(folder)
-        except (OSError, IndexError, ValueError):
-            continue
-    return [found[rank] for rank in sorted(found)]
+def test_a_batch_that_cannot_be_shared_is_rounded(lab):
+    rounded = run(lab, "rounded", 4, "data.batch_size=9", "train.epochs=1")
+    assert "data.batch_size: 9 -> 8, a multiple of 4 processes" in rounded.said
+    assert "batch_size: 8\n" in (rounded.folder / "config.yaml").read_text()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_is_started_again_and_nothing_changes(rank, two, start):
-    process, folder = start(f"killed{rank}", 2, restarts=2)
-    wait_for_step(folder, process, 4)
-    os.kill(workers(process)[rank], signal.SIGKILL)
-    output = process.communicate(timeout=200)[1]
-    assert process.returncode == 0, output
-    assert "going on after" in output
-    same_training(folder, two[0], 0)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_a_signal_to_one_process_stops_all_for_good(two, start, run):
-    process, folder = start("stopped", 2, restarts=2)
-    wait_for_step(folder, process, 3)
-    os.kill(workers(process)[1], signal.SIGTERM)
-    output = process.communicate(timeout=200)[1]
-    assert process.returncode == 1, output  # torchrun's own answer
-    assert "interrupted; saved" in output and "this job was asked to stop" in output
-    assert len(records(folder)) < len(records(two[0]))
-    run("stopped", 1)  # goes on where it was, on one process
-    same_training(folder, two[0], 1e-9)
-
-
-def test_a_batch_that_cannot_be_shared_is_rounded(run):
-    folder, output = run("rounded", 4, "data.batch_size=9", "train.epochs=1")
-    assert "data.batch_size: 9 -> 8, a multiple of 4 processes" in output
-    assert "batch_size: 8\n" in (folder / "config.yaml").read_text()
-
-
-def test_an_error_names_its_rank(run):
-    output = run("wrong", 2, "model.num_classes=3", code=1)[1]
+def test_an_error_names_its_rank(lab):
+    said = run(lab, "wrong", 2, "model.num_classes=3", code=1).said
     for rank in (0, 1):
-        assert f"rank {rank}: error: model.num_classes is 3" in output
-    assert "UserError" not in output  # no traceback of ours
+        assert f"rank {rank}: error: model.num_classes is 3" in said
+    assert "UserError" not in said  # no traceback of ours
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_nothing_listens_to_other_machines(lab):
+    going = Run(lab, "listening", 2).start()
+    assert going.wait_until(lambda: going.lines() > 1)
+    addresses = [_listening(pid) for pid in [going.process.pid, *going.workers()]]
+    going.kill()
+    assert len(addresses[1]) >= 2 and len(addresses[2]) >= 1, "gloo, and the main one's store"
+    assert {each for found in addresses for each in found} == {"127.0.0.1"}
+
+
+def _listening(pid):
+    """The addresses that a process listens on."""
+    inodes = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            inodes.add(os.readlink(path))
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A" and f"socket:[{rest[5]}]" in inodes:
+                address = bytes.fromhex(local.partition(":")[0])
+                found.append(".".join(map(str, address[::-1])) if len(address) == 4 else local)
+    return found
 
 
 @given(

@@ -1,0 +1,324 @@
+"""Breaks real training runs and compares what comes out with a run that was left alone.
+
+A trial starts a tiny network on a few processes under torchrun (CPU, gloo), breaks it once or
+twice at random moments, starts it again where torchrun does not, and compares weights and
+metrics.jsonl. Everything is drawn from the trial's seed; only the machine's speed is not.
+"""
+
+import contextlib
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.checkpoint import CheckpointStore, load
+from tests.imagefolder_fixtures import cifar_tree
+
+EPOCHS, LINES = 4, 24  # of a whole run; lines in metrics.jsonl: 4 times 5 steps and an epoch
+LIMIT = 240  # seconds that a run may take
+TIMEOUT = 6  # train.timeout, after which a hung process is noticed
+NOT_COMPARED = ("seconds", "images_per_second", "data_wait")
+CONFIG = f"""
+seed: 3
+deterministic: true
+model: {{num_classes: 2}}
+data: {{batch_size: 8, eval_batch_size: 5}}
+train: {{epochs: {EPOCHS}, precision: fp64, device: cpu, timeout: {TIMEOUT}}}
+log: {{every: 1, eta: 0}}
+checkpoint: {{keep: 3, every_steps: 2}}
+"""
+# Two ways of torchrun: its own store, which outlives a restart, and that of ``make``.
+MEETINGS = {
+    "torchrun --standalone": ["--standalone"],
+    "make": ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", "--local-addr=127.0.0.1"],
+}
+
+
+class Lab:
+    """A folder with the data, the config and the undisturbed runs that all trials share."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.data = cifar_tree(root / "data", more_tests=1)
+        self.config = root / "tiny.yaml"
+        self.config.write_text(CONFIG)
+        self.references: dict[int, Run] = {}
+
+    def reference(self, size: int) -> "Run":
+        """A run on ``size`` processes that nothing disturbs."""
+        if size not in self.references:
+            self.references[size] = Run(self, f"reference{size}", size).start().finish()
+        return self.references[size]
+
+
+@dataclass
+class Run:
+    """One training run, in as many lives as it takes. ``meeting``: see ``MEETINGS``."""
+
+    lab: Lab
+    name: str
+    size: int
+    meeting: str = "make"
+    overrides: tuple[str, ...] = ()
+    module: str = "launch.train"
+    process: "subprocess.Popen[str] | None" = field(default=None, repr=False)
+
+    @property
+    def folder(self) -> Path:
+        return self.lab.root / "runs" / self.name
+
+    @property
+    def log(self) -> Path:
+        return self.lab.root / f"{self.name}.txt"
+
+    @property
+    def said(self) -> str:
+        """All that was printed so far."""
+        return self.log.read_text()
+
+    def start(self) -> "Run":
+        """Start it, or start it again."""
+        command = [sys.executable, "-m"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if self.size > 1:
+            command += ["torch.distributed.run", *MEETINGS[self.meeting]]
+            command += [f"--nproc-per-node={self.size}", "--max-restarts=3"]
+            command += ["--shutdown-timeout=8", "-m"]
+            if self.meeting == "make":
+                environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        command += [self.module, str(self.lab.config), f"data.path={self.lab.data}"]
+        command += [f"run.dir={self.lab.root / 'runs'}", f"run.name={self.name}", *self.overrides]
+        with open(self.log, "a") as log:
+            self.process = subprocess.Popen(command, env=environment, stderr=log, text=True)
+        return self
+
+    def workers(self) -> list[int]:
+        """The process ids of the ranks, in their order; of those that there are."""
+        assert self.process is not None
+        if self.size == 1:
+            return [self.process.pid]
+        found = {}
+        for child in _children(self.process.pid):
+            with contextlib.suppress(OSError, StopIteration, ValueError):
+                lines = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+                found[int(next(e[5:] for e in lines if e.startswith(b"RANK=")))] = child
+        return [found[rank] for rank in sorted(found)]
+
+    def lines(self) -> int:
+        """Lines in metrics.jsonl so far."""
+        path = self.folder / "metrics.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    def wait_until(self, ready: Callable[[], Any]) -> bool:
+        """Whether ``ready`` became true while the run was going on."""
+        assert self.process is not None
+        deadline = time.monotonic() + LIMIT
+        while self.process.poll() is None:
+            if ready():
+                return True
+            assert time.monotonic() < deadline, f"{self.name} hangs, see {self.log}"
+            time.sleep(0.01)
+        return False
+
+    def end(self) -> int:
+        """Wait for its end; its exit code."""
+        assert self.process is not None
+        try:
+            return self.process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"{self.name} does not end, see {self.log}") from None
+
+    def finish(self, code: int = 0) -> "Run":
+        """Wait for its end, which must be with ``code``."""
+        found = self.end()
+        assert found == code, f"{self.name} ended with {found}:\n{self.said[-3000:]}"
+        return self
+
+    def kill(self) -> None:
+        """Nothing of it is left: a power cut."""
+        assert self.process is not None
+        for pid in [self.process.pid, *self.workers()]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def records(self) -> list[dict[str, Any]]:
+        lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
+        return [{k: v for k, v in line.items() if k not in NOT_COMPARED} for line in lines]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        state = load(self.folder / "checkpoints" / f"epoch_{EPOCHS:04d}.pt")
+        momentum = state["optimizer"]["state"]
+        buffers = {f"momentum {i}": each["momentum_buffer"] for i, each in momentum.items()}
+        return {**state["state_dict"], **buffers}
+
+
+def _children(pid: int) -> Iterator[int]:
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                yield int(path.parent.name)
+
+
+def check_same(run: Run, reference: Run, tolerance: float = 0.0) -> None:
+    """The same lines in metrics.jsonl and the same weights, to the bit or to ``tolerance``."""
+    for ours, theirs in zip(run.records(), reference.records(), strict=True):
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            close = ours[key] == value or abs(ours[key] - value) <= tolerance * max(1, abs(value))
+            assert close, f"{run.name}: {key} is {ours[key]}, not {value}: {ours}"
+    expected = reference.weights()
+    for key, value in run.weights().items():
+        difference = (value - expected[key]).abs().max().item()
+        scale = max(1.0, expected[key].abs().max().item())
+        assert difference <= tolerance * scale, f"{run.name}: {key} differs by {difference}"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``strike`` does it; ``again``: torchrun does not go on, the run has to be started again."""
+
+    strike: Callable[[Run, random.Random], None]
+    meaning: str
+    again: bool = True
+
+
+def _kill_rank(run: Run, rng: random.Random) -> None:
+    os.kill(rng.choice(run.workers()), signal.SIGKILL)
+
+
+def _stop_rank(run: Run, rng: random.Random) -> None:
+    os.kill(rng.choice(run.workers()), signal.SIGSTOP)
+
+
+def _signal_rank(run: Run, rng: random.Random) -> None:
+    number = rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+    os.kill(rng.choice(run.workers()), number)
+
+
+def _signal_torchrun(run: Run, rng: random.Random) -> None:
+    assert run.process is not None
+    run.process.send_signal(rng.choice([signal.SIGTERM, signal.SIGINT]))
+
+
+def _kill_torchrun(run: Run, rng: random.Random) -> None:
+    assert run.process is not None
+    workers = run.workers()
+    run.process.kill()
+    run.process.wait()
+    deadline = time.monotonic() + LIMIT  # the others notice, save and end by themselves
+    while any(os.path.exists(f"/proc/{pid}") for pid in workers):
+        assert time.monotonic() < deadline, f"{run.name}: torchrun's processes outlive it"
+        time.sleep(0.05)
+
+
+def _power_cut(run: Run, rng: random.Random) -> None:
+    run.kill()
+
+
+def _cut_while_writing(run: Run, rng: random.Random) -> None:
+    folder = run.folder / "checkpoints"
+    run.wait_until(lambda: folder.exists() and any(folder.glob(".*.tmp")))
+    run.kill()
+
+
+def _damage(run: Run, rng: random.Random) -> None:
+    run.kill()
+    files = CheckpointStore(run.folder / "checkpoints", 1).files()
+    if len(files) < 2:  # the only one: nobody could go on from it
+        return
+    content = bytearray(files[0].read_bytes())
+    at = rng.randrange(len(content))
+    if rng.random() < 0.5:
+        del content[at:]
+    else:
+        content[at] ^= 1 << rng.randrange(8)
+    files[0].write_bytes(content)
+
+
+def _full_disk(run: Run, rng: random.Random) -> None:
+    """No file may grow beyond a few KiB any more, in the process that writes."""
+    resource.prlimit(run.workers()[0], resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+
+
+FAULTS = {
+    "SIGKILL": Fault(_kill_rank, "to a rank", again=False),
+    "SIGSTOP": Fault(_stop_rank, "to a rank: it hangs", again=False),
+    "signal": Fault(_signal_rank, "SIGTERM, SIGINT or SIGUSR1 to a rank"),
+    "stop": Fault(_signal_torchrun, "SIGTERM or SIGINT to torchrun"),
+    "orphans": Fault(_kill_torchrun, "SIGKILL to torchrun alone"),
+    "power": Fault(_power_cut, "SIGKILL to everything"),
+    "torn": Fault(_cut_while_writing, "SIGKILL to everything while a checkpoint is written"),
+    "damage": Fault(_damage, "and a byte of the newest checkpoint flipped, or its end cut off"),
+    "full": Fault(_full_disk, "no room for a checkpoint", again=False),
+    "resize": Fault(_signal_rank, "as signal, and going on with another number of processes"),
+}
+
+
+@dataclass
+class Result:
+    """How one trial went."""
+
+    seed: int
+    size: int
+    meeting: str
+    faults: list[str]  # those that struck
+    error: str = ""
+
+
+def trial(lab: Lab, seed: int, faults: list[str] | None = None) -> Result:
+    """Break a run as ``seed`` says, or by the given ``faults``, and compare it in the end."""
+    rng = random.Random(seed)
+    size = rng.choice([2, 2, 4])
+    run = Run(lab, f"trial{seed}", size, rng.choice(list(MEETINGS)))
+    chosen = faults or rng.choices(list(FAULTS), k=rng.choice([1, 2]))
+    result = Result(seed, size, run.meeting, [])
+    run.start()
+    for name in chosen:
+        if not _reach(run, rng.randrange(1, LINES - 5)):  # few seconds are left in the last lines
+            break  # it was over before
+        time.sleep(rng.uniform(0, 0.5))
+        _strike(run, name, rng)
+        result.faults.append(name)
+    try:
+        run.finish()
+        check_same(run, lab.reference(size), 0.0 if run.size == size else 1e-9)
+    except AssertionError as error:
+        result.error = str(error)
+    return result
+
+
+def _reach(run: Run, line: int) -> bool:
+    """Wait for that line in metrics.jsonl and for all workers; whether that came."""
+    return run.wait_until(lambda: run.lines() >= line and len(run.workers()) == run.size)
+
+
+def _strike(run: Run, name: str, rng: random.Random) -> None:
+    fault = FAULTS[name]
+    fault.strike(run, rng)
+    if fault.again:
+        run.end()
+        if name == "resize":
+            run.size = rng.choice([n for n in (1, 2, 4) if n != run.size])
+        run.start()
+
+
+def table(results: list[Result]) -> str:
+    """Faults tried and survived, as Markdown."""
+    rows = ["| fault | what it is | tried | survived |", "|---|---|---|---|"]
+    for name, fault in FAULTS.items():
+        tried = [each for each in results for hit in each.faults if hit == name]
+        survived = sum(not each.error for each in tried)
+        rows.append(f"| {name} | {fault.meaning} | {len(tried)} | {survived} |")
+    return "\n".join(rows)
