@@ -57,7 +57,7 @@ def cluster(tmp_path_factory):
         (root / "bin" / name).chmod(0o755)
     (root / "tiny.yaml").write_text(
         "{model: {num_classes: 2}, data: {batch_size: 8, eval_batch_size: 6}, seed: 3,"
-        "train: {epochs: %d, device: cpu, timeout: 60}, log: {every: 1, eta: 0}}" % EPOCHS
+        f"train: {{epochs: {EPOCHS}, device: cpu, timeout: 60}}, log: {{every: 1, eta: 0}}}}"
     )
     environment = {
         **os.environ,
