@@ -30,7 +30,7 @@ mount_data = --mount type=bind,source="$$(cd $(call quote,$(DATA)) && pwd)",targ
 
 .PHONY: help setup quickstart test test-gpu soak lint format \
 	imagenet-r18 imagenet-r34 cifar10-r20 cifar10-r20-bireal cifar10-r18 cifar10-vgg-small \
-	bench-kernels bench-train bench-loader docker-build docker-run
+	bench-kernels bench-train bench-loader scaling docker-build docker-run
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' Makefile
@@ -86,6 +86,9 @@ bench-train: $(READY)  ## training throughput (CONFIG=, DATA=, DEVICE=cpu|cuda)
 
 bench-loader: $(READY)  ## data loading throughput (CONFIG=, DATA=, DEVICE=cpu|cuda)
 	$(call bench,loader,configs/imagenet_resnet18.yaml)
+
+scaling: $(READY)  ## the tables and the plot of docs/scaling.md
+	$(PYTHON) -m launch.scaling
 
 docker-build:  ## build the image (BASE_IMAGE=, IMAGE=)
 	docker build --build-arg BASE_IMAGE=$(BASE_IMAGE) -t $(IMAGE) .

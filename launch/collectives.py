@@ -1,0 +1,111 @@
+"""What it costs several processes to train as one:
+``torchrun --nproc-per-node=N -m launch.collectives CONFIG [key=value ...]``.
+
+Times, in turns, so that a change of the machine's load meets them alike: a training step on a fixed
+batch in which each process trains for itself but for one value, the same with the gradients
+summed, and with batch norm synchronised too; and the collectives of that step alone, at the sizes
+that the network sends. ``data.batch_size`` is that of all processes. Prints a table and appends it
+to docs/results/collectives_<device>.csv. What follows from it: docs/scaling.md.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from launch.benchmark import COLUMNS, FixedBatch, Row, write
+from launch.benchmark import _take_turns as take_turns
+from launch.command import command, get_device
+from launch.scaling import norm_bytes
+from launch.train import divide, make_model
+from models.layers import NormBinarize
+from pipeline import distributed
+from pipeline.checkpoint import CheckpointStore
+from pipeline.config import Config, load_config
+from pipeline.errors import UserError
+from pipeline.trainer import StopSignal, Trainer, make_optimizer, prepare
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, on every process; the main one writes."""
+    parser = argparse.ArgumentParser(prog="launch.collectives")
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--rounds", type=int, default=50, help="timed turns of each")
+    options = parser.parse_args(arguments)
+    config = load_config(options.config, options.overrides)
+    device = get_device(config)
+    if distributed.size() == 1:
+        raise UserError("one process has nobody to talk to; start it with torchrun")
+    rows = measure(divide(config), device, options.rounds)
+    if distributed.is_main():
+        write("collectives", rows, device)
+    distributed.stop()
+
+
+def measure(config: Config, device: torch.device, rounds: int) -> list[Row]:
+    """Microseconds of steps, and of what they say to the others."""
+    size, total = distributed.size(), config.data.batch_size
+    share = dataclasses.replace(config.data, batch_size=total // size)
+    loader = FixedBatch(dataclasses.replace(config, data=share), device)
+    local = trainer(config, device, loader, parallel=False, sync=False)
+    summed = trainer(config, device, loader, parallel=True, sync=False)
+    whole = trainer(config, device, loader, parallel=True, sync=True)
+    norms = [m.num_features for m in whole.model.modules() if isinstance(m, NormBinarize)]
+    values = [norm_bytes(channels) // 4 for channels in norms]
+    parameters = sum(p.numel() for p in whole.model.parameters())
+    calls: dict[str, Callable[[], object]] = {
+        "step_local": lambda: local.train_step(loader.batch),
+        "step_gradients": lambda: summed.train_step(loader.batch),
+        "step": lambda: whole.train_step(loader.batch),
+        "norms_forward": lambda: [gather(count, device) for count in values],
+        "norms_backward": lambda: [reduce(count, device) for count in values],
+        "gradients": lambda: reduce(parameters, device),
+        "one_value": lambda: reduce(1, device),
+    }
+    case = f"{config.run.name}/{size}x{total // size}/{config.train.precision}/{dist.get_backend()}"
+    times = take_turns(calls, rounds, device)
+    quantiles = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    rows: list[Row] = []
+    for mode, seconds in times.items():
+        found = [f"{s * 1e6:.1f}" for s in seconds.quantile(quantiles).tolist()]
+        row = (case, "ours", mode, "time", "us", *found)
+        rows.append(dict(zip(COLUMNS[6:], row, strict=True)))
+    return rows
+
+
+def trainer(
+    config: Config, device: torch.device, loader: FixedBatch, *, parallel: bool, sync: bool
+) -> Trainer:
+    """A trainer whose processes sum their gradients, or not, and share statistics, or not."""
+    torch.manual_seed(config.seed)
+    store = CheckpointStore(config.run_folder, 1)  # stays empty
+    run = Trainer(config, make_model(config), (loader, loader), device, store, StopSignal())
+    if not parallel:
+        run.network = run.model = prepare(make_model(config), config, device)
+        run.optimizer = make_optimizer(config, run.model)
+    for module in run.model.modules():
+        if isinstance(module, NormBinarize):
+            module.sync = sync
+    run.model.train()
+    return run
+
+
+def gather(values: int, device: torch.device) -> Tensor:
+    """What batch norm's forward pass says."""
+    mine = torch.zeros(values, device=device)
+    everyone = mine.new_empty(dist.get_world_size() * values)
+    dist.all_gather_into_tensor(everyone, mine)
+    return everyone
+
+
+def reduce(values: int, device: torch.device) -> Tensor:
+    """What its backward pass says, or with many values the gradients."""
+    return distributed.sum_(torch.zeros(values, device=device))
+
+
+if __name__ == "__main__":
+    command(main)
