@@ -46,7 +46,7 @@ def batch_statistics(
         num_batches_tracked: 0-dim int64, counted up in place.
         scale: s, 0-dim, positive; None for 1.
         sync: over the batches of all processes of torch.distributed, which may be of different
-            sizes: one collective of mean, sum of squared deviations and count.
+            sizes: one all-reduce of sum, sum of squares and count.
 
     Raises ValueError, naming the argument, for shapes, devices or dtypes that do not fit, and for
     fewer than two values per channel, whose variance says nothing (as torch does).
@@ -193,13 +193,9 @@ def _batch_statistics(
         return run(rows, scale, *running, momentum, eps, relu)
     deviations = launch_deviations if uses_triton(z) else reference.deviations
     mean, squares = deviations(rows, relu)
-    local = torch.cat([mean, squares, mean.new_full((1,), len(rows))])
-    every = local.new_empty(dist.get_world_size() * len(local))
-    # Its name from torch 2.14 on, and the one before.
-    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    all_gather(every, local)
-    means, squares, counts = every.view(-1, len(local)).split([len(mean), len(mean), 1], 1)
-    merged = reference.merge_deviations(means, squares, counts)
+    sums = reference.pack_sums(mean, squares, len(rows))
+    dist.all_reduce(sums)
+    merged = reference.unpack_sums(sums, mean.dtype)
     return reference.finish_statistics(*merged, scale, *running, momentum, eps)
 
 

@@ -132,14 +132,19 @@ def deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
     return mean, _deviation(z, mean, relu).square_().sum(0)
 
 
-def merge_deviations(
-    means: Tensor, squares: Tensor, counts: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``deviations`` of several parts (parts, C), of ``counts`` (parts, 1), and their number."""
-    counts, means = counts.to(means.dtype), torch.where(counts > 0, means, 0)
-    n = counts.sum()
-    mean = means[0] + ((means - means[0]) * counts).sum(0) / n
-    return mean, (torch.where(counts > 0, squares, 0) + counts * (means - mean) ** 2).sum(0), n
+def pack_sums(mean: Tensor, squares: Tensor, n: int) -> Tensor:
+    """``deviations`` of n positions as (2 C + 1,) float64 that add up over parts of a batch: sum,
+    sum of squares and n. float64, since sums of squares cancel. n may be 0."""
+    mean = mean.double() if n else torch.zeros_like(mean, dtype=torch.float64)
+    total = mean.new_full((1,), n)
+    return torch.cat([n * mean, (squares + n * mean.square() if n else mean), total])
+
+
+def unpack_sums(sums: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """``deviations`` and n from added ``pack_sums``."""
+    total, squares, n = sums.split([len(sums) // 2, len(sums) // 2, 1])
+    squares = (squares - total.square() / n).clamp(min=0)
+    return (total / n).to(dtype), squares.to(dtype), n[0]
 
 
 def finish_statistics(

@@ -8,6 +8,7 @@ the others. A block is then, twice,
     x, xb = self.bn1(z, scale, residual=x)
 """
 
+import itertools
 from typing import cast
 
 import torch
@@ -175,11 +176,21 @@ class BinaryNetwork(nn.Module):
         super().__init__()
         self.arch, self.bits, self.estimator, self.options = arch, bits, estimator, options
         self.progress = 0.0
+        self.binarize_by_stage = False  # so that the last stages' gradients are there early
 
     def binarize_weights(self) -> None:
-        """Make the binary weights of all layers; every ``forward`` begins with it."""
-        if self.bits != "32w32a":
-            binarize_convs(list(self.binary_convs().values()))
+        """Make the binary weights of all layers; every ``forward`` begins with it.
+
+        At once: a launch for all layers, whose gradients come together at the end of the backward
+        pass. By stage: those of the last stages, which hold most weights, come while the first
+        ones are still at work, and DistributedDataParallel sums them meanwhile.
+        """
+        convs = self.binary_convs().items()
+        for _, stage in itertools.groupby(convs, lambda item: self._stage(item[0])):
+            binarize_convs([conv for _, conv in stage])
+
+    def _stage(self, name: str) -> str:
+        return name.partition(".")[0] if self.binarize_by_stage else ""
 
     def binary_convs(self) -> dict[str, BinaryConv2d]:
         """The binary convolutions by name, from the input to the output."""

@@ -77,6 +77,7 @@ class Trainer:
         self.model = prepare(model, config, device)
         self.network: nn.Module = self.model  # what a step goes through
         if distributed.size() > 1:
+            self.model.binarize_by_stage = True
             self.network = _parallel(self.model, device)
         self.optimizer = make_optimizer(config, self.model)
         mixed = config.train.precision == "fp16"
@@ -367,6 +368,8 @@ class Trainer:
 def _parallel(model: BinaryNetwork, device: torch.device) -> nn.Module:
     # Statistics are the same everywhere or, without sync_bn, the main process's count.
     options: dict[str, Any] = {"gradient_as_bucket_view": True, "static_graph": True}
+    # A group of their own: batch norm's small sums need not queue behind the gradients.
+    options["process_group"] = torch.distributed.new_group()
     name = "broadcast_buffers"
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:
         name = "forward_sync_buffers"  # its name from torch 2.13 on
