@@ -19,6 +19,8 @@ from pipeline.errors import UserError
 from pipeline.log import Progress, logger, start_console
 
 USAGE = "usage: python -m launch.evaluate CHECKPOINT [key=value ...]"
+# A checkpoint may come from anybody: where files lie and what is fetched is not for it to say.
+PLACES = {"run": ("dir", "name", "resume"), "data": ("path", "download"), "model": ("weights",)}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -47,9 +49,15 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def values_of(state: dict[str, Any]) -> dict[str, Any]:
-    """The config of a checkpoint; an official one gives its network and its data set."""
+    """The config of a checkpoint but for ``PLACES``; an official one gives its network and its
+    data set."""
     if "config" in state:
-        return dict(state["config"])
+        return {
+            section: {k: v for k, v in values.items() if k not in PLACES.get(section, ())}
+            if isinstance(values, dict)
+            else values
+            for section, values in dict(state["config"]).items()
+        }
     arch, bits = checkpoint.identify(state)
     if arch not in ARCHS:
         return {}  # not said: model.arch and model.bits must be given

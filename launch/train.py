@@ -4,6 +4,7 @@ import dataclasses
 import io
 import os
 import random
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -228,7 +229,8 @@ def summarise(config: Config, best: dict[str, Any], last: dict[str, Any]) -> Non
         text = f"val top-1 {record['val_top1']:.2f} %, top-5 {record['val_top5']:.2f} %"
         logger.info(bold(f"{label}: {text} (epoch {record['epoch'] + 1})"))
     logger.info("the run lies in %s; next:", folder)
-    logger.info("  python -m launch.evaluate %s", folder / "checkpoints" / "best.pt")
+    data = f" {shlex.quote(f'data.path={config.data.path}')}" if config.data.path else ""
+    logger.info("  python -m launch.evaluate %s%s", folder / "checkpoints" / "best.pt", data)
 
 
 if __name__ == "__main__":

@@ -211,6 +211,10 @@ def make_config(
     config = _merge(config, OmegaConf.create(dict(values)))
     for override in overrides:
         config = _merge(config, _parse(override), override)
+    for full, value in _walk(OmegaConf.to_container(config)):  # type: ignore[arg-type]
+        if isinstance(value, str) and "${" in value:
+            # They would read the environment, and with it keys, into config.yaml.
+            raise UserError(f"{full} is {value!r}; write it out, ${{...}} is not filled in")
     try:
         result = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import itertools
+
 import pytest
 import torch
 import torch.distributed as dist

@@ -84,7 +84,7 @@ def test_files_of_a_run_and_a_finished_one(arguments, tmp_path, capsys):
         train_command.main([*arguments, "run.resume=none"])
 
     best = folder / "checkpoints" / "best.pt"
-    evaluate_command.main([str(best)])
+    evaluate_command.main([str(best), arguments[1]])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["images"] == 12
     wanted = load(best)["best"]
