@@ -148,8 +148,9 @@ def check_data(state: dict[str, Any], data: dict[str, str], config: Config) -> N
     changed = [split for split, fingerprint in data.items() if state["data"][split] != fingerprint]
     if changed:
         raise UserError(
-            f"data.path={config.data.path}: the {' and '.join(changed)} images are not those that "
-            "this run began with; bring them back, or set run.name to start another run"
+            f"data.path={config.data.path} (data.exclude={config.data.exclude}): the "
+            f"{' and '.join(changed)} images are not those that this run began with; bring them "
+            "back, or set run.name to start another run"
         )
 
 
