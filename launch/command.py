@@ -13,7 +13,7 @@ from pipeline.errors import Diverged, Interrupted, UserError
 
 def command(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run ``main`` with the command line; exit with 0, 2 (the user's input is wrong), 3 (the
-    training diverged) or 128 + the signal that stopped it."""
+    training diverged), 128 + the signal that stopped it, or what a SystemExit of ``main`` says."""
     try:
         main(sys.argv[1:])
     except (UserError, Diverged) as error:
