@@ -48,7 +48,20 @@ def build_loaders(config: Config, device: torch.device) -> tuple[Loader, Loader]
     Raises ``UserError`` for whatever is wrong with the data or with how the config uses them.
     """
     with distributed.main_first():  # it draws, decodes and caches for all
-        return _build_loaders(config, device)
+        loaders = _build_loaders(config, device)
+    _check_agreement(loaders, config)
+    return loaders
+
+
+def _check_agreement(loaders: tuple[Loader, Loader], config: Config) -> None:
+    """Raise unless all processes, on whatever machines, found the same images."""
+    text = "".join(loader.fingerprint for loader in loaders)
+    mine = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    if not (distributed.gather(mine) == mine).all():
+        raise UserError(
+            f"data.path={config.data.path} and data.exclude={config.data.exclude} are not the same "
+            "images in all processes; give every machine the same data and the same list"
+        )
 
 
 def _build_loaders(config: Config, device: torch.device) -> tuple[Loader, Loader]:

@@ -6,10 +6,14 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from launch import evaluate as evaluate_command
 from launch import train as train_command
+from pipeline import distributed
 from pipeline.cifar import load_cifar10
+from pipeline.config import make_config
+from pipeline.data import build_loaders
 from pipeline.errors import UserError
 from pipeline.exclude import printable, read
 from pipeline.imagefolder import scan, scan_train_val
@@ -112,6 +116,15 @@ def test_torchvisions_cifar_files_cannot_be_excluded(tmp_path):
     excluded = listing(tmp_path, "train/dark/0.png")
     with pytest.raises(UserError, match="^data.exclude .*; set data.exclude=null$"):
         load_cifar10(tmp_path, split="train", download=False, excluded=excluded)
+
+
+def test_processes_with_other_lists_do_not_train_together(tmp_path, monkeypatch):
+    config = make_config({}, [f"data.path={cifar_tree(tmp_path)}", "model.num_classes=2",
+                              "data.batch_size=8"], name="x")  # fmt: skip
+    monkeypatch.setattr(distributed, "gather", lambda mine: torch.stack([mine, mine.flip(0)]))
+    fails("not the same images in all processes", build_loaders, config, torch.device("cpu"))
+    monkeypatch.setattr(distributed, "gather", lambda mine: torch.stack([mine, mine]))
+    assert len(build_loaders(config, torch.device("cpu"))) == 2
 
 
 DALI = pytest.param("dali", marks=pytest.mark.skipif(
