@@ -259,7 +259,7 @@ def loaders(config: Config, device: torch.device, rounds: int) -> list[Row]:
     """images/s of training batches."""
     if config.data.path is None:
         raise UserError("data.path is not set: give a tree with train/ of class folders (DATA=)")
-    folder = scan(Path(config.data.path), "train")
+    folder = scan(Path(config.data.path), "train", config.data.exclude)
     batch, workers = config.data.batch_size, config.data.workers
     case = f"{folder.root.name}/{batch}x3x{config.data.size}x{config.data.size}/workers{workers}"
     rows = []

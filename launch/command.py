@@ -14,8 +14,8 @@ from pipeline.errors import Diverged, Interrupted, UserError
 
 def command(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run ``main`` with the command line; exit with 0, 2 (the user's input is wrong), 3 (the
-    training diverged), 128 + the signal that stopped it, or 1 (another process was lost, or a
-    bug)."""
+    training diverged), 128 + the signal that stopped it, 1 (another process was lost, or a bug), or
+    what a SystemExit of ``main`` says."""
     try:
         main(sys.argv[1:])
     except (UserError, Diverged) as error:

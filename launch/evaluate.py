@@ -20,7 +20,11 @@ from pipeline.log import Progress, logger, start_console
 
 USAGE = "usage: python -m launch.evaluate CHECKPOINT [key=value ...]"
 # A checkpoint may come from anybody: where files lie and what is fetched is not for it to say.
-PLACES = {"run": ("dir", "name", "resume"), "data": ("path", "download"), "model": ("weights",)}
+PLACES = {
+    "run": ("dir", "name", "resume"),
+    "data": ("path", "download", "exclude"),
+    "model": ("weights",),
+}
 
 
 def main(arguments: Sequence[str]) -> None:

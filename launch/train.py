@@ -23,7 +23,8 @@ from pipeline.errors import Diverged, Interrupted, UserError
 from pipeline.log import JsonLines, Wandb, bold, logger, start_console, start_file
 
 USAGE = "usage: python -m launch.train CONFIG [key=value ...], such as configs/quickstart.yaml"
-MAY_DIFFER = ("data.path", "data.workers", "run.dir")  # between the processes of a run
+# Between the processes of a run:
+MAY_DIFFER = ("data.path", "data.exclude", "data.workers", "run.dir")
 CHECK = "--check"  # look for mistakes in the config and the data, and end
 
 
@@ -55,7 +56,6 @@ def train(config: Config, stop: trainer.StopSignal, *, only_check: bool) -> None
         return summarise(config, state["best"], state["last"])
     seed_everything(config)
     loaders = build_loaders(config, device)
-    distributed.agree(trainer.fingerprints(*loaders))
     if state:
         check_data(state, trainer.fingerprints(*loaders), config)
     model = make_model(config)
@@ -147,13 +147,23 @@ def check_config(state: dict[str, Any], config: Config, path: Path) -> None:
 
 
 def check_data(state: dict[str, Any], data: dict[str, str], config: Config) -> None:
-    """Raise if the data are not those that the run began with."""
+    """Raise if the data are not those that the run began with.
+
+    Leaving out more images, bad ones say, is allowed between two epochs.
+    """
     changed = [split for split, fingerprint in data.items() if state["data"][split] != fingerprint]
-    if changed:
+    if not changed:
+        return
+    what = f"the {' and '.join(changed)} images are not those that this run began with"
+    where = f"data.path={config.data.path} (data.exclude={config.data.exclude}): {what}"
+    if config.data.exclude == state["config"]["data"].get("exclude"):
+        raise UserError(f"{where}; bring them back, or set run.name to start another run")
+    if state["batch"]:
         raise UserError(
-            f"data.path={config.data.path}: the {' and '.join(changed)} images are not those that "
-            "this run began with; bring them back, or set run.name to start another run"
+            f"{where}, and it is in the middle of an epoch; go on from the end of one with "
+            "run.name=... run.resume=.../epoch_....pt"
         )
+    logger.warning("%s; going on with what data.exclude leaves", where)
 
 
 def seed_everything(config: Config) -> None:

@@ -52,7 +52,12 @@ class CifarSplit:
 
 
 def load_cifar10(
-    path: Path | None, *, split: str, download: bool, cache: Path | None = None
+    path: Path | None,
+    *,
+    split: str,
+    download: bool,
+    cache: Path | None = None,
+    excluded: str | None = None,
 ) -> CifarSplit:
     """Split ``split`` ("train" or "test") of the data set at ``path``; the other is not read.
 
@@ -60,7 +65,8 @@ def load_cifar10(
     verified; ``download`` fetches what is missing), or it is a tree of 32x32 images,
     ``train/<class>/*`` and ``test/<class>/*`` (see imagefolder.scan). A tree is decoded once into
     a file in ``cache``: by default in ``path``, or in ``data/cache`` where ``path`` is not
-    writable. Raises UserError when the data set is missing or broken.
+    writable. ``excluded``: a list of images of a tree to leave out. Raises UserError when the data
+    set is missing or broken.
     """
     assert split in ("train", "test"), split
     if path is None:
@@ -68,9 +74,14 @@ def load_cifar10(
     root = path.resolve().parent if path.resolve().name == CIFAR10.base_folder else path
     is_tree = (path / "train").is_dir() or (path / "test").is_dir()
     if (root / CIFAR10.base_folder).is_dir() or (download and not is_tree):
+        if excluded is not None:
+            raise UserError(
+                f"data.exclude leaves out single images, but {root / CIFAR10.base_folder} holds "
+                "torchvision's files; set data.exclude=null"
+            )
         return _load_official(root, split, download)
     if is_tree:
-        return _load_tree(path, split, cache)
+        return _load_tree(path, split, cache, excluded)
     neither = f"holds neither {CIFAR10.base_folder}/ nor train/ and test/"
     raise UserError(f"data.path: {path} {neither if path.exists() else 'does not exist'}; {REMEDY}")
 
@@ -95,12 +106,12 @@ def _split(images: Pixels, labels: Ints, classes: tuple[str, ...]) -> CifarSplit
     return CifarSplit(pixels, targets, classes, digest.hexdigest())
 
 
-def _load_tree(path: Path, split: str, cache: Path | None) -> CifarSplit:
+def _load_tree(path: Path, split: str, cache: Path | None, excluded: str | None) -> CifarSplit:
     """An image-folder tree, from the cache where that still describes it."""
     for needed in {"test", split}:  # what is given to evaluate need not hold training images
         if not (path / needed).is_dir():
             raise UserError(f"data.path: {path} has no folder {needed}/; add it")
-    folder = scan(path, split)
+    folder = scan(path, split, excluded)
     _check_classes(folder, path / ("test" if split == "train" else "train"))
     source = _state(folder)
     file = _cache_file(path, split, cache)
@@ -125,7 +136,7 @@ def _check_classes(folder: ImageFolder, other: Path) -> None:
 
 
 def _state(folder: ImageFolder) -> str:
-    """Changes when a file is added, removed, renamed, resized or touched."""
+    """Changes when a file is added, removed, excluded, renamed, resized or touched."""
     digest = hashlib.sha256(folder.fingerprint.encode())
     for path in folder.paths(range(len(folder.files))):
         digest.update(b"%d " % os.stat(path).st_mtime_ns)

@@ -64,6 +64,9 @@ class DataConfig:
         "cifar10", "imagenet: any tree with train/ and val/ of class folders; synthetic: drawn here"
     )
     path: str | None = key(None, "where the data lie; synthetic: unset draws them once")
+    exclude: str | None = key(
+        None, "a list of images to leave out, such as launch.prepare verify writes"
+    )
     download: bool = key(False, "cifar10: download torchvision's files when they are missing")
     loader: Literal["auto", "dali", "torchvision"] = key(
         "auto", "of JPEG trees; auto: dali where it is installed"

@@ -48,7 +48,20 @@ def build_loaders(config: Config, device: torch.device) -> tuple[Loader, Loader]
     Raises ``UserError`` for whatever is wrong with the data or with how the config uses them.
     """
     with distributed.main_first():  # it draws, decodes and caches for all
-        return _build_loaders(config, device)
+        loaders = _build_loaders(config, device)
+    _check_agreement(loaders, config)
+    return loaders
+
+
+def _check_agreement(loaders: tuple[Loader, Loader], config: Config) -> None:
+    """Raise unless all processes, on whatever machines, found the same images."""
+    text = "".join(loader.fingerprint for loader in loaders)
+    mine = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    if not (distributed.gather(mine) == mine).all():
+        raise UserError(
+            f"data.path={config.data.path} and data.exclude={config.data.exclude} are not the same "
+            "images in all processes; give every machine the same data and the same list"
+        )
 
 
 def _build_loaders(config: Config, device: torch.device) -> tuple[Loader, Loader]:
@@ -61,7 +74,7 @@ def _build_loaders(config: Config, device: torch.device) -> tuple[Loader, Loader
     root = _tree(config)
     from pipeline.imagefolder import scan_train_val
 
-    folders = scan_train_val(root)
+    folders = scan_train_val(root, config.data.exclude)
     return (
         _checked(open_folder(folders[0], config, device, train=True), config),
         _checked(open_folder(folders[1], config, device, train=False), config),
@@ -75,7 +88,8 @@ def build_eval_loader(config: Config, device: torch.device) -> Loader:
     root = _tree(config)
     from pipeline.imagefolder import scan
 
-    return _checked(open_folder(scan(root, "val"), config, device, train=False), config)
+    folder = scan(root, "val", config.data.exclude)
+    return _checked(open_folder(folder, config, device, train=False), config)
 
 
 def _tree(config: Config) -> Path:
@@ -139,7 +153,12 @@ def _cifar_loader(config: Config, device: torch.device, *, train: bool) -> Loade
 
     data = config.data
     path = None if data.path is None else Path(data.path)
-    split = load_cifar10(path, split="train" if train else "test", download=data.download)
+    split = load_cifar10(
+        path,
+        split="train" if train else "test",
+        download=data.download,
+        excluded=data.exclude,
+    )
     return CifarLoader(
         split,
         batch_size=data.batch_size if train else data.eval_batch_size,

@@ -430,8 +430,8 @@ def fingerprints(train: Loader, val: Loader) -> dict[str, str]:
 
 
 FREE_TO_CHANGE = (
-    "run.", "log.", "checkpoint.", "data.path", "data.workers", "data.download",
-    "data.eval_batch_size", "data.loader", "train.device", "model.weights",
+    "run.", "log.", "checkpoint.", "data.path", "data.exclude", "data.workers",
+    "data.download", "data.eval_batch_size", "data.loader", "train.device", "model.weights",
 )  # fmt: skip
 
 

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from pipeline import imagefolder
 from pipeline.augment import CROP_UNIFORMS, FLIP_COLUMN, crop_place, crop_sides, random_resized_crop
+from pipeline.errors import UserError
 from pipeline.torchvision_loader import TorchvisionLoader
 from tests.imagefolder_fixtures import (
     image_folder,
@@ -248,11 +250,14 @@ def test_a_failure_that_is_no_files_fault_is_passed_on(tmp_path, monkeypatch):
         next(make(DaliLoader, plain_folder(tmp_path, "train", 20)).epoch(0))
 
 
-def test_a_file_that_only_dali_cannot_read(tmp_path):
-    """DALI's own message, because the files under way are all readable by Pillow."""
+def test_a_file_that_only_dali_cannot_read(tmp_path, monkeypatch):
+    """DALI's own message, where the files under way are all readable by Pillow."""
     gif = io.BytesIO()
     plain(1).save(gif, "GIF")
     folder = image_folder(tmp_path, "val", {"1.jpg": gif.getvalue()})
+    with pytest.raises(UserError, match="1.jpg .not an image of a known format"):
+        next(make(DaliLoader, folder, train=False).epoch(0))
+    monkeypatch.setattr(imagefolder, "FORMATS", None)  # all that Pillow can read
     with pytest.raises(RuntimeError, match="nvImageCodec"):
         next(make(DaliLoader, folder, train=False).epoch(0))
 

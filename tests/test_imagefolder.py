@@ -198,7 +198,8 @@ def spoil(path, content):
 def names(path):
     """A pattern for the message of the one line that blames this file."""
     return (
-        rf"^data\.path: cannot read the image {re.escape(str(path))} \(.*\); replace or remove it$"
+        rf"^data\.path: cannot read the image {re.escape(str(path))} \(.*\); replace or remove it "
+        r"\(.* launch\.prepare verify .*, data\.exclude .*\)$"
     )
 
 

@@ -1,12 +1,11 @@
 """The model of scaling: that it counts what the code sends, and says what NCCL says."""
 
 import csv
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
-
-import itertools
 
 import pytest
 import torch
