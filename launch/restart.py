@@ -26,13 +26,14 @@ def begin(config: Config) -> None:
 
 def note(config: Config, end: Interrupted | Diverged) -> None:
     """Leave word of ``end`` for the processes that torchrun will start in the place of these."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    together = not isinstance(end, Interrupted) or end.together
+    if "TORCHELASTIC_RUN_ID" in os.environ and (distributed.is_main() or not together):
         signal = end.signal if isinstance(end, Interrupted) else 0
         word = {"job": _job(), "signal": signal, "message": str(end)}
         with contextlib.suppress(OSError):  # a full disk is not what the run ended with
             config.run_folder.mkdir(parents=True, exist_ok=True)
             _path(config).write_text(json.dumps(word))
-    if not isinstance(end, Interrupted) or end.together:
+    if together:
         distributed.barrier()  # torchrun ends the others as soon as one has ended
 
 

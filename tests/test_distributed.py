@@ -78,7 +78,7 @@ def test_an_error_names_its_rank(lab):
 def test_nothing_listens_to_other_machines(lab):
     going = Run(lab, "listening", 2).start()
     assert going.wait_until(lambda: going.lines() > 1)
-    addresses = [_listening(pid) for pid in [going.process.pid, *going.workers()]]
+    addresses = [_listening(pid) for pid in [going.processes[0].pid, *going.workers()]]
     going.kill()
     assert len(addresses[1]) >= 2 and len(addresses[2]) >= 1, "gloo, and the main one's store"
     assert {each for found in addresses for each in found} == {"127.0.0.1"}

@@ -11,6 +11,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from tests.imagefolder_fixtures import cifar_tree
 
 EPOCHS, LINES = 4, 24  # of a whole run; lines in metrics.jsonl: 4 times 5 steps and an epoch
 LIMIT = 240  # seconds that a run may take
-TIMEOUT = 6  # train.timeout, after which a hung process is noticed
+TIMEOUT = 10  # train.timeout, after which a hung process is noticed
 NOT_COMPARED = ("seconds", "images_per_second", "data_wait")
 CONFIG = f"""
 seed: 3
@@ -37,10 +38,12 @@ train: {{epochs: {EPOCHS}, precision: fp64, device: cpu, timeout: {TIMEOUT}}}
 log: {{every: 1, eta: 0}}
 checkpoint: {{keep: 3, every_steps: 2}}
 """
-# Two ways of torchrun: its own store, which outlives a restart, and that of ``make``.
+# Ways of torchrun: that of ``make``, and two where its store outlives a restart; on two nodes, of
+# which this machine plays both, each torchrun counts restarts for itself.
 MEETINGS = {
-    "torchrun --standalone": ["--standalone"],
     "make": ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", "--local-addr=127.0.0.1"],
+    "standalone": ["--standalone"],
+    "two nodes": ["--nnodes=2", "--rdzv-backend=c10d", "--local-addr=127.0.0.1", "--rdzv-id=x"],
 }
 
 
@@ -71,7 +74,7 @@ class Run:
     meeting: str = "make"
     overrides: tuple[str, ...] = ()
     module: str = "launch.train"
-    process: "subprocess.Popen[str] | None" = field(default=None, repr=False)
+    processes: "list[subprocess.Popen[str]]" = field(default_factory=list, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -88,27 +91,36 @@ class Run:
 
     def start(self) -> "Run":
         """Start it, or start it again."""
-        command = [sys.executable, "-m"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        if self.size > 1:
-            command += ["torch.distributed.run", *MEETINGS[self.meeting]]
-            command += [f"--nproc-per-node={self.size}", "--max-restarts=3"]
-            command += ["--shutdown-timeout=8", "-m"]
-            if self.meeting == "make":
-                environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-        command += [self.module, str(self.lab.config), f"data.path={self.lab.data}"]
-        command += [f"run.dir={self.lab.root / 'runs'}", f"run.name={self.name}", *self.overrides]
+        if self.meeting == "make":
+            environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        nodes = 2 if self.meeting == "two nodes" and self.size > 1 else 1
+        command = [sys.executable, *self._torchrun(nodes), "-m", self.module, str(self.lab.config)]
+        command += [f"data.path={self.lab.data}", f"run.dir={self.lab.root / 'runs'}"]
+        command += [f"run.name={self.name}", *self.overrides]
         with open(self.log, "a") as log:
-            self.process = subprocess.Popen(command, env=environment, stderr=log, text=True)
+            self.processes = [
+                subprocess.Popen(command, env=environment, stderr=log, text=True)
+                for _ in range(nodes)
+            ]
         return self
+
+    def _torchrun(self, nodes: int) -> list[str]:
+        if self.size == 1:
+            return []
+        options = [*MEETINGS[self.meeting], f"--nproc-per-node={self.size // nodes}"]
+        if nodes > 1:
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                options.append(f"--rdzv-endpoint=127.0.0.1:{free.getsockname()[1]}")
+        options += ["--max-restarts=3", "--shutdown-timeout=8"]
+        return ["-m", "torch.distributed.run", *options]
 
     def workers(self) -> list[int]:
         """The process ids of the ranks, in their order; of those that there are."""
-        assert self.process is not None
         if self.size == 1:
-            return [self.process.pid]
+            return [self.processes[0].pid]
         found = {}
-        for child in _children(self.process.pid):
+        for child in _children([each.pid for each in self.processes]):
             with contextlib.suppress(OSError, StopIteration, ValueError):
                 lines = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
                 found[int(next(e[5:] for e in lines if e.startswith(b"RANK=")))] = child
@@ -121,9 +133,8 @@ class Run:
 
     def wait_until(self, ready: Callable[[], Any]) -> bool:
         """Whether ``ready`` became true while the run was going on."""
-        assert self.process is not None
         deadline = time.monotonic() + LIMIT
-        while self.process.poll() is None:
+        while self.processes[0].poll() is None:
             if ready():
                 return True
             assert time.monotonic() < deadline, f"{self.name} hangs, see {self.log}"
@@ -132,9 +143,8 @@ class Run:
 
     def end(self) -> int:
         """Wait for its end; its exit code."""
-        assert self.process is not None
         try:
-            return self.process.wait(LIMIT)
+            return max((process.wait(LIMIT) for process in self.processes), key=abs)
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"{self.name} does not end, see {self.log}") from None
@@ -147,11 +157,11 @@ class Run:
 
     def kill(self) -> None:
         """Nothing of it is left: a power cut."""
-        assert self.process is not None
-        for pid in [self.process.pid, *self.workers()]:
+        for pid in [each.pid for each in self.processes] + self.workers():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.process.wait()
+        for process in self.processes:
+            process.wait()
 
     def records(self) -> list[dict[str, Any]]:
         lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
@@ -164,10 +174,10 @@ class Run:
         return {**state["state_dict"], **buffers}
 
 
-def _children(pid: int) -> Iterator[int]:
+def _children(parents: list[int]) -> Iterator[int]:
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+            if int(path.read_text().rpartition(")")[2].split()[1]) in parents:
                 yield int(path.parent.name)
 
 
@@ -208,15 +218,16 @@ def _signal_rank(run: Run, rng: random.Random) -> None:
 
 
 def _signal_torchrun(run: Run, rng: random.Random) -> None:
-    assert run.process is not None
-    run.process.send_signal(rng.choice([signal.SIGTERM, signal.SIGINT]))
+    number = rng.choice([signal.SIGTERM, signal.SIGINT])
+    for process in run.processes:
+        process.send_signal(number)
 
 
 def _kill_torchrun(run: Run, rng: random.Random) -> None:
-    assert run.process is not None
     workers = run.workers()
-    run.process.kill()
-    run.process.wait()
+    for process in run.processes:
+        process.kill()
+        process.wait()
     deadline = time.monotonic() + LIMIT  # the others notice, save and end by themselves
     while any(os.path.exists(f"/proc/{pid}") for pid in workers):
         assert time.monotonic() < deadline, f"{run.name}: torchrun's processes outlive it"
@@ -277,11 +288,11 @@ class Result:
     error: str = ""
 
 
-def trial(lab: Lab, seed: int, faults: list[str] | None = None) -> Result:
+def trial(lab: Lab, seed: int, faults: list[str] | None = None, name: str | None = None) -> Result:
     """Break a run as ``seed`` says, or by the given ``faults``, and compare it in the end."""
     rng = random.Random(seed)
     size = rng.choice([2, 2, 4])
-    run = Run(lab, f"trial{seed}", size, rng.choice(list(MEETINGS)))
+    run = Run(lab, name or f"trial{seed}", size, rng.choice(list(MEETINGS)))
     chosen = faults or rng.choices(list(FAULTS), k=rng.choice([1, 2]))
     result = Result(seed, size, run.meeting, [])
     run.start()

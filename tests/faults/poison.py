@@ -1,8 +1,10 @@
-"""``launch.train``, but rank 1 sees a NaN in step 7: in its loss, or in one gradient.
+"""``launch.train``, but something happens to rank 1, which the last argument says.
 
-The last argument is ``poison=loss`` or ``poison=gradient``.
+poison=loss, poison=gradient: a NaN in step 7; poison=evaluation: SIGUSR1 in the first evaluation.
 """
 
+import os
+import signal
 import sys
 
 import torch
@@ -13,11 +15,11 @@ from pipeline import distributed
 from pipeline.trainer import Trainer
 
 KIND = sys.argv.pop().removeprefix("poison=")
-train_step = Trainer.train_step
+train_step, evaluate = Trainer.train_step, Trainer._evaluate
 
 
 def poisoned_step(self: Trainer, batch) -> None:
-    if self.step == 7 and distributed.rank() == 1:
+    if KIND != "evaluation" and self.step == 7 and distributed.rank() == 1:
         if KIND == "loss":
             batch = batch._replace(images=batch.images * torch.nan)
         else:
@@ -25,7 +27,13 @@ def poisoned_step(self: Trainer, batch) -> None:
     train_step(self, batch)
 
 
-Trainer.train_step = poisoned_step
+def poisoned_evaluation(self: Trainer):
+    if KIND == "evaluation" and distributed.rank() == 1:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    return evaluate(self)
+
+
+Trainer.train_step, Trainer._evaluate = poisoned_step, poisoned_evaluation
 
 if __name__ == "__main__":
     command(main)

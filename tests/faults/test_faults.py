@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.faults.harness import FAULTS, Lab, Run, trial
+from tests.faults.harness import MEETINGS, Lab, Run, check_same, trial
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -15,13 +15,17 @@ def lab(tmp_path_factory):
     return Lab(tmp_path_factory.mktemp("faults"))
 
 
-def two_processes(fault):
-    """A seed of a trial on two processes, another one for each fault."""
-    first = 100 * list(FAULTS).index(fault)
-    return next(s for s in range(first, first + 100) if random.Random(s).choice([2, 2, 4]) == 2)
+def seed_of(size, meeting):
+    """A seed whose trial is of this kind."""
+
+    def kind(seed):
+        rng = random.Random(seed)
+        return rng.choice([2, 2, 4]), rng.choice(list(MEETINGS))
+
+    return next(seed for seed in range(1000) if kind(seed) == (size, meeting))
 
 
-# What a rank and torchrun say, as far as it is always said.
+# What is always said, by a rank or by torchrun.
 SAYS = {
     "SIGKILL": ["going on after"],
     "SIGSTOP": ["does not answer, it hangs or is lost (", "going on after"],
@@ -32,14 +36,25 @@ SAYS = {
 }
 
 
-@pytest.mark.parametrize("fault", SAYS)
-def test_a_run_survives(lab, fault):
-    result = trial(lab, two_processes(fault), [fault])
+@pytest.mark.parametrize(
+    ("fault", "meeting"),
+    [(fault, "make") for fault in SAYS] + [("SIGKILL", "two nodes"), ("signal", "standalone")],
+)
+def test_a_run_survives(lab, fault, meeting):
+    result = trial(lab, seed_of(2, meeting), [fault], name=f"{fault}_{meeting}")
     assert not result.error, result.error
     assert result.faults == [fault]
-    said = Run(lab, f"trial{result.seed}", 2).said
+    said = Run(lab, f"{fault}_{meeting}", 2).said
     for words in SAYS[fault]:
         assert words in said
+
+
+def test_a_signal_in_evaluation(lab):
+    run = Run(lab, "evaluation", 2, module="tests.faults.poison", overrides=("poison=evaluation",))
+    assert "saved" in run.start().finish(1).said
+    assert run.lines() == 5  # an epoch's steps, but not yet its end
+    run.module, run.overrides = "launch.train", ()
+    check_same(run.start().finish(), lab.reference(2))
 
 
 @pytest.mark.parametrize(
