@@ -117,7 +117,12 @@ def _meet(store: Store, rank: int, size: int, timeout: float) -> str:
     mine = secrets.token_hex(8)
     if rank:
         store.set(f"here/{rank}", mine)
-        name = store.get(f"answer/{mine}").decode()
+        try:
+            name = store.get(f"answer/{mine}").decode()
+        except RuntimeError:
+            raise UserError(
+                f"the main process did not answer within {timeout:g} s; see whether it started"
+            ) from None
         store.set(f"came/{name}/{rank}", "")
         return name
     absent, deadline = set(range(1, size)), time.monotonic() + timeout

@@ -376,7 +376,23 @@ def _parallel(model: BinaryNetwork, device: torch.device) -> nn.Module:
     options[name] = False
     if device.type == "cuda":
         options["device_ids"] = [device]
-    return DistributedDataParallel(model, **options)
+    parallel = DistributedDataParallel(model, **options)
+    _settle_buckets(parallel, device)
+    return parallel
+
+
+def _settle_buckets(parallel: DistributedDataParallel, device: torch.device) -> None:
+    """Make steps of zeros, without a trace: DDP lays out its buckets anew after two, and with them
+    changes the order in which the gradients of more than two processes add up. A run that goes on
+    would differ from one never interrupted in its last bits."""
+    was_training = parallel.training
+    dtype = next(parallel.parameters()).dtype
+    images = torch.zeros(2, 3, 64, 64, dtype=dtype, device=device)
+    parallel.eval()  # leaves batch norm's statistics alone
+    for _ in range(2):
+        (0 * parallel(images)).sum().backward()
+    parallel.train(was_training)
+    parallel.zero_grad(set_to_none=True)
 
 
 def prepare(model: BinaryNetwork, config: Config, device: torch.device) -> BinaryNetwork:

@@ -1,10 +1,14 @@
 """Several processes train as one: the same numbers. What happens when one dies: tests/faults."""
 
 import contextlib
+import datetime
 import itertools
 import os
 import re
+import socket
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels import batch_statistics, norm_binarize
+from pipeline import distributed
 from pipeline.augment import Plan
+from pipeline.errors import UserError
 from tests.faults.harness import Lab, Run, check_same
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
@@ -100,6 +106,68 @@ def _listening(pid):
     return found
 
 
+def test_a_dead_processs_words_mislead_nobody():
+    """torchrun's store may still hold what those before these wrote."""
+    store = dist.HashStore()
+    for key, value in (("here/1", "old"), ("answer/old", "older"), ("came/older/1", "")):
+        store.set(key, value)
+    with ThreadPoolExecutor() as pool:
+        late = pool.submit(lambda: time.sleep(0.2) or distributed._meet(store, 1, 2, 9))
+        main = distributed._meet(store, 0, 2, 9)
+        assert late.result() == main
+
+
+def test_a_process_that_does_not_come_is_named():
+    store = dist.HashStore()
+    store.set_timeout(datetime.timedelta(seconds=0.3))
+    with pytest.raises(UserError, match="rank 1 of 2 did not come within 0.3 s"):
+        distributed._meet(store, 0, 2, 0.3)
+    with pytest.raises(UserError, match="the main process did not answer within 0.3 s"):
+        distributed._meet(store, 1, 2, 0.3)
+
+
+def test_nccl_leaves_its_traces_in_the_runs_folder(tmp_path, monkeypatch):
+    for name in ("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", "TORCH_FR_DUMP_TEMP_FILE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    assert distributed._record_flights(tmp_path) == f"{tmp_path}/nccl_rank"
+    assert os.environ["TORCH_NCCL_DEBUG_INFO_TEMP_FILE"] == f"{tmp_path}/nccl_rank"
+    monkeypatch.setattr(distributed._Group, "traces", f"{tmp_path}/nccl_rank")
+    error = RuntimeError("Watchdog caught collective operation timeout: OpType=ALLREDUCE")
+    said = distributed._blame(error, {0: ""})
+    assert "OpType=ALLREDUCE" in said and f"{tmp_path}/nccl_rank*" in said
+
+
+def _agree(rank, port, folder):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    distributed.start("cpu", 30, Path(folder))
+    assert distributed.from_main(lambda: b"%d" % rank) == b"0"
+    assert distributed.from_main(bytes) == b""
+
+    def fail():
+        raise UserError("only here")
+
+    with pytest.raises(UserError, match="only here"):
+        distributed.from_main(fail)
+    distributed.agree({"seed": 1})
+    if rank:
+        with pytest.raises(UserError, match="data.size is 1 here and 0 in the main process"):
+            distributed.agree({"seed": 1, "data.size": rank})
+    else:
+        distributed.agree({"seed": 1, "data.size": rank})
+    distributed.stop()
+
+
+def test_the_main_process_decides_for_all(tmp_path):
+    multiprocessing.spawn(_agree, (free_port(), str(tmp_path)), nprocs=2)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
 @given(
     images=st.integers(1, 50), batch=st.integers(1, 6), size=st.integers(1, 5), train=st.booleans()
 )
@@ -158,8 +226,7 @@ def _block(z, residual, dy, dyb, *, sync):
 @pytest.mark.parametrize("triton", [False, True])
 @pytest.mark.parametrize("sizes", [(3, 3), (1, 6), (2, 1, 4)])
 def test_synchronised_block_of_uneven_batches(sizes, triton, tmp_path):
-    port = 29500 + os.getpid() % 500 + len(sizes) + sizes[0] + 10 * triton
-    arguments = (port, sizes, str(tmp_path), triton)
+    arguments = (free_port(), sizes, str(tmp_path), triton)
     multiprocessing.spawn(_synchronised, arguments, nprocs=len(sizes))
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(sizes))]
     tolerance = 1e-5 if triton else 1e-12
@@ -173,3 +240,33 @@ def test_synchronised_block_of_uneven_batches(sizes, triton, tmp_path):
     for part in parts:  # running statistics: the same everywhere
         for found, expected in zip(part[2], whole[2], strict=True):
             torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def _like_torch(rank, port, sizes):
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=len(sizes)
+    )
+    first = sum(sizes[:rank])
+    data = [t[first : first + sizes[rank]].cuda() for t in _data(sum(sizes), torch.float32)]
+    z, residual, dy = (t.contiguous(memory_format=torch.channels_last) for t in data[:3])
+    norm = torch.nn.SyncBatchNorm(3, device="cuda")
+    running = torch.zeros(3).cuda(), torch.ones(3).cuda(), torch.tensor(0).cuda()
+    scale = torch.tensor(0.2).cuda()
+    leaves = [z.requires_grad_(), residual.requires_grad_(), norm.weight, norm.bias]
+    theirs = norm(scale * z.relu()) + residual
+    statistics = batch_statistics(z, *running, scale=scale, sync=True)
+    options = {"scale": scale, "residual": residual, "sync": True}
+    ours, _ = norm_binarize(z, norm.weight, norm.bias, *statistics, **options)
+    found = [ours, *torch.autograd.grad(ours, leaves, dy), *running[:2]]
+    expected = [theirs, *torch.autograd.grad(theirs, leaves, dy)]
+    expected += [norm.running_mean, norm.running_var]
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+    dist.destroy_process_group()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sizes", [(3, 3), (1, 6)])
+def test_on_the_gpu_it_equals_torchs_own(sizes):
+    """Both processes on one GPU, over gloo: NCCL wants a GPU for each."""
+    multiprocessing.spawn(_like_torch, (free_port(), sizes), nprocs=len(sizes))

@@ -1,6 +1,7 @@
 """Whole runs on a small image tree: files, resuming, exit codes, evaluation."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -262,3 +263,21 @@ def test_a_signal_saves_and_exits(arguments, tmp_path):
     rest = process.stderr.read()
     assert process.wait(60) == 143, rest
     assert "Traceback" not in rest and "saved" in rest
+
+
+def test_a_signal_before_the_training_holds_for_restarts(arguments, tmp_path, monkeypatch):
+    def load(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    with monkeypatch.context() as patch:
+        patch.setattr(train_command, "build_loaders", load)
+        with pytest.raises(Interrupted, match="before the training began"):
+            train_command.main(arguments)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(Interrupted, match="was asked to stop") as caught:
+        train_command.main(arguments)
+    assert caught.value.signal == signal.SIGTERM
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")  # the job, queued again
+    train_command.main(arguments)
+    assert lines(tmp_path / "runs" / "tiny")[-1]["epoch"] == 2

@@ -1,6 +1,8 @@
 """Runs that are broken at random moments end as if nothing had happened."""
 
+import os
 import random
+import signal
 import sys
 
 import pytest
@@ -68,3 +70,20 @@ def test_what_is_not_finite_on_one_rank_stops_all_for_good(lab, kind, words):
     for rank in (0, 1):
         assert said.count(f"rank {rank}: error: {words}") == 4  # each restart says it again
     assert run.lines() == 8  # and does no step
+
+
+def test_a_new_run_that_torchrun_restarts_is_its_own(lab):
+    """run.resume=none refuses the runs of others."""
+    run = Run(lab, "fresh", 2, overrides=("run.resume=none",)).start()
+    assert run.wait_until(lambda: run.lines() > 3)
+    os.kill(run.workers()[1], signal.SIGKILL)
+    check_same(run.finish(), lab.reference(2))
+    assert "holds a run already" in run.start().finish(1).said
+
+
+def test_two_processes_do_not_train_the_same_run(lab):
+    run = Run(lab, "twice", 1).start()
+    assert run.wait_until(lambda: run.lines() > 1)
+    other = Run(lab, "twice", 1).start().finish(2)
+    assert "error: another process is training this run" in other.said
+    check_same(run.finish(), lab.reference(1))
