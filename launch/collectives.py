@@ -16,10 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from launch.benchmark import COLUMNS, FixedBatch, Row, write
-from launch.benchmark import _take_turns as take_turns
+from launch.benchmark import COLUMNS, FixedBatch, Row, take_turns, write
 from launch.command import command, get_device
-from launch.scaling import norm_bytes
 from launch.train import divide, make_model
 from models.layers import NormBinarize
 from pipeline import distributed
@@ -55,13 +53,13 @@ def measure(config: Config, device: torch.device, rounds: int) -> list[Row]:
     summed = trainer(config, device, loader, parallel=True, sync=False)
     whole = trainer(config, device, loader, parallel=True, sync=True)
     norms = [m.num_features for m in whole.model.modules() if isinstance(m, NormBinarize)]
-    values = [norm_bytes(channels) // 4 for channels in norms]
+    values = [2 * channels + 1 for channels in norms]
     parameters = sum(p.numel() for p in whole.model.parameters())
     calls: dict[str, Callable[[], object]] = {
         "step_local": lambda: local.train_step(loader.batch),
         "step_gradients": lambda: summed.train_step(loader.batch),
         "step": lambda: whole.train_step(loader.batch),
-        "norms_forward": lambda: [gather(count, device) for count in values],
+        "norms_forward": lambda: [reduce(count, device, torch.float64) for count in values],
         "norms_backward": lambda: [reduce(count, device) for count in values],
         "gradients": lambda: reduce(parameters, device),
         "one_value": lambda: reduce(1, device),
@@ -94,17 +92,9 @@ def trainer(
     return run
 
 
-def gather(values: int, device: torch.device) -> Tensor:
-    """What batch norm's forward pass says."""
-    mine = torch.zeros(values, device=device)
-    everyone = mine.new_empty(dist.get_world_size() * values)
-    dist.all_gather_into_tensor(everyone, mine)
-    return everyone
-
-
-def reduce(values: int, device: torch.device) -> Tensor:
-    """What its backward pass says, or with many values the gradients."""
-    return distributed.sum_(torch.zeros(values, device=device))
+def reduce(values: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What batch norm says forward (float64) and backward, or with many values the gradients."""
+    return distributed.sum_(torch.zeros(values, device=device, dtype=dtype))
 
 
 if __name__ == "__main__":
