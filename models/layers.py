@@ -189,8 +189,8 @@ class BinaryNetwork(nn.Module):
         and would leave what was made first for last.
         """
         convs = self.binary_convs()
-        if convs and not self.binarize_by_stage:
-            return binarize_convs([*convs.values()])
+        if not self.binarize_by_stage:
+            return binarize_convs([*convs.values()]) if convs else None
         for _, names in itertools.groupby(convs, lambda name: name.partition(".")[0]):
             stage = [convs[name] for name in names]
             for conv in stage:
