@@ -175,7 +175,7 @@ def steps(
     if checkout:
         providers["official_code"] = official_step(load_official(checkout, *arguments), noise)
     providers["ours"] = lambda: run.train_step(loader.batch)
-    times = _take_turns(providers, rounds, device)
+    times = take_turns(providers, rounds, device)
     batch, precision = config.data.batch_size, config.train.precision
     case = f"{config.run.name}/{config.model.bits}/{batch}/{precision}"
     return [
@@ -199,7 +199,7 @@ def official_step(model: nn.Module, batch: Batch) -> Callable[[], None]:
     return step
 
 
-def _take_turns(
+def take_turns(
     providers: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
 ) -> dict[str, Tensor]:
     """Seconds of each call, after two that are not timed."""
@@ -276,7 +276,7 @@ def loaders(config: Config, device: torch.device, rounds: int) -> list[Row]:
 def _windows(loader: Loader, rounds: int, device: torch.device) -> Tensor:
     stream = itertools.chain.from_iterable(map(loader.epoch, itertools.count()))
     window = {"loader": lambda: [next(stream) for _ in range(WINDOW)]}
-    return _take_turns(window, rounds, device)["loader"]
+    return take_turns(window, rounds, device)["loader"]
 
 
 def _row(case: str, provider: str, mode: str, metric: str, unit: str, values: Tensor) -> Row:

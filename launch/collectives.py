@@ -5,7 +5,8 @@ Times, in turns, so that a change of the machine's load meets them alike: a trai
 batch in which each process trains for itself but for one value, the same with the gradients
 summed, and with batch norm synchronised too; and the collectives of that step alone, at the sizes
 that the network sends. ``data.batch_size`` is that of all processes. Prints a table and appends it
-to docs/results/collectives_<device>.csv. What follows from it: docs/scaling.md.
+to docs/results/collectives_<device>.csv, and one that holds them against launch/scaling.py. What
+follows from it: docs/scaling.md.
 """
 
 import argparse
@@ -16,10 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from launch.benchmark import COLUMNS, FixedBatch, Row, write
-from launch.benchmark import _take_turns as take_turns
+from launch import scaling
+from launch.benchmark import COLUMNS, FixedBatch, Row, take_turns, write
 from launch.command import command, get_device
-from launch.scaling import norm_bytes
 from launch.train import divide, make_model
 from models.layers import NormBinarize
 from pipeline import distributed
@@ -43,6 +43,8 @@ def main(arguments: Sequence[str]) -> None:
     rows = measure(divide(config), device, options.rounds)
     if distributed.is_main():
         write("collectives", rows, device)
+        if config.model.arch in scaling.MOVED:
+            print(against_the_model(config.model.arch, rows))
     distributed.stop()
 
 
@@ -55,13 +57,13 @@ def measure(config: Config, device: torch.device, rounds: int) -> list[Row]:
     summed = trainer(config, device, loader, parallel=True, sync=False)
     whole = trainer(config, device, loader, parallel=True, sync=True)
     norms = [m.num_features for m in whole.model.modules() if isinstance(m, NormBinarize)]
-    values = [norm_bytes(channels) // 4 for channels in norms]
+    values = [2 * channels + 1 for channels in norms]
     parameters = sum(p.numel() for p in whole.model.parameters())
     calls: dict[str, Callable[[], object]] = {
         "step_local": lambda: local.train_step(loader.batch),
         "step_gradients": lambda: summed.train_step(loader.batch),
         "step": lambda: whole.train_step(loader.batch),
-        "norms_forward": lambda: [gather(count, device) for count in values],
+        "norms_forward": lambda: [reduce(count, device, torch.float64) for count in values],
         "norms_backward": lambda: [reduce(count, device) for count in values],
         "gradients": lambda: reduce(parameters, device),
         "one_value": lambda: reduce(1, device),
@@ -94,17 +96,61 @@ def trainer(
     return run
 
 
-def gather(values: int, device: torch.device) -> Tensor:
-    """What batch norm's forward pass says."""
-    mine = torch.zeros(values, device=device)
-    everyone = mine.new_empty(dist.get_world_size() * values)
-    dist.all_gather_into_tensor(everyone, mine)
-    return everyone
+def reduce(values: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What batch norm says forward (float64) and backward, or with many values the gradients."""
+    return distributed.sum_(torch.zeros(values, device=device, dtype=dtype))
 
 
-def reduce(values: int, device: torch.device) -> Tensor:
-    """What its backward pass says, or with many values the gradients."""
-    return distributed.sum_(torch.zeros(values, device=device))
+@dataclasses.dataclass(frozen=True)
+class Measured(scaling.Nccl):
+    """What was measured, for one number of processes."""
+
+    one_value: float = 0.0  # seconds
+    norm: float = 0.0  # seconds, whatever its size: latency alone
+    bandwidth: float = 1.0  # bytes/s of the gradients, by their size
+
+    def small(self, bytes_: float, gpus: int) -> float:
+        """Latency alone."""
+        return self.one_value if bytes_ <= 4 else self.norm
+
+    def large(self, bytes_: float, gpus: int) -> float:
+        """Bandwidth alone."""
+        return bytes_ / self.bandwidth
+
+
+def against_the_model(arch: str, rows: Sequence[Row]) -> str:
+    """The steps of one case as measured, and as launch/scaling.py has them from the rest of its
+    ``rows``."""
+    header = "case,quantile,each for itself ms,gradients: model,measured,off,"
+    header += "whole: model,measured,off"
+    lines = []
+    for quantile in ("p20", "p50"):
+        seconds = {str(row["mode"]): float(str(row[quantile])) * 1e-6 for row in rows}
+        line = [str(rows[0]["case"]), quantile, scaling.ms(seconds["step_local"])]
+        for group, mode in ((1, "step_gradients"), (0, "step")):
+            model, measured = predict(arch, line[0], seconds, group), seconds[mode]
+            line += [scaling.ms(model), scaling.ms(measured), f"{model / measured - 1:+.0%}"]
+        lines.append(line)
+    return scaling.table(header, lines)
+
+
+def predict(arch: str, case: str, measured: dict[str, float], group: int) -> float:
+    """Seconds of ``case``'s step, from its compute and its collectives alone as ``measured``.
+
+    ``group``: 0 with batch norm synchronised, 1 without.
+    """
+    chosen = scaling.network(arch)
+    gpus, images = map(int, case.split("/")[1].split("x"))
+    compute = measured["step_local"] - measured["one_value"]
+    norms = measured["norms_forward"] + measured["norms_backward"]
+    fabric = Measured(
+        one_value=measured["one_value"],
+        norm=norms / 2 / sum(len(stage.norms) for stage in chosen),
+        bandwidth=4 * sum(scaling.gradients(chosen)) / measured["gradients"],
+    )
+    slower = compute / images / sum(stage.image for stage in chosen)
+    plan = scaling.Plan(group=group, slower=slower, fabric=fabric)
+    return scaling.step(chosen, gpus, gpus * images, plan).seconds
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ def is_restart(config: Config) -> bool:
     """
     restarts = distributed.largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
     if not restarts:
+        if distributed.is_main() and _read(config):
+            _path(config).unlink()  # of a job by the same name, in a container that was made anew
         return False
     word = json.loads(distributed.from_main(lambda: json.dumps(_read(config)).encode()))
     if "message" not in word:

@@ -3,193 +3,110 @@
 Prints the tables of docs/scaling.md, which gives the source of every constant here and says what
 follows, and draws docs/results/scaling.png. A model, not a measurement: everything is a function of
 the constants below and of the networks as ``build_model`` makes them.
-
-It is assumed that every collective of batch norm is waited for, since the next layer needs it, and
-that nothing hides the all-reduce of the gradients: 94 % of them are those of the binary weights,
-which kernels/weights.py makes all at once, last of all. The loader works beside the GPU.
 """
 
-import csv
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import cache
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
 
+import torch
 from torch import nn
 
 from launch.benchmark import RESULTS
 from models import build_model
-from models.layers import BinaryConv2d
 from pipeline.log import logger
 
 GPUS_PER_NODE = 8
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 IMAGENET = 1_281_167  # training images
-FILE = 110e3  # bytes of an ImageNet file, on average
-MEMORY = 3.0e12  # bytes/s of device copies on an H100, measured
-PARAMETER_BYTES = 20  # fp32 SGD: reads weight, gradient and momentum, writes weight and momentum
-BINARY_BYTES = 18  # per binary weight: kernels/weights.py in fp16, and gathering dsign
-BUCKETS = (2**20, 25 * 2**20)  # bytes of DDP's first bucket, and of the others
-LOCAL_SLACK, SLACK = 1.35, 2.0  # small collectives over NCCL's estimate: in one node, in several
+DECODE = 7000.0  # images/s per GPU
+MEMORY, FLOPS = 3.0e12, 798e12  # bytes/s of device copies and FLOP/s on an H100, measured
+MOVED = {"resnet18": 72e6, "resnet34": 116e6, "resnet20": 6.3e6}  # bytes of an image's step
+PARAMETER_BYTES = 38  # moved for each: 20 by SGD, 18 by kernels/weights.py in fp16
+MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Network:
-    """What a step of it computes and sends."""
+class Stage:
+    """A part of a network, by the name of its module: what its step computes and sends."""
 
-    norms: tuple[int, ...]  # channels of each synchronised batch norm
-    parameters: int
-    binary: int  # of them, those that are binarized
+    name: str
     image: float  # seconds per image, forward and backward: a roofline
-    file: float = 0.0  # bytes of an image where it lies; 0: the whole set is on the device
+    norms: tuple[int, ...]  # channels of each synchronised batch norm
+    gradients: tuple[int, ...]  # values of each, in the order in which they are there
+
+
+Network = tuple[Stage, ...]  # in the order of the backward pass
+
+
+@dataclass(frozen=True)
+class Nccl:
+    """Seconds of all-reduces: NVLink in a node, InfiniBand between nodes, NCCL's own latencies.
+
+    Constants and formulas: NCCL 2.30.7, src/graph/tuning.cc, for Hopper; protocol LL for batch
+    norm, NVLS (one node) and Tree/Simple for gradients. Bandwidths: docs/scaling.md.
+    """
+
+    local_slack: float = 1.35  # small ones over NCCL's estimate: in one node
+    slack: float = 2.0  # and in several
+    intra: float = 480e9  # bytes/s of the bus, one node
+    inter: float = 344e9  # the same, several nodes
+    symmetric: float = 0.0  # a small one in a node from symmetric memory in a CUDA graph, if so
+
+    def small(self, bytes_: float, gpus: int) -> float:
+        """Of a few bytes, over before another begins: a tree, or in a node the shorter ring."""
+        nodes, local = layout(gpus)
+        if nodes == 1 and self.symmetric:
+            return self.symmetric
+        # NCCL's limit of LL: Hopper in one node, Intel hosts in 2 and in more nodes.
+        bandwidth = {1: 141e9, 2: 39e9}.get(nodes, 20.4e9)
+        latency = 6.8e-6 + 2 * ((local - 1) * 0.6e-6 + int(math.log2(nodes)) * 5.0e-6)
+        if nodes == 1:
+            latency = min(latency, 6.6e-6 + 2 * (gpus - 1) * 0.6e-6)
+        slack = self.local_slack if nodes == 1 else self.slack
+        return slack * latency + 2 * bytes_ / bandwidth
+
+    def large(self, bytes_: float, gpus: int) -> float:
+        """Of a bucket of gradients: each byte passes the bus 2 (N - 1) / N times."""
+        nodes, local = layout(gpus)
+        latency, bandwidth = 25e-6, self.intra
+        if nodes > 1:
+            bandwidth = self.inter
+            latency = 8.4e-6 + 2 * ((local - 1) * 4.0e-6 + int(math.log2(nodes)) * 14e-6)
+        return latency + 2 * (gpus - 1) / gpus * bytes_ / bandwidth
+
+
+SYMMETRIC = Nccl(symmetric=5.5e-6)  # reduce-scatter and all-gather on 8 H100, 2 to 4 KiB
 
 
 @dataclass(frozen=True)
 class Plan:
     """How the processes talk. The defaults are what the code does."""
 
-    reductions: int = 0  # all-reduces of batch norm's forward pass; 0: one all-gather
-    paired: int = 0  # batch norms whose collectives travel with another one's
     group: int = 0  # GPUs that share statistics; 0: all, 1: no synchronisation
-    gradient_bytes: int = 4  # of a parameter's gradient on the wire
-    overlap: bool = False  # the gradients travel while the backward pass computes
+    gradient_bytes: int = 4  # of a value on the wire
+    bucket: int = 25 * MIB  # bytes of DDP's buckets but the first
+    overlap: bool = True  # the gradients travel while the backward pass goes on
     extra: float = 0.0  # seconds of a step that do not depend on the batch, such as launches
     slower: float = 1.0  # a GPU's time per image over its roofline
-
-
-@dataclass(frozen=True)
-class Loader:
-    """What feeds the GPUs."""
-
-    decode: float = 7000.0  # images/s per GPU
-    storage: float = 6.27e9  # bytes/s per node
+    fabric: Nccl = Nccl()
 
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of the parts of a step, on ``gpus`` GPUs with ``batch`` images in all."""
+    """Seconds of the parts of a step of ``batch`` images; the loader works beside it."""
 
-    gpus: int
     batch: int
     compute: float
     norms: float
-    gradients: float
-    exposed: float  # of the gradients
-    decode: float
-    storage: float
+    exposed: float  # of the gradients: what travels when the backward pass is over
 
     @property
-    def device(self) -> float:
-        """Without the loader."""
+    def seconds(self) -> float:
+        """Of the whole step."""
         return self.compute + self.norms + self.exposed
-
-    @property
-    def total(self) -> float:
-        """With it."""
-        return max(self.device, self.decode, self.storage)
-
-    @property
-    def bound(self) -> str:
-        """What the step waits for most."""
-        parts = {
-            "compute": self.compute,
-            "batch norm": self.norms,
-            "gradients": self.exposed,
-        }
-        if self.total > self.device:
-            parts = {"decoding": self.decode, "storage": self.storage}
-        return max(parts, key=lambda name: parts[name])
-
-
-class Fabric(Protocol):
-    """Seconds of collectives among ``gpus`` processes."""
-
-    def gather(self, bytes_: float, gpus: int) -> float:
-        """All-gather of ``bytes_`` from each."""
-
-    def reduce(self, bytes_: float, gpus: int) -> float:
-        """All-reduce of a few ``bytes_``, over before another begins."""
-
-    def reduce_gradients(self, bytes_: float, gpus: int) -> float:
-        """All-reduce of many, a bucket after the other."""
-
-
-@dataclass(frozen=True)
-class Nccl:
-    """NVLink inside of a node, InfiniBand between nodes, and NCCL's own estimate of latencies.
-
-    Constants and formulas: NCCL 2.30.7, src/graph/tuning.cc, for Hopper; protocol LL for batch
-    norm, NVLS (one node) and Tree/Simple for gradients. Bandwidths: docs/scaling.md.
-    """
-
-    local_slack: float = LOCAL_SLACK
-    slack: float = SLACK
-    overhead: float = 1e-6  # of posting to the network: Intel; AMD 2e-6
-    intra: float = 480e9  # bytes/s of the bus, one node
-    inter: float = 344e9  # the same, several nodes
-
-    def gather(self, bytes_: float, gpus: int) -> float:
-        """A ring: it passes every GPU, so its latency grows with their number."""
-        nodes, _ = layout(gpus)
-        hop = 0.6e-6 if nodes == 1 else max(0.6e-6, self.overhead)
-        latency = 6.6e-6 + (gpus - nodes) * hop + (nodes - 1) * 2.7e-6
-        return self._slack(nodes) * latency + gpus * bytes_ / _low_latency_bandwidth(nodes)
-
-    def reduce(self, bytes_: float, gpus: int) -> float:
-        """A tree, or in one node a ring: what is shorter."""
-        nodes, local = layout(gpus)
-        latency = 6.8e-6 + 2 * ((local - 1) * 0.6e-6 + int(math.log2(nodes)) * 5.0e-6)
-        if nodes == 1:
-            latency = min(latency, 6.6e-6 + 2 * (gpus - 1) * 0.6e-6)
-        return self._slack(nodes) * latency + 2 * bytes_ / _low_latency_bandwidth(nodes)
-
-    def _slack(self, nodes: int) -> float:
-        return self.local_slack if nodes == 1 else self.slack
-
-    def reduce_gradients(self, bytes_: float, gpus: int) -> float:
-        """Bandwidth bound: each byte passes the bus 2 (N - 1) / N times."""
-        nodes, local = layout(gpus)
-        latency, bandwidth = 25e-6, self.intra
-        if nodes > 1:
-            bandwidth = self.inter
-            latency = 8.4e-6 + 2 * ((local - 1) * 4.0e-6 + int(math.log2(nodes)) * 14e-6)
-        return buckets(bytes_) * latency + 2 * (gpus - 1) / gpus * bytes_ / bandwidth
-
-
-@dataclass(frozen=True)
-class Symmetric(Nccl):
-    """Inside of a node, small collectives from NCCL's symmetric memory in a captured CUDA graph."""
-
-    def gather(self, bytes_: float, gpus: int) -> float:
-        """Measured on 8 H100 for 2 to 4 KiB."""
-        return 2.7e-6 if layout(gpus)[0] == 1 else super().gather(bytes_, gpus)
-
-    def reduce(self, bytes_: float, gpus: int) -> float:
-        """As a reduce-scatter, 2.8 us, and an all-gather."""
-        return 5.5e-6 if layout(gpus)[0] == 1 else super().reduce(bytes_, gpus)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Collectives whose times were measured, for one number of processes."""
-
-    gather_seconds: float
-    reduce_seconds: float
-    one_value_seconds: float
-    bandwidth: float  # bytes/s of a large all-reduce, by its size
-
-    def gather(self, bytes_: float, gpus: int) -> float:
-        """Latency alone: at most a few thousand bytes."""
-        return self.gather_seconds
-
-    def reduce(self, bytes_: float, gpus: int) -> float:
-        """Latency alone."""
-        return self.one_value_seconds if bytes_ <= 4 else self.reduce_seconds
-
-    def reduce_gradients(self, bytes_: float, gpus: int) -> float:
-        """Bandwidth alone."""
-        return bytes_ / self.bandwidth
 
 
 def layout(gpus: int) -> tuple[int, int]:
@@ -197,343 +114,229 @@ def layout(gpus: int) -> tuple[int, int]:
     return math.ceil(gpus / GPUS_PER_NODE), min(gpus, GPUS_PER_NODE)
 
 
-def _low_latency_bandwidth(nodes: int) -> float:
-    """NCCL's limit of protocol LL: Hopper in one node, Intel hosts in 2 and in more nodes."""
-    return {1: 141e9, 2: 39e9}.get(nodes, 20.4e9)
-
-
-def buckets(bytes_: float) -> int:
-    """Into how many all-reduces DDP cuts gradients."""
-    first, other = BUCKETS
-    return 1 + max(0, math.ceil((bytes_ - first) / other))
-
-
-def norm_bytes(channels: int) -> int:
-    """What a process says of one batch norm, each way: two sums per channel and a count, fp32."""
-    return 4 * (2 * channels + 1)
-
-
 def share(batch: int, gpus: int) -> int:
     """Images per GPU, as launch/train.py rounds them."""
     return max(1, round(batch / gpus))
 
 
-def step(
-    network: Network,
-    gpus: int,
-    batch: int,
-    *,
-    plan: Plan = Plan(),
-    fabric: Fabric = Nccl(),
-    loader: Loader = Loader(),
-) -> Step:
+def norm_bytes(channels: int) -> tuple[int, int]:
+    """Of two sums per channel and a count: forward in float64, backward in fp32."""
+    return 8 * (2 * channels + 1), 4 * (2 * channels + 1)
+
+
+def gradients(network: Network) -> list[int]:
+    """Values of each, in the order in which they are there."""
+    return [values for stage in network for values in stage.gradients]
+
+
+def buckets(gradients: Sequence[int], limit: int = 25 * MIB) -> list[list[int]]:
+    """Which gradients, by their place, DDP sums together: it closes a bucket that is full."""
+    found: list[list[int]] = [[]]
+    held = 0
+    for place, values in enumerate(gradients):
+        if held >= (MIB if len(found) == 1 else limit):
+            found.append([])
+            held = 0
+        found[-1].append(place)
+        held += 4 * values
+    return found
+
+
+def step(network: Network, gpus: int, batch: int, plan: Plan = Plan()) -> Step:
     """A training step of ``batch`` images, rounded to a multiple of ``gpus``."""
     mine = share(batch, gpus)
-    pixels = mine * network.image * plan.slower
-    weights = (PARAMETER_BYTES * network.parameters + BINARY_BYTES * network.binary) / MEMORY
-    norms, gradients = 0.0, 0.0
-    if gpus > 1:
-        norms = _norms(network, gpus, plan, fabric) + fabric.reduce(4, gpus)  # is the loss finite?
-        sent = plan.gradient_bytes * network.parameters
-        gradients = fabric.reduce_gradients(sent, gpus)
-    hidden = min(gradients, 2 / 3 * pixels) if plan.overlap else 0.0  # backward: two of three convs
-    nodes, local = layout(gpus)
-    return Step(
-        gpus=gpus,
-        batch=mine * gpus,
-        compute=pixels + weights + plan.extra,
-        norms=norms,
-        gradients=gradients,
-        exposed=gradients - hidden,
-        decode=mine / loader.decode if network.file else 0.0,
-        storage=mine * local * network.file / loader.storage,
-    )
+    images = mine * sum(stage.image for stage in network) * plan.slower
+    compute = images + PARAMETER_BYTES * sum(gradients(network)) / MEMORY + plan.extra
+    if gpus == 1:
+        return Step(mine, compute, 0.0, 0.0)
+    norms = [norm_seconds(stage, gpus, plan) for stage in network]
+    talk = math.fsum(map(sum, norms)) + plan.fabric.small(4, gpus)  # and: is the loss finite?
+    # Two of the three convolutions of a step are the backward pass's.
+    backward = [
+        2 / 3 * mine * stage.image * plan.slower + back
+        for stage, (_, back) in zip(network, norms, strict=True)
+    ]
+    return Step(mine * gpus, compute, talk, exposed(network, gpus, backward, plan))
 
 
-def _norms(network: Network, gpus: int, plan: Plan, fabric: Fabric) -> float:
+def norm_seconds(stage: Stage, gpus: int, plan: Plan) -> tuple[float, float]:
+    """Of the collectives of ``stage``'s batch norms, forward and backward."""
     group = min(plan.group or gpus, gpus)
     if group == 1:
-        return 0.0
-    seconds = []
-    for channels in network.norms:
-        bytes_ = norm_bytes(channels)
-        reduce = fabric.reduce(bytes_, group)
-        forward = plan.reductions * reduce or fabric.gather(bytes_, group)
-        seconds.append(forward + reduce)
-    return math.fsum(seconds) * (len(seconds) - plan.paired) / len(seconds)
+        return 0.0, 0.0
+    seconds = [[plan.fabric.small(n, group) for n in norm_bytes(c)] for c in stage.norms]
+    return sum(forward for forward, _ in seconds), sum(backward for _, backward in seconds)
+
+
+def exposed(network: Network, gpus: int, backward: Sequence[float], plan: Plan) -> float:
+    """Seconds for which gradients still travel when all stages have spent their ``backward``.
+
+    A bucket leaves when the stage of its last gradient is done and the bucket before it has come.
+    """
+    times, now = [], 0.0
+    for stage, seconds in zip(network, backward, strict=True):
+        now += seconds
+        times += [now] * len(stage.gradients)
+    free, sizes = 0.0, gradients(network)
+    for bucket in buckets(sizes, plan.bucket):
+        sent = plan.gradient_bytes * sum(sizes[place] for place in bucket)
+        ready = times[bucket[-1]] if plan.overlap else now
+        free = max(free, ready) + plan.fabric.large(sent, gpus)
+    return free - now
 
 
 @cache
 def network(arch: str) -> Network:
-    """``arch`` (resnet18, resnet34 or resnet20) in 1w1a, walked."""
-    image, file = ROOFLINES[arch]
-    model = build_model(arch, num_classes=1000 if file else 10)
-    return Network(
-        norms=tuple(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d)),
-        parameters=sum(p.numel() for p in model.parameters()),
-        binary=sum(m.weight.numel() for m in model.modules() if isinstance(m, BinaryConv2d)),
-        image=image,
-        file=file,
-    )
+    """``arch`` (resnet18, resnet34 or resnet20) in 1w1a: two images go there and back."""
+    size, classes = (32, 10) if arch == "resnet20" else (224, 1000)
+    model = build_model(arch, num_classes=classes)
+    model.binarize_by_stage = True
+    work: list[tuple[Any, ...]] = []  # convolutions with their input and output
+    there: list[tuple[Any, ...]] = []  # gradients, as they come
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(partial(_note, work, name.partition(".")[0]))
+    for name, parameter in model.named_parameters():
+        hook = partial(_note, there, name.partition(".")[0])
+        parameter.register_post_accumulate_grad_hook(hook)
+    model(torch.zeros(2, 3, size, size)).sum().backward()
+    maps = [(at, m, out[0] if isinstance(out, tuple) else out) for at, m, _, out in work]
+    memory = MOVED[arch] / sum(z.numel() for _, _, z in maps) / MEMORY
+    stages = []
+    for name in dict.fromkeys(at for at, _ in there):
+        mine = [(m, z) for at, m, z in maps if at == name]
+        macs = sum(m.weight[0].numel() * z[0].numel() for m, z in mine)
+        image = 6 * macs / FLOPS + memory * sum(z.numel() for _, z in mine)
+        modules = model.get_submodule(name).modules()
+        norms = tuple(m.num_features for m in modules if isinstance(m, nn.BatchNorm2d))
+        sizes = tuple(p.numel() for at, p in there if at == name)
+        stages.append(Stage(name, image, norms, sizes))
+    return tuple(stages)
 
 
-# Arithmetic plus memory traffic of an image, at 798 TFLOP/s and 3.0 TB/s; bytes where it lies.
-ROOFLINES = {
-    "resnet18": (13.6e-6 + 24.1e-6, FILE),
-    "resnet34": (27.5e-6 + 38.7e-6, FILE),
-    "resnet20": (0.3e-6 + 2.1e-6, 0.0),
-}
+def _note(notes: list[tuple[Any, ...]], stage: str, *what: object) -> None:
+    notes.append((stage, *what))
 
 
-def last_efficient(network: Network, batch: int, efficiency: float = 0.5) -> int:
-    """The largest of ``COUNTS`` whose GPUs do at least ``efficiency`` of what one alone does."""
-    alone = step(network, 1, batch).device
-    fine = [n for n in COUNTS if speedup(step(network, n, batch), alone, batch) >= efficiency * n]
-    return max(fine)
+def speedup(network: Network, gpus: int, batch: int, plan: Plan = Plan()) -> float:
+    """Images/s over those of one GPU."""
+    one, many = (step(network, n, batch, plan) for n in (1, gpus))
+    return many.batch / many.seconds * one.seconds / one.batch
 
 
-def fastest(network: Network, batch: int) -> int:
-    """The one of ``COUNTS`` that trains most images a second."""
-    return max(COUNTS, key=lambda n: rate(step(network, n, batch)))
-
-
-def rate(step: Step) -> float:
-    """Images/s of the device, the loader left out."""
-    return step.batch / step.device
-
-
-def speedup(step: Step, alone: float, batch: int) -> float:
-    """Images/s over those of one GPU, which takes ``alone`` seconds for ``batch``."""
-    return rate(step) / (batch / alone)
-
-
-def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
-    header = list(header)
-    lines = [header, ["---"] * len(header), *(list(row) for row in rows)]
+def table(header: str, rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; commas part the columns of ``header``."""
+    names = header.split(",")
+    lines = [names, ["---"] * len(names), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def counted() -> str:
-    """What the networks send."""
-    rows = []
-    for arch in ROOFLINES:
-        found = network(arch)
-        sent = [norm_bytes(c) for c in found.norms]
-        rows.append(
-            [
-                arch,
-                str(len(sent)),
-                f"{sum(found.norms):,}",
-                f"{min(sent)} to {max(sent):,}",
-                f"{found.parameters:,}",
-                f"{found.binary / found.parameters:.0%}",
-                f"{4 * found.parameters / 1e6:.1f} MB",
-                str(buckets(4 * found.parameters)),
-            ]
-        )
-    header = "network,batch norms,channels,bytes of each collective,parameters,binary"
-    return table([*header.split(","), "gradients (fp32)", "buckets"], rows)
+    """What resnet18 sends, and when it is ready."""
+    header = "stage,of the backward pass,of the gradients,MB,batch norms,bytes forward,backward"
+    found, rows, image, ready = network("resnet18"), [], 0.0, 0
+    images, everything = sum(stage.image for stage in found), sum(gradients(found))
+    for stage in found:
+        image, ready = image + stage.image, ready + sum(stage.gradients)
+        done = f"{image / images:.0%}", f"{ready / everything:.0%}"
+        sent = f"{4 * sum(stage.gradients) / 1e6:.2f}", str(len(stage.norms))
+        sizes = [f"{n:,}" for n in norm_bytes(stage.norms[0])] if stage.norms else ["", ""]
+        rows.append([stage.name, *done, *sent, *sizes])
+    return table(header, rows)
 
 
-def steps(arch: str, batch: int) -> str:
-    """Milliseconds of a step's parts, by number of GPUs."""
-    chosen = network(arch)
-    alone = step(chosen, 1, batch).device
-    rows = []
+def steps(batch: int = 8192) -> str:
+    """Milliseconds of the parts of a resnet18 step, by number of GPUs."""
+    chosen, rows = network("resnet18"), []
+    header = "GPUs,per GPU,compute ms,batch norm,gradients,step,decoding,images/s,efficiency"
     for gpus in COUNTS:
-        s = step(chosen, gpus, batch)
-        times = [s.compute, s.norms, s.exposed, s.device]
-        row = [str(gpus), f"{s.batch:,}", str(s.batch // gpus), *(_ms(t) for t in times)]
-        row += [f"{rate(s):,.0f}", f"{speedup(s, alone, batch) / gpus:.0%}"]
-        if chosen.file:
-            row += [_ms(s.decode), _ms(s.storage), f"{s.batch / s.total:,.0f}"]
-        rows.append([*row, s.bound])
-    header = "GPUs,batch,per GPU,compute ms,batch norm ms,gradients ms,step ms,images/s,efficiency"
-    with_loader = ["decode ms", "storage ms", "images/s with loader"] if chosen.file else []
-    return table([*header.split(","), *with_loader, "waits for"], rows)
+        s, mine = step(chosen, gpus, batch), share(batch, gpus)
+        times = s.compute, s.norms, s.exposed, s.seconds, mine / DECODE
+        ends = f"{s.batch / s.seconds:,.0f}", f"{speedup(chosen, gpus, batch) / gpus:.0%}"
+        rows.append([str(gpus), str(mine), *map(ms, times), *ends])
+    return table(header, rows)
 
 
-LIMITS = {
-    "resnet18": (750, 2048, 8192, 32768, 65536),
-    "resnet34": (750, 8192),
-    "resnet20": (256, 2048),
-}
+LIMITS = (
+    *(("resnet18", 750), ("resnet18", 2048), ("resnet18", 8192), ("resnet18", 32768)),
+    *(("resnet34", 750), ("resnet34", 8192), ("resnet20", 256), ("resnet20", 2048)),
+)
 
 
 def limits() -> str:
     """Where each network stops scaling."""
+    header = "network,batch,GPUs at 50 % efficiency,fastest at,times one GPU,images/s,an epoch"
     rows = []
-    for arch, batches in LIMITS.items():
-        for batch in batches:
-            chosen = network(arch)
-            last, most = last_efficient(chosen, batch), fastest(chosen, batch)
-            best = step(chosen, most, batch)
-            gain = speedup(best, step(chosen, 1, batch).device, batch)
-            epoch = f"{IMAGENET / rate(best):.1f} s" if chosen.file else ""
-            numbers = [f"{batch:,}", str(last), str(most), f"{gain:.1f}", f"{rate(best):,.0f}"]
-            rows.append([arch, *numbers, epoch])
-    header = (
-        "network,batch,GPUs at 50 % efficiency,fastest at,times one GPU,images/s,an epoch takes"
-    )
-    return table(header.split(","), rows)
+    for arch, batch in LIMITS:
+        gains = {n: speedup(network(arch), n, batch) for n in COUNTS}
+        most = max(gains, key=lambda n: gains[n])
+        best = step(network(arch), most, batch)
+        rate = best.batch / best.seconds
+        gpus = str(max(n for n in COUNTS if gains[n] >= n / 2)), str(most)
+        numbers = f"{gains[most]:.1f}", f"{rate:,.0f}"
+        epoch = "" if arch == "resnet20" else f"{IMAGENET / rate:.1f} s"
+        rows.append([arch, f"{batch:,}", *gpus, *numbers, epoch])
+    return table(header, rows)
 
 
-REMEDIES: dict[str, tuple[Plan, Fabric]] = {
-    "as it is": (Plan(), Nccl()),
-    "forward: two all-reduces, no all-gather": (Plan(reductions=2), Nccl()),
-    "forward: one all-reduce of shifted sums": (Plan(reductions=1), Nccl()),
-    "downsample's norms packed with their block's": (Plan(paired=3), Nccl()),
-    "gradients overlap the backward pass": (Plan(overlap=True), Nccl()),
-    "gradients in fp16": (Plan(gradient_bytes=2), Nccl()),
-    "statistics within the node only": (Plan(group=8), Nccl()),
-    "the same, from symmetric memory in a CUDA graph": (Plan(group=8), Symmetric()),
-    "that, and gradients in fp16, overlapping": (
-        Plan(group=8, gradient_bytes=2, overlap=True),
-        Symmetric(),
-    ),
-    "batch norm not synchronised": (Plan(group=1), Nccl()),
+WHAT_IF = {
+    "as it is": Plan(),
+    "gradients not overlapping": Plan(overlap=False),
+    "gradients in buckets of 4 MiB": Plan(bucket=4 * MIB),
+    "gradients in fp16": Plan(gradient_bytes=2),
+    "statistics within the node": Plan(group=8),
+    "that, from symmetric memory in a CUDA graph": Plan(group=8, fabric=SYMMETRIC),
+    "that, and gradients in fp16": Plan(group=8, fabric=SYMMETRIC, gradient_bytes=2),
+    "batch norm not synchronised": Plan(group=1),
+    "*small collectives as NCCL estimates them*": Plan(fabric=Nccl(local_slack=1, slack=1)),
+    "*between nodes 5 times that (GPUDirect-TCPXO)*": Plan(fabric=Nccl(slack=5)),
+    "*half the bandwidth between nodes*": Plan(fabric=Nccl(inter=172e9)),
+    "*GPU at a quarter of its roofline*": Plan(slower=4),
+    "*1 ms more in every step (launches)*": Plan(extra=1e-3),
 }
 PLACES = ((750, 8), (750, 64), (8192, 64), (8192, 512), (32768, 512))  # batch, GPUs
 
 
-def remedies() -> str:
-    """Milliseconds of a resnet18 step, with what could be done."""
-    chosen = network("resnet18")
-    rows = [
-        [name, *(_ms(step(chosen, n, b, plan=plan, fabric=fabric).device) for b, n in PLACES)]
-        for name, (plan, fabric) in REMEDIES.items()
-    ]
-    return table(["resnet18, ms a step", *(f"{b:,} on {n}" for b, n in PLACES)], rows)
+def what_if() -> str:
+    """A resnet18 step with what could be done, and under other assumptions."""
+    chosen, rows = network("resnet18"), []
+    for name, plan in WHAT_IF.items():
+        found = [(step(chosen, n, b, plan).seconds, speedup(chosen, n, b, plan)) for b, n in PLACES]
+        rows.append([name, *(f"{ms(seconds)} ({gain:.1f})" for seconds, gain in found)])
+    return table(",".join(["ms (times one GPU)", *(f"{b} on {n}" for b, n in PLACES)]), rows)
 
 
-ASSUMPTIONS: dict[str, tuple[Plan, Fabric]] = {
-    "as in the tables": (Plan(), Nccl()),
-    "small collectives as NCCL estimates them": (Plan(), Nccl(local_slack=1.0, slack=1.0)),
-    "between nodes 5 times that (GPUDirect-TCPXO)": (Plan(), Nccl(slack=5.0)),
-    "AMD hosts": (Plan(), Nccl(overhead=2e-6)),
-    "half the bandwidth between nodes": (Plan(), Nccl(inter=172e9)),
-    "GPU at half of its roofline": (Plan(slower=2.0), Nccl()),
-    "GPU at a quarter of it": (Plan(slower=4.0), Nccl()),
-    "1 ms more in every step (launches)": (Plan(extra=1e-3), Nccl()),
-    "4 ms more": (Plan(extra=4e-3), Nccl()),
-}
-
-
-def sensitivity() -> str:
-    """Times as fast as one GPU, under other assumptions."""
-    chosen = network("resnet18")
-    rows = []
-    for name, (plan, fabric) in ASSUMPTIONS.items():
-        row = [name]
-        for batch, gpus in PLACES:
-            alone = step(chosen, 1, batch, plan=plan, fabric=fabric).device
-            there = step(chosen, gpus, batch, plan=plan, fabric=fabric)
-            row.append(f"{speedup(there, alone, batch):.1f}")
-        rows.append(row)
-    return table(["resnet18, times one GPU", *(f"{b:,} on {n}" for b, n in PLACES)], rows)
-
-
-LOADERS = {
-    "hardware decoder, 7,000 images/s per GPU": 7000.0,
-    "14 cores per GPU, 435 images/s each": 14 * 435.0,
-    "14 cores per GPU, 224 px files, 530 each": 14 * 530.0,
-}
-
-
-def loading() -> str:
-    """What the loaders allow, against what resnet18 needs at 8,192 images on 64 GPUs."""
-    need = rate(step(network("resnet18"), 64, 8192)) / 64
-    rows = [
-        [name, f"{decode:,.0f}", f"{decode / need:.0%}", f"{8 * decode * FILE / 1e9:.1f}"]
-        for name, decode in LOADERS.items()
-    ]
-    rows.append(["what the GPU needs", f"{need:,.0f}", "100%", f"{8 * need * FILE / 1e9:.1f}"])
-    return table(["decoding", "images/s per GPU", "of the need", "GB/s per node of files"], rows)
-
-
-def against_the_clock() -> str:
-    """The model, fed with what two processes over gloo measured, against their steps."""
-    with open(RESULTS / "collectives_cpu.csv", newline="") as file:
-        found = list(csv.DictReader(file))
-    rows = []
-    for case in dict.fromkeys(row["case"] for row in found):
-        name, shape, *_ = case.split("/")
-        chosen = network(name.split("_")[1])
-        gpus, images = map(int, shape.split("x"))
-        for quantile in ("p20", "p50"):
-            us = {r["mode"]: float(r[quantile]) * 1e-6 for r in found if r["case"] == case}
-            fabric = Measured(
-                us["norms_forward"] / len(chosen.norms),
-                us["norms_backward"] / len(chosen.norms),
-                us["one_value"],
-                4 * chosen.parameters / us["gradients"],
-            )
-            local = us["step_local"] - us["one_value"]
-            s = step(
-                replace(chosen, image=local / images, file=0.0), gpus, gpus * images, fabric=fabric
-            )
-            apart = us["step_gradients"], s.device - _norms(chosen, gpus, Plan(), fabric)
-            whole = us["step"], s.device
-            row = [case, quantile, _ms(us["step_local"])]
-            for measured, model in (apart, whole):
-                row += [_ms(model), _ms(measured), f"{model / measured - 1:+.0%}"]
-            rows.append(row)
-    header = (
-        "case,quantile,each for itself ms,gradients: model,measured,off,whole: model,measured,off"
-    )
-    return table(header.split(","), rows)
-
-
-def _ms(seconds: float) -> str:
+def ms(seconds: float) -> str:
+    """In milliseconds."""
     return f"{seconds * 1e3:.2f}"
 
 
 TABLES = {
     "What the networks send": counted,
-    "resnet18, batch 750": lambda: steps("resnet18", 750),
-    "resnet18, batch 8,192": lambda: steps("resnet18", 8192),
-    "resnet18, batch 32,768": lambda: steps("resnet18", 32768),
-    "resnet20, batch 256": lambda: steps("resnet20", 256),
+    "A step of resnet18, batch 8,192": steps,
     "Where it stops": limits,
-    "Remedies": remedies,
-    "Sensitivity": sensitivity,
-    "Loading": loading,
-    "Against the clock": against_the_clock,
+    "What if": what_if,
 }
 
 
 def draw() -> None:
-    """Speed by number of GPUs, and the parts of a step."""
+    """Speed by number of GPUs."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         logger.warning("no plot: matplotlib is not installed")
         return
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for arch, style in (("resnet18", "-"), ("resnet20", ":")):
-        chosen = network(arch)
-        for batch in LIMITS[arch]:
-            alone = step(chosen, 1, batch).device
-            gains = [speedup(step(chosen, n, batch), alone, batch) for n in COUNTS]
-            left.plot(COUNTS, gains, style, marker=".", label=f"{arch}, batch {batch:,}")
-    left.plot(COUNTS, COUNTS, color="black", linewidth=0.8, label="ideal")
-    left.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="images/s, times one GPU")
-    left.set(title="without the loader")
-    left.set_xticks(COUNTS, [str(n) for n in COUNTS])
-    left.legend(fontsize="small")
-    found = [step(network("resnet18"), n, 8192) for n in COUNTS[4:]]
-    at, below = range(len(found)), [0.0] * len(found)
-    for part, label in (("compute", "compute"), ("norms", "batch norm"), ("exposed", "gradients")):
-        values = [getattr(s, part) * 1e3 for s in found]
-        right.bar(at, values, bottom=below, label=label)
-        below = [a + b for a, b in zip(below, values, strict=True)]
-    right.plot(at, [s.decode * 1e3 for s in found], "kx", label="decoding, beside them")
-    right.set(xlabel="GPUs", ylabel="ms of a step", title="resnet18, batch 8,192")
-    right.set_xticks(at, [str(s.gpus) for s in found])
-    right.legend(fontsize="small")
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for arch, batch in LIMITS:
+        gains = [speedup(network(arch), n, batch) for n in COUNTS]
+        style = {"resnet18": "-", "resnet34": "--", "resnet20": ":"}[arch]
+        axes.plot(COUNTS, gains, style, marker=".", label=f"{arch}, batch {batch:,}")
+    axes.plot(COUNTS, COUNTS, color="black", linewidth=0.8, label="ideal")
+    axes.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="images/s, times one GPU")
+    axes.minorticks_off()
+    axes.set_xticks(COUNTS, [str(n) for n in COUNTS])
+    axes.legend(fontsize="small")
     figure.savefig(RESULTS / "scaling.png", dpi=120, metadata={"Software": None})
 
 

@@ -56,8 +56,8 @@ class BinaryConv2d(nn.Conv2d):
     fp32 in whatever order they are added, while sums of ±scale are not. Border taps are 0,
     because padding comes after binarization.
 
-    Inside a network, ``binarized`` holds sign(w) and the scale when ``forward`` is called: the
-    network makes those of all its layers at once.
+    Inside a network, ``binarized`` holds sign(w) and the scale when ``forward`` is called, or the
+    first one of ``together`` that is called makes those of all of them.
     """
 
     def __init__(
@@ -66,10 +66,11 @@ class BinaryConv2d(nn.Conv2d):
         super().__init__(in_channels, channels, 3, stride, padding=1, bias=False)
         self.binarize = Binarize(estimator, weights=True)
         self.binarized: tuple[Tensor, Tensor] | None = None
+        self.together: list[BinaryConv2d] = []
 
     def forward(self, xb: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         if self.binarized is None:
-            binarize_convs([self])
+            binarize_convs(self.together or [self])
         assert self.binarized is not None
         (weight, scale), self.binarized = self.binarized, None
         return self._conv_forward(xb, weight, None), scale
@@ -183,14 +184,17 @@ class BinaryNetwork(nn.Module):
 
         At once: a launch for all layers, whose gradients come together at the end of the backward
         pass. By stage: those of the last stages, which hold most weights, come while the first
-        ones are still at work, and DistributedDataParallel sums them meanwhile.
+        ones are still at work, and DistributedDataParallel sums them meanwhile. For that each
+        stage's are made when it begins: autograd goes back from the latest operation that it can,
+        and would leave what was made first for last.
         """
-        convs = self.binary_convs().items()
-        for _, stage in itertools.groupby(convs, lambda item: self._stage(item[0])):
-            binarize_convs([conv for _, conv in stage])
-
-    def _stage(self, name: str) -> str:
-        return name.partition(".")[0] if self.binarize_by_stage else ""
+        convs = self.binary_convs()
+        if not self.binarize_by_stage:
+            return binarize_convs([*convs.values()]) if convs else None
+        for _, names in itertools.groupby(convs, lambda name: name.partition(".")[0]):
+            stage = [convs[name] for name in names]
+            for conv in stage:
+                conv.together = stage
 
     def binary_convs(self) -> dict[str, BinaryConv2d]:
         """The binary convolutions by name, from the input to the output."""

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import datetime
 import inspect
 import math
 import platform
@@ -78,7 +79,7 @@ class Trainer:
         self.network: nn.Module = self.model  # what a step goes through
         if distributed.size() > 1:
             self.model.binarize_by_stage = True
-            self.network = _parallel(self.model, device)
+            self.network = _parallel(self.model, device, config.train.timeout)
         self.optimizer = make_optimizer(config, self.model)
         mixed = config.train.precision == "fp16"
         self.scaler = torch.amp.GradScaler(device.type, enabled=mixed)
@@ -365,11 +366,12 @@ class Trainer:
             )
 
 
-def _parallel(model: BinaryNetwork, device: torch.device) -> nn.Module:
+def _parallel(model: BinaryNetwork, device: torch.device, timeout: float) -> nn.Module:
     # Statistics are the same everywhere or, without sync_bn, the main process's count.
     options: dict[str, Any] = {"gradient_as_bucket_view": True, "static_graph": True}
     # A group of their own: batch norm's small sums need not queue behind the gradients.
-    options["process_group"] = torch.distributed.new_group()
+    limit = datetime.timedelta(seconds=timeout)
+    options["process_group"] = torch.distributed.new_group(timeout=limit)
     name = "broadcast_buffers"
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:
         name = "forward_sync_buffers"  # its name from torch 2.13 on

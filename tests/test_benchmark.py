@@ -27,12 +27,12 @@ def test_steps_of_both_providers():
         assert 0 < float(row["p20"]) <= float(row["p50"]) <= float(row["p80"])
 
 
-def test_take_turns(monkeypatch):
+def testtake_turns(monkeypatch):
     calls = []
     clock = iter(range(100))
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
     providers = {name: lambda n=name: calls.append(n) for name in "ab"}
-    seconds = benchmark._take_turns(providers, 3, CPU)
+    seconds = benchmark.take_turns(providers, 3, CPU)
     assert calls == ["a", "b"] * 5
     assert {name: each.tolist() for name, each in seconds.items()} == {"a": [1] * 3, "b": [1] * 3}
 

@@ -1,7 +1,6 @@
 """The scripts that start clusters, run here with stand-ins for the cluster."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -20,7 +19,6 @@ from tests.imagefolder_fixtures import cifar_tree
 
 ROOT = Path(__file__).resolve().parent.parent
 SBATCH = ROOT / "launch/slurm.sbatch"
-EPOCHS = 6  # of 5 steps
 # srun as far as the script needs it: its command once per node, and signals handed on to each.
 SRUN = """#!/usr/bin/env python3
 import os, signal, subprocess, sys
@@ -40,6 +38,10 @@ SCONTROL = """#!/bin/sh
 echo "$@" >> "$CALLS"
 if [ "$1" = show ]; then printf '%s\\n' localhost localhost; fi
 """
+PYTHON = """#!/bin/sh
+echo python "$@" >> "$CALLS"
+exit $END
+"""
 needs_cluster = pytest.mark.skipif(
     sys.platform != "linux" or not dist.is_available() or shutil.which("bash") is None,
     reason="needs Linux, bash and torch.distributed",
@@ -51,13 +53,13 @@ def cluster(tmp_path_factory):
     """Starts the batch script on two "nodes" of one process each."""
     root = tmp_path_factory.mktemp("cluster")
     data = cifar_tree(root / "cifar")
-    for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "python": PYTHON}.items():
         (root / "bin").mkdir(exist_ok=True)
         (root / "bin" / name).write_text(text)
         (root / "bin" / name).chmod(0o755)
     (root / "tiny.yaml").write_text(
         "{model: {num_classes: 2}, data: {batch_size: 8, eval_batch_size: 6}, seed: 3,"
-        f"train: {{epochs: {EPOCHS}, device: cpu, timeout: 60}}, log: {{every: 1, eta: 0}}}}"
+        "train: {epochs: 100, device: cpu, timeout: 60}, log: {every: 1, eta: 0}}"
     )
     environment = {
         **os.environ,
@@ -74,17 +76,12 @@ def cluster(tmp_path_factory):
 
     jobs = []
 
-    def submit(name, job, restarts=0, *overrides):
+    def submit(**variables):
         (root / "calls").unlink(missing_ok=True)
-        overrides = [f"run.dir={root}", f"run.name={name}", *overrides]
         process = subprocess.Popen(
-            ["bash", SBATCH, root / "tiny.yaml", *overrides],
+            ["bash", SBATCH, root / "tiny.yaml", f"run.dir={root}", "run.name=run"],
             cwd=ROOT,
-            env={
-                **environment,
-                "SLURM_JOB_ID": str(job),
-                "SLURM_RESTART_COUNT": str(restarts),
-            },
+            env={**environment, "SLURM_JOB_ID": str(os.getpid()), **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -103,62 +100,71 @@ def calls(root):
     return (root / "calls").read_text().splitlines() if (root / "calls").exists() else []
 
 
-def epochs(folder):
-    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [record["epoch"] for record in records if record["kind"] == "epoch"]
-
-
 def stop(job, folder, number, times=1):
-    """Signal the batch script in mid-training; wait for the checkpoint and the end."""
-    wait_for_steps(folder, job, 3)
+    """Signal the batch script in mid-training; its output, when it has saved and ended."""
+    wait_for_steps(folder / "metrics.jsonl", job, 3)
     for _ in range(times):
         os.kill(job.pid, number)
         time.sleep(0.1)
     output = job.communicate(timeout=120)[0]
     assert job.returncode == 1, output  # torchrun's answer to a stop
     assert "interrupted; saved" in output
-    last = max((folder / "checkpoints").glob("*.pt"), key=os.path.getmtime)
-    assert 0 < load(last)["step"] < EPOCHS * 5
+    return output
 
 
-def wait_for_steps(folder, job, steps):
-    path, deadline = folder / "metrics.jsonl", time.monotonic() + 120
-    while not path.exists() or len(path.read_text().splitlines()) < steps:
+def wait_for_steps(path, job, more):
+    steps, deadline = lines(path) + more, time.monotonic() + 120
+    while lines(path) < steps:
         assert job.poll() is None, job.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
+def lines(path):
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def step(folder):
+    return load(max((folder / "checkpoints").glob("*.pt"), key=os.path.getmtime))["step"]
+
+
 @needs_cluster
 def test_slurm_saves_requeues_and_goes_on(cluster):
     submit, root = cluster
-    job = submit("requeued", os.getpid())
-    stop(job, root / "requeued", signal.SIGUSR1)
+    stop(submit(), root / "run", signal.SIGUSR1)
     assert calls(root)[-1] == f"requeue {os.getpid()}"
-    job = submit("requeued", os.getpid(), 1)  # what Slurm does then
-    output = job.communicate(timeout=200)[0]
-    assert job.returncode == 0, output
+    saved = step(root / "run")
+    # Then Slurm starts the script again. Cancelled, it saves and leaves it at that; Slurm tells
+    # script and training alike, so torchrun gets the signal twice.
+    output = stop(submit(SLURM_RESTART_COUNT="1"), root / "run", signal.SIGTERM, times=2)
     assert "going on after" in output
     assert calls(root) == ["show hostnames node[0-1]"]
-    assert epochs(root / "requeued") == list(range(EPOCHS))
+    assert 0 < saved < step(root / "run")
 
 
 @needs_cluster
-def test_slurm_saves_and_leaves_it_at_that_when_cancelled(cluster):
+def test_slurm_starts_what_torchrun_understands(cluster):
     submit, root = cluster
-    job = submit("cancelled", os.getpid() + 1)
-    # Slurm tells script and training alike: torchrun gets the signal twice.
-    stop(job, root / "cancelled", signal.SIGTERM, times=2)
-    assert calls(root) == ["show hostnames node[0-1]"]
+    job = submit(PYTHON=str(root / "bin/python"), END="0", SLURM_RESTART_COUNT="2")
+    output = job.communicate(timeout=60)[0]
+    assert job.returncode == 0, output
+    check, hosts, *starts = calls(root)
+    assert check.endswith("--check") and hosts == "show hostnames node[0-1]"
+    assert len(starts) == 2
+    for start in starts:
+        module, *arguments = start.removeprefix("python -m ").split()
+        options = get_args_parser().parse_args(arguments)
+        assert module == "torch.distributed.run" and options.training_script == "launch.train"
+        assert (options.nnodes, options.rdzv_id) == ("2", f"{os.getpid()}.2")
 
 
 @needs_cluster
-def test_slurm_does_not_requeue_a_mistake(cluster):
+def test_slurm_does_not_start_or_requeue_a_mistake(cluster):
     submit, root = cluster
-    job = submit("mistake", os.getpid(), 0, "model.num_classes=3")
-    output = job.communicate(timeout=120)[0]
-    assert job.returncode == 2 and "error: model.num_classes is 3" in output
-    assert calls(root) == []
+    job = submit(PYTHON=str(root / "bin/python"), END="2")
+    job.communicate(timeout=60)
+    assert job.returncode == 2
+    assert len(calls(root)) == 1
 
 
 def test_shell_scripts_pass_shellcheck():
