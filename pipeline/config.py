@@ -84,6 +84,11 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = key(
         "fp32", "bf16 and fp16: autocast (fp16 with loss scaling); fp64: for verification"
     )
+    cuda_graph: Literal["auto", "true", "false"] = key(
+        "auto",
+        "the whole step as one CUDA graph, and the evaluation; auto: where it can be: one process "
+        "on a GPU, images that lie there (cifar10), optim.impl=torch_fused",
+    )
     label_smoothing: float = key(0.0, "of the cross-entropy, 0 to below 1")
     sync_bn: Literal["auto", "true", "false"] = key(
         "auto", "batch norm over the images of all processes; auto: when there are several"
