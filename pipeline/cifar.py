@@ -211,7 +211,8 @@ class CifarLoader:
 
     Training shuffles, drops the ragged last batch, and crops and flips if ``augment``, by draws
     that depend on (seed, epoch, image) alone. Evaluation delivers every image once, in order,
-    as it is; its last batch is filled up with images whose label is IGNORED. Images are (x / 255 - mean) / std, computed in float32 and given as ``dtype``.
+    as it is; images whose label is IGNORED fill its last batch up. Images are
+    (x / 255 - mean) / std, computed in float32 and given as ``dtype``.
     Raises UserError where a training batch is larger than the set.
     """
 
@@ -294,21 +295,20 @@ class Cursor:
 
     def __init__(self, loader: CifarLoader) -> None:
         self.loader = loader
-        self.table: torch.Tensor | None = None
-        self.at: torch.Tensor
+        self.table = loader.table(0)
+        self.at = self.table.new_zeros(1)
 
     def seek(self, epoch: int, start: int = 0) -> None:
         """Let the next batch be number ``start`` of ``epoch`` (both from 0)."""
-        table = self.loader.table(epoch)
-        if self.table is None:
-            self.table = table
-            self.at = table.new_zeros(1)
-        self.table.copy_(table)
+        self.table.copy_(self.loader.table(epoch))
         self.at.fill_(start)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Those that ``draw`` reads and writes."""
+        return [self.table, self.at]
 
     def draw(self) -> Batch:
         """The next batch."""
-        assert self.table is not None
         rows = self.table.index_select(1, self.at).squeeze(1)
         self.at += 1
         return self.loader.batch(rows)

@@ -56,6 +56,10 @@ class Cursor(Protocol):
         """The next batch; reads and writes the same tensors every time."""
         ...
 
+    def tensors(self) -> list[torch.Tensor]:
+        """These tensors."""
+        ...
+
 
 @runtime_checkable
 class ResidentLoader(Loader, Protocol):

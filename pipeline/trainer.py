@@ -239,6 +239,7 @@ class Trainer:
     def _tensors(self) -> Iterator[Tensor]:
         """Those that outlive a step and that it reads or writes."""
         yield from (self.done, self.skipped, self.first_bad, self.sums.values)
+        yield from self.cursor.tensors()
         for module in (self.model, *([self.ema.module] if self.ema else [])):
             yield from itertools.chain(module.parameters(), module.buffers())
         for group in self.optimizer.param_groups:
@@ -499,7 +500,7 @@ class Evaluation:
         self.sums.update(logits, batch.labels, cross_entropy(logits, batch.labels))
 
     def _tensors(self) -> Iterator[Tensor]:
-        yield self.sums.values
+        yield from (self.sums.values, *self.cursor.tensors())
         yield from itertools.chain(self.model.parameters(), self.model.buffers())
 
 
