@@ -22,7 +22,8 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take one step into account; waits for nothing."""
-        averaged, current = list(self.module.parameters()), list(model.parameters())
+        averaged: list[Tensor] = list(self.module.parameters())
+        current: list[Tensor] = list(model.parameters())
         if self.started:
             torch._foreach_lerp_(averaged, current, 1 - self.decay)
         else:

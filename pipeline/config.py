@@ -255,11 +255,19 @@ def _parse(override: str) -> DictConfig:
 
 def _merge(config: DictConfig, values: Any, source: str = "") -> DictConfig:
     try:
-        merged = OmegaConf.merge(config, values)
+        merged = OmegaConf.merge(config, _spell(OmegaConf.create(values)))
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise UserError(_one_line(error, source)) from None
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _spell(values: DictConfig) -> DictConfig:
+    """``values`` with words where a choice of auto, true and false was read as a boolean."""
+    for name in ("train.sync_bn", "train.cuda_graph"):
+        if isinstance(value := OmegaConf.select(values, name), bool):
+            OmegaConf.update(values, name, str(value).lower())
+    return values
 
 
 def _one_line(error: Exception, source: str = "") -> str:

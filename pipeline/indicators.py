@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from kernels import get_estimator
 from kernels.estimators import reste_surrogate
-from kernels.reference import sign
 from models import BinaryNetwork
 from models.layers import Binarize, BinaryConv2d, NormBinarize, Pair
 
@@ -65,7 +64,7 @@ class Indicators:
         return hook
 
     def _error(self, x: Tensor, binarize: Binarize) -> Tensor:
-        return sign(x) - self.surrogate(x, binarize.params.to(x.dtype))
+        return binarize(x) - self.surrogate(x, binarize.params.to(x.dtype))
 
     def _add(self, name: str, value: Tensor) -> None:
         if name not in self.sums:
