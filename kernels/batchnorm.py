@@ -254,7 +254,6 @@ def _norm_binarize_backward(
     dy, dyb, y = (None if t is None else _rows(t) for t in (dy, dyb, y))
     reduce = launch_reduce if on_gpu else reference.norm_binarize_reduce
     g, sums = reduce(dy, dyb, y, rows, mean, rstd, params, estimator, relu)
-    sum_g, sum_gx = sums
     everywhere, count = sums, None
     if sync:
         packed = torch.cat([sums.flatten(), sums.new_full((1,), len(rows))])
@@ -264,10 +263,8 @@ def _norm_binarize_backward(
     dz = apply(g, rows, weight, mean, rstd, everywhere, count, training, relu)
     dscale = weight.new_empty(0)
     if scale is not None:
-        if training:
-            dscale = eps / scale**3 * (weight * rstd**2 * sum_gx).sum()
-        else:
-            dscale = (weight * (sum_gx + mean * rstd * sum_g)).sum() / scale
+        derive = launch_scale_gradient if on_gpu else reference.scale_gradient
+        dscale = derive(sums, weight, mean, rstd, scale, training, eps)
     g = z.new_empty(0) if dyb is None else _shaped(g, z)
     return g, _shaped(dz, z), sums, dscale
 
@@ -661,6 +658,54 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
     tl.store(sum_g_ptr + to, tl.sum(sum_g, 0), mask=here)
     rstd = tl.load(rstd_ptr + c, mask=here, other=0.0)
     tl.store(sum_gx_ptr + to, tl.sum(sum_gx, 0) * rstd, mask=here)
+
+
+def launch_scale_gradient(
+    sums: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    scale: Tensor,
+    training: bool,
+    eps: float,
+) -> Tensor:
+    """``reference.scale_gradient`` in Triton: one launch instead of seven."""
+    dscale = torch.empty_like(scale)
+    channels = len(weight)
+    block = triton.next_power_of_2(channels)
+    _scale_gradient_kernel[(1,)](
+        *(*sums, weight, mean, rstd, scale, dscale, channels, eps), TRAINING=training, BLOCK=block
+    )
+    return dscale
+
+
+@jit
+def _scale_gradient_kernel(  # type: ignore[no-untyped-def]
+    sum_g_ptr,
+    sum_gx_ptr,
+    weight_ptr,
+    mean_ptr,
+    rstd_ptr,
+    scale_ptr,
+    dscale_ptr,
+    channels,
+    eps,
+    TRAINING: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    c = tl.arange(0, BLOCK)
+    here = c < channels
+    weight = tl.load(weight_ptr + c, mask=here, other=0.0).to(tl.float32)
+    rstd = tl.load(rstd_ptr + c, mask=here, other=0.0).to(tl.float32)
+    sum_gx = tl.load(sum_gx_ptr + c, mask=here, other=0.0)
+    scale = tl.load(scale_ptr).to(tl.float32)
+    if TRAINING:
+        dscale = eps / (scale * scale * scale) * tl.sum(weight * rstd * rstd * sum_gx, 0)
+    else:
+        mean = tl.load(mean_ptr + c, mask=here, other=0.0).to(tl.float32)
+        sum_g = tl.load(sum_g_ptr + c, mask=here, other=0.0)
+        dscale = tl.sum(weight * (sum_gx + mean * rstd * sum_g), 0) / scale
+    tl.store(dscale_ptr, dscale)
 
 
 @jit

@@ -207,6 +207,22 @@ def norm_binarize_reduce(
     return g, torch.stack([wide.sum(0), sum_gx])
 
 
+def scale_gradient(
+    sums: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    scale: Tensor,
+    training: bool,
+    eps: float,
+) -> Tensor:
+    """The gradient of the scale, 0-dim, from the sums of g and of g xhat, (2, C)."""
+    sum_g, sum_gx = sums
+    if training:
+        return eps / scale**3 * (weight * rstd**2 * sum_gx).sum()
+    return (weight * (sum_gx + mean * rstd * sum_g)).sum() / scale
+
+
 def norm_binarize_apply(
     g: Tensor,
     z: Tensor,

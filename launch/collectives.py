@@ -18,8 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from launch import scaling
-from launch.benchmark import COLUMNS, FixedBatch, Row, take_turns, write
+from launch.bench_train import FixedBatch
 from launch.command import command, get_device
+from launch.results import COLUMNS, Row, take_turns, write
 from launch.train import divide, make_model
 from models.layers import NormBinarize
 from pipeline import distributed

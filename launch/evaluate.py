@@ -44,7 +44,8 @@ def main(arguments: Sequence[str]) -> None:
     logger.info("%s: %s %s on %d images", path, model.arch, model.bits, loader.images)
     bar = Progress("evaluation", len(loader))
     try:
-        result = trainer.evaluate(model, loader, config, device, lambda done: bar.step())
+        evaluation = trainer.Evaluation(model, loader, config, device)
+        result = evaluation(lambda done: bar.step())
     finally:
         bar.close()
     if distributed.is_main():

@@ -218,7 +218,8 @@ class BinaryNetwork(nn.Module):
         for module in self.modules():
             if isinstance(module, Binarize):
                 values = [*self.estimator_parameters(weights=module.weights).values()]
-                module.params.copy_(torch.tensor(values, dtype=module.params.dtype))
+                now = torch.tensor(values, dtype=module.params.dtype)
+                module.params.copy_(now, non_blocking=True)
 
     def reset_head_binarization(self, block: nn.Module) -> None:
         """Drop the sign after the last ``block``: the classifier reads the real stream."""

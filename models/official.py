@@ -54,10 +54,13 @@ class OfficialConv2d(nn.Conv2d):
         return F.conv2d(a, weight, None, self.stride, self.padding)
 
 
-def _conv(in_channels: int, channels: int, stride: int, bits: str) -> nn.Module:
+Conv = type[OfficialConv2d]
+
+
+def _conv(in_channels: int, channels: int, stride: int, bits: str, kind: Conv) -> nn.Module:
     if bits == "32w32a":
         return nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
-    return OfficialConv2d(in_channels, channels, stride, real_input=bits == "1w32a")
+    return kind(in_channels, channels, stride, real_input=bits == "1w32a")
 
 
 class _PadShortcut(nn.Module):
@@ -71,11 +74,20 @@ class _Block(nn.Module):
     """One basic block; ``classic`` is the full-precision CIFAR order conv, BN, ReLU."""
 
     def __init__(
-        self, i: int, c: int, stride: int, bits: str, *, skip: str, per_conv: bool, classic: bool
+        self,
+        i: int,
+        c: int,
+        stride: int,
+        bits: str,
+        *,
+        skip: str,
+        per_conv: bool,
+        classic: bool,
+        kind: Conv,
     ) -> None:
         super().__init__()
-        self.conv1, self.bn1 = _conv(i, c, stride, bits), nn.BatchNorm2d(c)
-        self.conv2, self.bn2 = _conv(c, c, 1, bits), nn.BatchNorm2d(c)
+        self.conv1, self.bn1 = _conv(i, c, stride, bits, kind), nn.BatchNorm2d(c)
+        self.conv2, self.bn2 = _conv(c, c, 1, bits, kind), nn.BatchNorm2d(c)
         self.skip, self.per_conv, self.classic = skip, per_conv, classic
         if i == c:
             self.add_module(skip, nn.Sequential())
@@ -99,7 +111,7 @@ class _Block(nn.Module):
 class OfficialResNet(nn.Module):
     """Every residual network of the official code."""
 
-    def __init__(self, arch: str, bits: str, num_classes: int) -> None:
+    def __init__(self, arch: str, bits: str, num_classes: int, kind: Conv) -> None:
         super().__init__()
         self.imagenet = arch in ("resnet18", "resnet34")
         widths = (16, 32, 64) if arch.startswith("resnet20") else (64, 128, 256, 512)
@@ -107,6 +119,7 @@ class OfficialResNet(nn.Module):
         skip = {"resnet18_cifar": "shortcut"}.get(arch, "downsample" if self.imagenet else "pad")
         per_conv = self.imagenet or arch == "resnet20_bireal"
         classic = bits == "32w32a" and not self.imagenet
+        options = {"skip": skip, "per_conv": per_conv, "classic": classic, "kind": kind}
         kernel, stride = (7, 2) if self.imagenet else (3, 1)
         self.conv1 = nn.Conv2d(3, widths[0], kernel, stride, kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
@@ -117,9 +130,7 @@ class OfficialResNet(nn.Module):
             blocks = []
             for b in range(depth):
                 step = 2 if n > 1 and b == 0 else 1
-                blocks.append(
-                    _Block(i, width, step, bits, skip=skip, per_conv=per_conv, classic=classic)
-                )
+                blocks.append(_Block(i, width, step, bits, **options))  # type: ignore[arg-type]
                 i = width
             self.layers.append(nn.Sequential(*blocks))
             self.add_module(f"layer{n}", self.layers[-1])
@@ -139,13 +150,13 @@ class OfficialResNet(nn.Module):
 class OfficialVgg(nn.Module):
     """The official vgg_small; its full-precision version as it was meant."""
 
-    def __init__(self, bits: str, num_classes: int) -> None:
+    def __init__(self, bits: str, num_classes: int, kind: Conv) -> None:
         super().__init__()
         self.bits = bits
         widths = (3, 128, 128, 256, 256, 512, 512)
         self.conv0, self.bn0 = nn.Conv2d(3, 128, 3, padding=1, bias=False), nn.BatchNorm2d(128)
         for n in range(1, 6):
-            self.add_module(f"conv{n}", _conv(widths[n], widths[n + 1], 1, bits))
+            self.add_module(f"conv{n}", _conv(widths[n], widths[n + 1], 1, bits, kind))
             self.add_module(f"bn{n}", nn.BatchNorm2d(widths[n + 1]))
         self.fc = nn.Linear(8192, num_classes)
 
@@ -158,13 +169,16 @@ class OfficialVgg(nn.Module):
         return self.fc(x.flatten(1))
 
 
-def build_official(arch: str, bits: str = "1w1a", num_classes: int = 10) -> nn.Module:
-    """The official network; ``arch`` and ``bits`` as in ``models.build_model``."""
+def build_official(
+    arch: str, bits: str = "1w1a", num_classes: int = 10, kind: Conv = OfficialConv2d
+) -> nn.Module:
+    """The official network; ``arch`` and ``bits`` as in ``models.build_model``; its binary
+    convolutions are of ``kind``."""
     if arch == "vgg_small":
-        return OfficialVgg(bits, num_classes)
+        return OfficialVgg(bits, num_classes, kind)
     if arch == "resnet20_bireal" and bits == "32w32a":
         arch = "resnet20"
-    return OfficialResNet(arch, bits, num_classes)
+    return OfficialResNet(arch, bits, num_classes, kind)
 
 
 def load_official(
@@ -191,3 +205,28 @@ def set_official_o(model: nn.Module, o: Tensor) -> None:
             module.o = module.o_a = o
         if isinstance(module, OfficialConv2d):
             module.t = torch.tensor(1.5, dtype=o.dtype)
+
+
+@torch.no_grad()
+def make_exact(model: nn.Module, seed: int = 0) -> None:
+    """Give ``model`` weights whose mean |w| is 1/32 exactly, and batch norms away from their
+    initial ties: in float64 rounding then flips no sign, and any two right networks agree."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.copy_(_dyadic(module.weight))
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.weight.uniform_(0.5, 1.5, generator=generator)
+            module.bias.normal_(0, 0.2, generator=generator)
+
+
+def _dyadic(weight: Tensor) -> Tensor:
+    count = weight.numel()
+    steps = (weight.abs() / weight.abs().mean() * 256).round().clamp(min=8).flatten()
+    missing = int(256 * count - steps.sum())
+    each, rest = divmod(abs(missing), count)
+    change = torch.full_like(steps, each)
+    change[steps.argsort(descending=True)[:rest]] += 1
+    steps = steps + change.copysign(torch.tensor(float(missing)))
+    assert (steps > 0).all() and steps.mean() == 256
+    return (steps / 2**13).view_as(weight).copysign(weight)

@@ -22,8 +22,8 @@ from torchvision.datasets import CIFAR10
 
 from kernels.augmentation import PADDING, crop_flip_normalize
 from pipeline import distributed
-from pipeline.augment import MEAN, STD, Ints, Plan, permutation, uniforms
-from pipeline.data import Batch
+from pipeline.augment import MEAN, STD, Ints, Plan, uniforms
+from pipeline.data import IGNORED, Batch
 from pipeline.errors import UserError
 from pipeline.imagefolder import ImageFolder, open_rgb, scan
 from pipeline.log import Progress, logger
@@ -222,7 +222,8 @@ class CifarLoader:
 
     Training shuffles, drops the ragged last batch, and crops and flips if ``augment``, by draws
     that depend on (seed, epoch, image) alone. Evaluation delivers every image once, in order,
-    as it is. Images are (x / 255 - mean) / std, computed in float32 and given as ``dtype``.
+    as it is; images whose label is IGNORED fill its last batch up. Images are
+    (x / 255 - mean) / std, computed in float32 and given as ``dtype``.
     Raises UserError where a training batch is larger than the set.
     """
 
@@ -257,22 +258,68 @@ class CifarLoader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches ``start``, ``start + 1``, ... of epoch ``epoch`` (both from 0)."""
-        index = self._order(epoch)
-        # The whole epoch's draws at once: a few launches, not a few per batch.
-        draws = uniforms(self._plan.seed, epoch, index, 3)
-        top, left = (draws[:, :2].T * (2 * PADDING + 1)).long().contiguous()
-        flip = draws[:, 2] < 0.5
-        for batch in range(start, self._plan.batches):
-            part = self._plan.places(batch)
-            crop = (top[part], left[part], flip[part]) if self._augment else None
-            images = crop_flip_normalize(
-                self._pixels, index[part], self._mean, self._std, self._dtype, crop
-            )
-            yield Batch(images, self._labels.index_select(0, index[part]))
+        cursor = self.cursor()
+        cursor.seek(epoch, start)
+        for _ in range(start, self._plan.batches):
+            yield cursor.draw()
+
+    def cursor(self) -> "Cursor":
+        """A place in the epochs; those of one loader know nothing of each other."""
+        return Cursor(self)
+
+    def table(self, epoch: int) -> torch.Tensor:
+        """What the batches of an epoch hold: rows of (batches, images in a batch) int64, which are
+        the index of the image, its label and, if they are augmented, top, left and flip."""
+        order = self._order(epoch)
+        index = order.clamp(min=0)
+        labels = self._labels.index_select(0, index).masked_fill_(order < 0, IGNORED)
+        rows = [index, labels]
+        if self._augment:
+            draws = uniforms(self._plan.seed, epoch, index, 3)
+            rows += (draws[:, :2].T * (2 * PADDING + 1)).long().unbind()
+            rows.append((draws[:, 2] < 0.5).long())
+        return torch.stack(rows).view(len(rows), self._plan.batches, -1)
 
     def _order(self, epoch: int) -> torch.Tensor:
-        """All images in the order of an epoch, (N,) int64."""
-        if not self._plan.train:
-            return torch.arange(self._plan.images, device=self._device)
-        order = permutation(self._plan.seed, epoch, self._plan.images)
-        return torch.from_numpy(order).to(self._device)
+        """The images of all batches, one after the other, int64; -1 fills the last batch up."""
+        plan = self._plan
+        order = np.full(plan.batches * plan.local_batch_size, -1, np.int64)
+        for batch in range(plan.batches):
+            images = plan.indices((epoch, batch))
+            first = batch * plan.local_batch_size
+            order[first : first + len(images)] = images
+        host = torch.from_numpy(order)
+        if self._device.type == "cuda":
+            host = host.pin_memory()  # else the copy would wait for the device
+        return host.to(self._device, non_blocking=True)
+
+    def batch(self, rows: torch.Tensor) -> Batch:
+        """The batch that a ``table``'s rows (rows, images) describe."""
+        index, labels, *draws = rows.unbind()
+        crop = (draws[0], draws[1], draws[2].bool()) if draws else None
+        images = crop_flip_normalize(self._pixels, index, self._mean, self._std, self._dtype, crop)
+        return Batch(images, labels)
+
+
+class Cursor:
+    """``pipeline.data.Cursor`` of a CifarLoader; ``seek`` waits for nothing."""
+
+    def __init__(self, loader: CifarLoader) -> None:
+        self.loader = loader
+        self.table = loader.table(0)
+        self.at = self.table.new_zeros(1)
+
+    def seek(self, epoch: int, start: int = 0) -> None:
+        """Let the next batch be number ``start`` of ``epoch`` (both from 0)."""
+        self.table.copy_(self.loader.table(epoch))
+        self.at.fill_(start)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Those that ``draw`` reads and writes."""
+        return [self.table, self.at]
+
+    def draw(self) -> Batch:
+        """The next batch."""
+        rows = self.table.index_select(1, self.at).squeeze(1)
+        self.at += 1
+        return self.loader.batch(rows)

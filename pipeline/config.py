@@ -87,6 +87,11 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = key(
         "fp32", "bf16 and fp16: autocast (fp16 with loss scaling); fp64: for verification"
     )
+    cuda_graph: Literal["auto", "true", "false"] = key(
+        "auto",
+        "the whole step as one CUDA graph, and the evaluation; auto: where it can be: one process "
+        "on a GPU, images that lie there (cifar10), optim.impl=torch_fused",
+    )
     label_smoothing: float = key(0.0, "of the cross-entropy, 0 to below 1")
     sync_bn: Literal["auto", "true", "false"] = key(
         "auto", "batch norm over the images of all processes; auto: when there are several"
@@ -257,11 +262,19 @@ def _parse(override: str) -> DictConfig:
 
 def _merge(config: DictConfig, values: Any, source: str = "") -> DictConfig:
     try:
-        merged = OmegaConf.merge(config, values)
+        merged = OmegaConf.merge(config, _spell(OmegaConf.create(values)))
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise UserError(_one_line(error, source)) from None
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _spell(values: DictConfig) -> DictConfig:
+    """``values`` with words where a choice of auto, true and false was read as a boolean."""
+    for name in ("train.sync_bn", "train.cuda_graph"):
+        if isinstance(value := OmegaConf.select(values, name), bool):
+            OmegaConf.update(values, name, str(value).lower())
+    return values
 
 
 def _one_line(error: Exception, source: str = "") -> str:

@@ -7,7 +7,7 @@ batches from ``b`` on.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from pipeline.imagefolder import FolderLoader, ImageFolder
 
 
+IGNORED = -100  # the label of an image that only fills a batch up; torch's losses leave it out
+
+
 class Batch(NamedTuple):
     """One batch on the training device."""
 
     images: torch.Tensor  # (N, 3, H, W), see image_dtype, channels_last, normalised
-    labels: torch.Tensor  # (N,), int64
+    labels: torch.Tensor  # (N,), int64, or IGNORED
 
 
 class Loader(Protocol):
@@ -39,6 +42,31 @@ class Loader(Protocol):
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches ``start``, ``start + 1``, ... of epoch ``epoch`` (both from 0)."""
+        ...
+
+
+class Cursor(Protocol):
+    """A place in a loader's epochs that lies on the device, where a captured step can move it."""
+
+    def seek(self, epoch: int, start: int = 0) -> None:
+        """Let the next batch be number ``start`` of ``epoch`` (both from 0)."""
+        ...
+
+    def draw(self) -> Batch:
+        """The next batch; reads and writes the same tensors every time."""
+        ...
+
+    def tensors(self) -> list[torch.Tensor]:
+        """These tensors."""
+        ...
+
+
+@runtime_checkable
+class ResidentLoader(Loader, Protocol):
+    """A loader whose images lie on the device."""
+
+    def cursor(self) -> Cursor:
+        """A new place in the epochs."""
         ...
 
 

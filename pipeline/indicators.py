@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from kernels import get_estimator
 from kernels.estimators import reste_surrogate
-from kernels.reference import sign
 from models import BinaryNetwork
 from models.layers import Binarize, BinaryConv2d, NormBinarize, Pair
+
+OFFICIAL = ("estimating_error", "gradient_stability")
 
 
 class Indicators:
@@ -25,9 +26,13 @@ class Indicators:
         self.model, self.samples, self.official = model, samples, official
         self.convs = model.binary_convs()
         self.surrogate = get_estimator(model.estimator).surrogate
+        device = next(model.parameters()).device
+        # Always the same tensors, which a captured step adds to.
         self.sums: dict[str, Tensor] = {}
-        self.steps = 0
-        self.last_official: dict[str, float] = {}
+        self.steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.last_official = torch.zeros(len(OFFICIAL), dtype=torch.float64, device=device)
+        # --cal_ind: the ReSTE curve at o_end, whatever the estimator.
+        self.o_end = torch.tensor([model.options.get("o_end", 3.0)], device=device)
         own = getattr(model, "binarize", None)  # where a pooling stands before the sign
         signs = {"binarize": (own, own)} | {
             name: (norm, norm.binarize)
@@ -59,15 +64,16 @@ class Indicators:
         return hook
 
     def _error(self, x: Tensor, binarize: Binarize) -> Tensor:
-        return sign(x) - self.surrogate(x, binarize.params.to(x.dtype))
+        return binarize(x) - self.surrogate(x, binarize.params.to(x.dtype))
 
     def _add(self, name: str, value: Tensor) -> None:
-        value = value.double()
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        if name not in self.sums:
+            self.sums[name] = torch.zeros_like(value, dtype=torch.float64)
+        self.sums[name] += value
 
     @torch.no_grad()
-    def update(self, *, last: bool) -> None:
-        """Add one step; ``last`` says that it is the epoch's last one (the official figures)."""
+    def update(self) -> None:
+        """Add one step."""
         self.steps += 1
         gradients = []
         for name, conv in self.convs.items():
@@ -78,33 +84,40 @@ class Indicators:
             gradients.append(gradient.flatten())
         if gradients:
             self._add("stability/total", torch.cat(gradients).var())
-        if self.official and last:
-            self.last_official = self._official()
+        if self.official and gradients:
+            self.last_official.copy_(self._official())
 
-    def _official(self) -> dict[str, float]:
-        # --cal_ind: the last iteration, weights only, the ReSTE curve at o_end whatever the
-        # estimator, sums over layers, sign(0) = 0.
-        o_end = torch.tensor([self.model.options.get("o_end", 3.0)])
-        error = stability = 0.0
-        for conv in self.convs.values():
-            w = conv.weight
-            error += float((w.sign() - reste_surrogate(w, o_end.to(w))).norm())
-            stability += float(_gradient(conv).abs().var())
-        return {"estimating_error": error, "gradient_stability": stability}
+    def _official(self) -> Tensor:
+        # --cal_ind: weights only, sums over layers, sign(0) = 0. It keeps the epoch's last step,
+        # as every step overwrites the one before.
+        weights = [conv.weight for conv in self.convs.values()]
+        errors = [(w.sign() - reste_surrogate(w, self.o_end.to(w.dtype))).norm() for w in weights]
+        stability = [_gradient(conv).abs().var() for conv in self.convs.values()]
+        return torch.stack([torch.stack(each).double().sum() for each in (errors, stability)])
 
     def record(self) -> dict[str, Any]:
-        """The epoch's figures, then start anew. Waits for the device."""
-        means = {name: float(total) / self.steps for name, total in self.sums.items()}
-        result: dict[str, Any] = {"steps": self.steps}
+        """The epoch's figures; starts anew. Waits for the device."""
+        steps = int(self.steps)
+        means = {name: float(total) / steps for name, total in self.sums.items()}
+        result: dict[str, Any] = {"steps": steps}
         for kind in ("weights", "activations", "stability"):
             layers = {n.split("/")[1]: v for n, v in means.items() if n.startswith(f"{kind}/")}
             if layers and kind != "stability":
                 layers["total"] = sum(v * v for v in layers.values()) ** 0.5
             result[kind] = layers
         if self.official:
-            result["official"] = self.last_official
-        self.load_state({"sums": {}, "steps": 0, "last_official": {}})
+            result["official"] = dict(zip(OFFICIAL, self.last_official.tolist(), strict=True))
+        self.reset()
         return result
+
+    def reset(self) -> None:
+        """Start anew, in the same tensors."""
+        for tensor in self.tensors():
+            tensor.zero_()
+
+    def tensors(self) -> list[Tensor]:
+        """All that ``update`` adds to."""
+        return [*self.sums.values(), self.steps, self.last_official]
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint in mid-epoch needs."""
@@ -112,9 +125,11 @@ class Indicators:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over what ``state`` gave."""
-        device = next(self.model.parameters()).device
-        self.sums = {name: value.to(device) for name, value in state["sums"].items()}
-        self.steps, self.last_official = state["steps"], state["last_official"]
+        self.reset()
+        for name, value in state["sums"].items():
+            self._add(name, value.to(self.steps.device))
+        self.steps.copy_(state["steps"])
+        self.last_official.copy_(state["last_official"])
 
 
 def _gradient(conv: BinaryConv2d) -> Tensor:

@@ -10,7 +10,8 @@ from pipeline import distributed
 class Sums:
     """Loss, top-1 and top-5 hits and the number of images, summed on ``device``.
 
-    A batch whose loss is not finite is left out of all four.
+    A batch whose loss is not finite is left out of all four, and so is an image whose label is
+    negative (``pipeline.data.IGNORED``).
     """
 
     NAMES = ("loss", "top1", "top5", "images")
@@ -23,10 +24,13 @@ class Sums:
         """Add a batch: logits (N, C), labels (N,) int64, loss 0-dim, their mean loss."""
         best = logits.topk(min(5, logits.shape[1])).indices
         hits = best == labels[:, None]
-        images = labels.shape[0]
-        total = torch.stack([hits[:, 0].sum(), hits.any(1).sum()]).double()
-        batch = torch.cat([loss.double()[None] * images, total, total.new_full((1,), images)])
+        counted = torch.stack([hits[:, 0], hits.any(1), labels >= 0]).sum(1).double()
+        batch = torch.cat([loss.double()[None] * counted[2], counted])
         self.values += torch.where(loss.isfinite(), batch, 0)
+
+    def reset(self) -> None:
+        """Start anew, in the same tensor."""
+        self.values.zero_()
 
     def means(self) -> dict[str, float]:
         """loss per image, top1 and top5 in per cent, and images, over all processes. Waits for the

@@ -3,24 +3,25 @@
 import contextlib
 import datetime
 import inspect
+import itertools
 import math
 import platform
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models import BinaryNetwork
 from models.layers import NormBinarize
-from pipeline import checkpoint, distributed
+from pipeline import checkpoint, distributed, graph
+from pipeline.average import MovingAverage
 from pipeline.config import Config, flatten, make_config, to_dict
-from pipeline.data import Batch, Loader
+from pipeline.data import Batch, Loader, ResidentLoader
 from pipeline.errors import Diverged, Interrupted, UserError
 from pipeline.indicators import Indicators
 from pipeline.log import JsonLines, Progress, Wandb, clock, logger
@@ -36,7 +37,7 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """SGD over all parameters, as ``optim`` says."""
     optim = config.optim
     options: dict[str, Any] = {
-        "lr": optim.lr,
+        "lr": _first_rate(config, next(model.parameters()).device),
         "momentum": optim.momentum,
         "weight_decay": optim.weight_decay,
     }
@@ -48,6 +49,23 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         for parameter in model.parameters():
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return sgd
+
+
+def _first_rate(config: Config, device: torch.device) -> float | Tensor:
+    # The fused SGD reads a tensor on its device, so a captured step follows it; it must be fp32.
+    # The others would read it on the host.
+    if config.optim.impl != "torch_fused" or config.train.precision == "fp64":
+        return config.optim.lr
+    return torch.tensor(config.optim.lr, dtype=torch.float32, device=device)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set it for all parameters, in place where it is a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def _apex_sgd() -> Any:
@@ -83,10 +101,11 @@ class Trainer:
         self.optimizer = make_optimizer(config, self.model)
         mixed = config.train.precision == "fp16"
         self.scaler = torch.amp.GradScaler(device.type, enabled=mixed)
-        self.ema: AveragedModel | None = None
+        self.ema: MovingAverage | None = None
         if decay := config.train.ema_decay:
-            self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+            self.ema = MovingAverage(self.model, decay)
         self.sums = Sums(device)
+        self.done = torch.zeros((), dtype=torch.int64, device=device)  # ``step``, on the device
         self.skipped = torch.zeros(2, dtype=torch.int64, device=device)  # in a row; most in a row
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)  # its global step
         self.statistics = StatisticsGuard(self.model) if mixed else None
@@ -99,6 +118,13 @@ class Trainer:
         self.seconds = self.waited = 0.0  # of this epoch's training
         self.best: dict[str, Any] = {"epoch": -1, "val_top1": -1.0}
         self.last: dict[str, Any] = {}
+        self.captured: graph.Captured | None = None
+        graphs = graph.make_graphs(config, device, self.loader)
+        if graphs and isinstance(self.loader, ResidentLoader):
+            self.cursor = self.loader.cursor()
+            self.captured = graph.Captured(graphs, self._draw_and_train, self._tensors)
+        network = self.ema.module if self.ema else self.model
+        self.evaluation = Evaluation(network, self.val_loader, config, device, graphs)
 
     @property
     def step(self) -> int:
@@ -115,8 +141,7 @@ class Trainer:
     def _epoch(self) -> None:
         config, epochs = self.config, self.config.train.epochs
         lr = learning_rate(self.epoch, epochs, config.optim.lr, config.optim.warmup_epochs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         self.model.set_progress(progress(self.epoch, epochs))
         began = time.perf_counter()
         self._train_epoch(lr)
@@ -146,13 +171,11 @@ class Trainer:
         label = f"epoch {self.epoch + 1}/{self.config.train.epochs}"
         bar = Progress(label, len(self.loader), self.batch)
         self.model.train()
-        batches = self.loader.epoch(self.epoch, self.batch)
+        take_step = self._begin_steps()
         first, mark = self.batch, time.perf_counter()
         try:
             for _ in range(self.batch, len(self.loader)):
-                batch = next(batches)
-                self.waited += time.perf_counter() - mark
-                self.train_step(batch)
+                take_step()
                 self.batch += 1
                 self.seconds += time.perf_counter() - mark
                 bar.step()
@@ -163,8 +186,32 @@ class Trainer:
         finally:
             bar.close()
 
+    def _begin_steps(self) -> Callable[[], None]:
+        """What takes the next step of the epoch, and then each one after it."""
+        self.done.fill_(self.step)
+        if self.captured:
+            self.captured.check()
+            self.cursor.seek(self.epoch, self.batch)
+            return self.captured
+        batches = self.loader.epoch(self.epoch, self.batch)
+
+        def take_step() -> None:
+            began = time.perf_counter()
+            batch = next(batches)
+            self.waited += time.perf_counter() - began
+            self.train_step(batch)
+
+        return take_step
+
+    def _draw_and_train(self) -> None:
+        self.train_step(self.cursor.draw())
+
     def train_step(self, batch: Batch) -> None:
-        """Forward, backward, optimizer and metrics of one batch; waits for nothing."""
+        """Forward, backward, optimizer and metrics of one batch; waits for nothing.
+
+        All that changes from step to step it reads from tensors that stay where they are, so that
+        it can be captured.
+        """
         with autocast(self.config, self.device):
             logits = self.network(batch.images)
         loss = cross_entropy(logits, batch.labels, self.config.train.label_smoothing)
@@ -172,22 +219,37 @@ class Trainer:
         self._watch(loss.detach())
         if self.indicators:
             self.scaler.unscale_(self.optimizer)
-            self.indicators.update(last=self.batch + 1 == len(self.loader))
+            self.indicators.update()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
-            self.ema.update_parameters(self.model)
+            self.ema.update(self.model)
         self.sums.update(logits.detach(), batch.labels, loss.detach())
 
     def _watch(self, loss: Tensor) -> None:
         bad = distributed.sum_((~loss.isfinite()).to(torch.int32)).bool()
-        self.skipped[0] = torch.where(bad, self.skipped[0] + 1, 0)
-        self.skipped[1] = self.skipped.max()
-        step = torch.full_like(self.first_bad, self.step)
-        self.first_bad = torch.where(bad & (self.first_bad < 0), step, self.first_bad)
+        in_a_row, most = self.skipped.unbind()
+        in_a_row.add_(1).mul_(bad)
+        torch.maximum(most, in_a_row, out=most)
+        is_first = bad & (self.first_bad < 0)
+        self.first_bad.copy_(torch.where(is_first, self.done, self.first_bad))
+        self.done += 1
         if self.statistics:
             self.statistics.keep(~bad)
+
+    def _tensors(self) -> Iterator[Tensor]:
+        """Those that outlive a step and that it reads or writes."""
+        yield from (self.done, self.skipped, self.first_bad, self.sums.values)
+        yield from self.cursor.tensors()
+        for module in (self.model, *([self.ema.module] if self.ema else [])):
+            yield from itertools.chain(module.parameters(), module.buffers())
+        for group in self.optimizer.param_groups:
+            yield group["lr"]
+        for state in self.optimizer.state.values():
+            yield from state.values()
+        if self.indicators:
+            yield from self.indicators.tensors()
 
     def _check_finite(self) -> None:
         """Raise ``Diverged`` if a loss was not finite, or a gradient, which makes the weights so.
@@ -260,8 +322,7 @@ class Trainer:
         began = time.perf_counter()
         if self.config.train.sync_bn == "false":  # the main process's statistics count
             distributed.broadcast_(self.model.buffers())
-        network = self.ema.module if self.ema else self.model
-        result = evaluate(network, self.val_loader, self.config, self.device, show)
+        result = self.evaluation(show)
         if not math.isfinite(result["loss"]):
             raise Diverged(
                 f"the validation loss is not finite after epoch {self.epoch}; lower optim.lr"
@@ -276,7 +337,7 @@ class Trainer:
         self._write(record)
         self.epoch, self.batch = self.epoch + 1, 0
         self.seconds = self.waited = 0.0
-        self.sums = Sums(self.device)
+        self.sums.reset()
         epochs, config = self.config.train.epochs, self.config
         logger.info(
             "epoch %d/%d  train loss %.4f top1 %.2f  val loss %.4f top1 %.2f top5 %.2f  "
@@ -315,7 +376,6 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
-            "ema_updates": self.ema.n_averaged if self.ema else None,
             "rng": checkpoint.rng_state(),
             "sums": distributed.gather(self.sums.values),  # of every process
             "times": [self.seconds, self.waited],
@@ -332,11 +392,13 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what ``state`` gave."""
         self.model.load_state_dict(state["state_dict"])
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate  # the epoch sets its value
         self.scaler.load_state_dict(state["scaler"])
         if self.ema:
-            self.ema.module.load_state_dict(state["ema"])
-            self.ema.n_averaged.copy_(state["ema_updates"])
+            self.ema.load_state_dict(state["ema"])
         if self.indicators:
             self.indicators.load_state(state["indicators"])
         checkpoint.set_rng_state(state["rng"])
@@ -350,9 +412,11 @@ class Trainer:
         self.epoch, self.batch = state["epoch"], state["batch"]
         self.best, self.last = state["best"], state["last"]
         self.skipped.copy_(state["watch"][0])
-        self.first_bad = state["watch"][1].to(self.device)
+        self.first_bad.copy_(state["watch"][1])
         if self.statistics:
-            self.statistics = StatisticsGuard(self.model)
+            self.statistics.keep(torch.ones_like(self.first_bad, dtype=torch.bool))
+        if self.captured:
+            self.captured.reset()  # the optimizer has other tensors now
 
     def _note_processes(self, before: int) -> None:
         now = distributed.size()
@@ -414,32 +478,69 @@ def autocast(config: Config, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
 
 
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    loader: Loader,
-    config: Config,
-    device: torch.device,
-    after_batch: Callable[[int], None] = lambda done: None,
-) -> dict[str, float]:
-    """loss, top1, top5 (per cent) and images over every image of ``loader`` once."""
-    sums = Sums(device)
-    was_training = model.training
-    model.eval()
-    try:
-        batches = loader.epoch(0)
-        for done in range(len(loader)):
+class Evaluation:
+    """loss, top1, top5 (per cent) and images of ``model`` over every image of ``loader`` once.
+
+    With ``graphs``, a batch is one replay where the images lie on the device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Loader,
+        config: Config,
+        device: torch.device,
+        graphs: graph.Graphs | None = None,
+    ) -> None:
+        self.model, self.loader, self.config, self.device = model, loader, config, device
+        self.sums = Sums(device)
+        self.captured: graph.Captured | None = None
+        if graphs and isinstance(loader, ResidentLoader):
+            self.cursor = loader.cursor()
+            self.captured = graph.Captured(graphs, self._draw_and_add, self._tensors)
+
+    @torch.no_grad()
+    def __call__(self, after_batch: Callable[[int], None] = lambda done: None) -> dict[str, float]:
+        """Evaluate; ``after_batch`` is told how many batches came before. Waits for the device."""
+        was_training = self.model.training
+        self.model.eval()
+        self.sums.reset()
+        try:
+            add_batch = self._begin()
+            for done in range(len(self.loader)):
+                add_batch()
+                after_batch(done)
+        finally:
+            self.model.train(was_training)
+        means = self.sums.means()
+        if means["images"] < self.loader.images:  # a batch was left out: its loss is not finite
+            means["loss"] = math.nan
+        return means
+
+    def _begin(self) -> Callable[[], None]:
+        if self.captured:
+            self.captured.check()
+            self.cursor.seek(0)
+            return self.captured
+        batches = self.loader.epoch(0)
+
+        def add_batch() -> None:
             if (batch := next(batches, None)) is not None:  # this process may have one less
-                with autocast(config, device):
-                    logits = model(batch.images)
-                sums.update(logits, batch.labels, cross_entropy(logits, batch.labels))
-            after_batch(done)
-    finally:
-        model.train(was_training)
-    means = sums.means()
-    if means["images"] < loader.images:  # a batch was left out: its loss is not finite
-        means["loss"] = math.nan
-    return means
+                self._add(batch)
+
+        return add_batch
+
+    def _draw_and_add(self) -> None:
+        self._add(self.cursor.draw())
+
+    def _add(self, batch: Batch) -> None:
+        with autocast(self.config, self.device):
+            logits = self.model(batch.images)
+        self.sums.update(logits, batch.labels, cross_entropy(logits, batch.labels))
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from (self.sums.values, *self.cursor.tensors())
+        yield from itertools.chain(self.model.parameters(), self.model.buffers())
 
 
 def fingerprints(train: Loader, val: Loader) -> dict[str, str]:
@@ -449,7 +550,8 @@ def fingerprints(train: Loader, val: Loader) -> dict[str, str]:
 
 FREE_TO_CHANGE = (
     "run.", "log.", "checkpoint.", "data.path", "data.exclude", "data.workers",
-    "data.download", "data.eval_batch_size", "data.loader", "train.device", "model.weights",
+    "data.download", "data.eval_batch_size", "data.loader", "train.device",
+    "train.cuda_graph", "model.weights",
 )  # fmt: skip
 
 
@@ -464,19 +566,27 @@ def differences(config: Config, state: dict[str, Any]) -> list[str]:
 
 
 class StatisticsGuard:
-    """Keeps batch norm's running statistics out of the reach of a step that fp16 skips."""
+    """Keeps batch norm's running statistics out of the reach of a step that fp16 skips.
+
+    It makes those of all layers views of one tensor, so that looking after them takes three
+    launches.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-        self.buffers = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
-        self.backup = [buffer.clone() for buffer in self.buffers]
+        names = [(norm, name) for norm in norms for name in ("running_mean", "running_var")]
+        buffers = [getattr(norm, name) for norm, name in names]
+        self.statistics = torch.cat(buffers)
+        sizes = [len(buffer) for buffer in buffers]
+        for (norm, name), view in zip(names, self.statistics.split(sizes), strict=True):
+            setattr(norm, name, view)
+        self.backup = self.statistics.clone()
 
     @torch.no_grad()
     def keep(self, good: Tensor) -> None:
         """Keep the new statistics where ``good`` (0-dim bool), else put the old ones back."""
-        for buffer, old in zip(self.buffers, self.backup, strict=True):
-            buffer.copy_(torch.where(good, buffer, old))
-            old.copy_(buffer)
+        torch.where(good, self.statistics, self.backup, out=self.backup)
+        self.statistics.copy_(self.backup)
 
 
 class StopSignal:

@@ -3,29 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from models.official import make_exact
 
-@torch.no_grad()
-def make_exact(model: nn.Module, seed: int = 0) -> None:
-    """Weights whose mean |w| is 1/32 exactly, and batch norms away from their initial ties."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.weight.copy_(_dyadic(module.weight))
-        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.weight.uniform_(0.5, 1.5, generator=generator)
-            module.bias.normal_(0, 0.2, generator=generator)
-
-
-def _dyadic(weight: Tensor) -> Tensor:
-    count = weight.numel()
-    steps = (weight.abs() / weight.abs().mean() * 256).round().clamp(min=8).flatten()
-    missing = int(256 * count - steps.sum())
-    each, rest = divmod(abs(missing), count)
-    change = torch.full_like(steps, each)
-    change[steps.argsort(descending=True)[:rest]] += 1
-    steps = steps + change.copysign(torch.tensor(float(missing)))
-    assert (steps > 0).all() and steps.mean() == 256
-    return (steps / 2**13).view_as(weight).copysign(weight)
+__all__ = ["compare", "make_exact"]
 
 
 def compare(ours: nn.Module, other: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:

@@ -174,6 +174,25 @@ def test_triton_equals_the_reference(shape, dtype):
             )
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("channels", [1, 5, 16, 64, 513])
+def test_triton_scale_gradient_equals_the_reference(channels, training):
+    generator = torch.Generator().manual_seed(channels)
+    sums = torch.randn(2, channels, generator=generator).to(DEVICE)
+    weight, mean = torch.randn(2, channels, generator=generator).to(DEVICE)
+    rstd = torch.rand(channels, generator=generator).to(DEVICE) + 0.5
+    scale = torch.tensor(0.25, device=DEVICE)
+    arguments = sums, weight, mean, rstd, scale, training, EPS
+    expected = reference.scale_gradient(*(t.double() for t in arguments[:5]), training, EPS)
+    found = op.launch_scale_gradient(*arguments)
+    terms = weight.abs() * (rstd**2 + mean.abs() * rstd + 1) * sums.abs().sum(0)
+    size = (EPS / scale**3 if training else 1 / scale) * terms.sum()
+    assert found.shape == () and found.dtype == torch.float32
+    assert (found - expected).abs() <= 1e-6 * size
+    sums[1, channels // 2] = torch.nan
+    assert op.launch_scale_gradient(*arguments).isnan()
+
+
 def backward(reduce, apply, dy, dyb, y, z, weight, mean, rstd, params, estimator, training, relu):
     g, sums = reduce(dy, dyb, y, z, mean, rstd, params, estimator, relu)
     return g, sums, apply(g, z, weight, mean, rstd, sums, None, training, relu)
@@ -440,6 +459,8 @@ def test_compiles_for_the_gpus_we_support():
     every |= {f"{n}_ptr": "*fp32" for n in names} | {"batches_ptr": "*i64", "HAS_SCALE": True}
     every["FINISH"] = True
     jobs += [_job(op._combine_statistics_kernel, every), _job(op._combine_sums_kernel, every)]
+    every |= {"dscale_ptr": "*fp32", "BLOCK": 512}
+    jobs += [_job(op._scale_gradient_kernel, every, TRAINING=each) for each in (True, False)]
     usages = compile_jobs(jobs)
     assert len(usages) == 3 * len(jobs)
     fda = "kernels.estimators:fda_factor_triton"  # its precise sine needs a stack; others none or,

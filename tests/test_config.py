@@ -96,3 +96,12 @@ def test_options_reach_the_estimator(name):
 
 def test_the_readme_holds_the_table():
     assert table() in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["sync_bn", "cuda_graph"])
+@pytest.mark.parametrize("value", ["auto", "true", "false", "'true'"])
+def test_booleans_are_words_where_a_choice_has_them(tmp_path, name, value):
+    file = tmp_path / "file.yaml"
+    file.write_text(f"train: {{{name}: {value}}}")
+    for config in (load_config(file), load_config(CONFIGS[0], [f"train.{name}={value}"])):
+        assert getattr(config.train, name) == value.strip("'")

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from pipeline.data import IGNORED
 from pipeline.metrics import Sums, cross_entropy
 
 
@@ -31,3 +32,12 @@ def test_a_batch_that_is_not_finite_is_left_out():
     sums.update(logits, labels, torch.tensor(1.0))
     sums.update(logits * math.nan, labels, torch.tensor(math.nan))
     assert sums.means() == {"loss": 1.0, "top1": 100.0, "top5": 100.0, "images": 3}
+
+
+def test_an_image_that_fills_a_batch_up_is_left_out():
+    logits, labels = torch.randn(6, 7), torch.tensor([3, IGNORED, 0, 1, IGNORED, IGNORED])
+    sums, expected, kept = Sums(torch.device("cpu")), Sums(torch.device("cpu")), labels >= 0
+    sums.update(logits, labels, cross_entropy(logits, labels))
+    expected.update(logits[kept], labels[kept], cross_entropy(logits[kept], labels[kept]))
+    assert sums.means() == pytest.approx(expected.means())
+    assert sums.means()["images"] == 3

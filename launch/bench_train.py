@@ -1,0 +1,503 @@
+"""Training, measured: steps alone, whole epochs with evaluation, and where the time of a step goes.
+
+Providers: ours, the Trainer as ``launch.train`` runs it; official and compile, see
+launch/rivals.py; and with ``--official CHECKOUT`` official_code, the official code itself. Nothing
+is timed before all networks agree in float64 and the first losses are alike.
+
+step: ours draws, augments and counts hits in it; the others get a batch that lies there. epoch:
+training images a second over whole epochs with evaluation, and for ours with log lines and
+checkpoints; ``--images`` of the data set, or of noise where ``data.path`` is unset. The time of a
+full run is epochs x the measured epoch, and its row says ``extrapolated``. The breakdown gives
+each operator's time to the group of the innermost operator around it that has one; gaps are the
+rest of the step.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from launch import results
+from launch.results import Row, device_name, results_file, row, take_turns
+from launch.rivals import Compiled, Official, PlainConv2d, Splits
+from models import IMAGENET_ARCHS, build_model
+from models.official import build_official, load_official, make_exact, set_official_o
+from pipeline.checkpoint import CheckpointStore
+from pipeline.cifar import CifarLoader, CifarSplit, load_cifar10
+from pipeline.config import Config
+from pipeline.data import Batch, Loader, image_dtype
+from pipeline.errors import UserError
+from pipeline.log import JsonLines, Wandb, logger
+from pipeline.metrics import cross_entropy
+from pipeline.trainer import AUTOCAST, StopSignal, Trainer, autocast, prepare
+
+START_STEPS = 30  # steps of a real run before it is stopped
+CIFAR_IMAGES, CPU_IMAGES = 50_000, 1024  # of an epoch, by default
+EPOCHS = 3  # timed, after one that is not
+STEPS = {"cuda": 20, "cpu": 1}  # between two looks at the clock
+# images/s of one H100 (3.0 TB/s of device copies, 798 TFLOP/s dense in bf16, both measured): the
+# bytes that the fused design must move, about 35 for every element that a binary layer gives, plus
+# the time of the multiplications.
+ROOFLINE = {"resnet20": 413_000, "vgg_small": 108_000, "resnet18_cifar": 93_000}
+ROOFLINE_DEVICE = "H100"
+# Of the first losses in the precisions that are timed. Rounding flips signs: with fresh weights the
+# same network in another memory format is 2 % off at 256 images, and 5 % at 4.
+LOSS_TOLERANCE = 0.2
+GROUPS = {  # what operators' names begin with
+    "convolutions": ("aten::convolution", "aten::conv2d", "ConvolutionBackward0"),
+    "fused blocks": ("reste::batch_statistics", "reste::norm_binarize"),
+    "weights": ("reste::binarize_weights",),
+    "optimizer": ("Optimizer.step",),
+    "augmentation": ("reste::crop_flip_normalize",),
+}
+
+
+def measure(
+    config: Config,
+    device: torch.device,
+    rounds: int,
+    checkout: Path | None = None,
+    images: int | None = None,
+) -> list[Row]:
+    """All rows of ``config``."""
+    torch.manual_seed(config.seed)
+    torch.backends.cudnn.benchmark = True
+    check_agreement(config)
+    rows, seconds = steps(config, device, rounds, checkout)
+    rows += breakdown(config, device, seconds)
+    if config.data.dataset == "cifar10":
+        rows += epochs(config, device, images)
+    return rows
+
+
+def check_agreement(config: Config) -> None:
+    """Assert that all networks have the same loss in float64, to 1e-9."""
+    arguments = config.model.arch, config.model.bits, config.model.num_classes
+    ours = build_model(*arguments).double()
+    make_exact(ours)
+    ours.set_progress(2 / 3)  # o = 2
+    images, labels = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.arange(4) % 2
+    losses = {"ours": cross_entropy(ours(images), labels).item()}
+    for name, kind in (("official", None), ("compile", PlainConv2d)):
+        rival = (build_official(*arguments, kind) if kind else build_official(*arguments)).double()
+        rival.load_state_dict(ours.state_dict())
+        set_official_o(rival, torch.tensor(2.0, dtype=torch.float64))
+        losses[name] = cross_entropy(rival(images), labels).item()
+    spread = max(losses.values()) - min(losses.values())
+    assert spread < 1e-9, f"the networks disagree, so nothing is timed: {losses}"
+
+
+class FixedBatch:
+    """A ``Loader`` of one batch of noise, which lies on the device all the time."""
+
+    classes: tuple[str, ...] = ()
+    fingerprint = ""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.images, classes = config.data.batch_size, config.model.num_classes
+        size = config.data.size if config.model.arch in IMAGENET_ARCHS else 32
+        images = torch.randn(self.images, 3, size, size, dtype=image_dtype(config, device))
+        labels = torch.randint(classes, (self.images,))
+        layout = torch.channels_last
+        self.batch = Batch(images.to(device, memory_format=layout), labels.to(device))
+
+    def __len__(self) -> int:
+        return 1
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batch."""
+        yield self.batch
+
+
+def open_splits(config: Config, images: int) -> Splits:
+    """The first ``images`` training images and a fifth as many test images, or noise."""
+    counts = images, max(1, images // 5)
+    if config.data.path is None:
+        return _noise(counts[0]), _noise(counts[1])
+    path = Path(config.data.path)
+    train, test = (load_cifar10(path, split=name, download=False) for name in ("train", "test"))
+    return _first(train, counts[0]), _first(test, counts[1])
+
+
+def _noise(count: int) -> CifarSplit:
+    pixels = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8)
+    return CifarSplit(pixels, torch.randint(10, (count,)), tuple("0123456789"), "")
+
+
+def _first(split: CifarSplit, count: int) -> CifarSplit:
+    images, labels = split.images[:count], split.labels[:count]
+    return dataclasses.replace(split, images=images, labels=labels)
+
+
+def open_loaders(
+    config: Config, device: torch.device, splits: Splits, dtype: torch.dtype
+) -> tuple[CifarLoader, CifarLoader]:
+    """The resident loaders of ``splits``."""
+    data = config.data
+    sizes = (data.batch_size, True), (data.eval_batch_size, False)
+    train, test = (
+        CifarLoader(split, batch_size=size, train=train, augment=data.augment,
+                    seed=config.seed, dtype=dtype, device=device)
+        for split, (size, train) in zip(splits, sizes, strict=True)
+    )  # fmt: skip
+    return train, test
+
+
+def make_trainer(
+    config: Config, device: torch.device, loaders: tuple[Loader, Loader], folder: Path
+) -> Trainer:
+    """Our training at o = 2, that writes into ``folder``."""
+    model = build_model(config.model.arch, config.model.bits, config.model.num_classes)
+    store = CheckpointStore(folder, config.checkpoint.keep)
+    run = Trainer(config, model, loaders, device, store, StopSignal())
+    run.model.set_progress(2 / 3)
+    run.model.train()
+    return run
+
+
+def rival_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """compile's precision: bf16 on a GPU; a CPU takes the config's, since few compute in bf16."""
+    if device.type == "cuda":
+        return torch.bfloat16
+    return AUTOCAST.get(config.train.precision, torch.float32)
+
+
+def case(config: Config, provider: str, device: torch.device, images: int | None = None) -> str:
+    """<config>/<bits>/<batch>/<precision>, and how many images where those are not all."""
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    precision = {"ours": config.train.precision, "compile": names[rival_dtype(config, device)]}
+    parts = [config.run.name, config.model.bits, config.data.batch_size]
+    parts.append(precision.get(provider, "fp32"))
+    if images not in (None, CIFAR_IMAGES):
+        parts.append(f"{images}images")
+    return "/".join(map(str, parts))
+
+
+def make_rivals(
+    config: Config, device: torch.device, weights: Mapping[str, Tensor], checkout: Path | None
+) -> dict[str, Callable[[], Tensor]]:
+    """A training step of each on one batch of noise, from ``weights``; it returns the loss."""
+    arguments = config.model.arch, config.model.bits, config.model.num_classes
+    batch = FixedBatch(config, device).batch
+    plain = batch._replace(images=batch.images.float().contiguous())
+    models = {"official": build_official(*arguments)}
+    if checkout:
+        models["official_code"] = load_official(checkout, *arguments)
+    network = build_official(*arguments, PlainConv2d)
+    for model in (*models.values(), network):
+        model.load_state_dict(weights)
+    compiled = Compiled(network, device, rival_dtype(config, device))
+    calls = {}
+    for name, model in models.items():
+        calls[name] = partial(_loss, Official(model, device), plain)
+    return {**calls, "compile": partial(_loss, compiled, batch)}
+
+
+def _loss(rival: Official | Compiled, batch: Batch) -> Tensor:
+    return rival.step(batch)[1]
+
+
+def steps(
+    config: Config, device: torch.device, rounds: int, checkout: Path | None = None
+) -> tuple[list[Row], float]:
+    """images/s of training steps; and the seconds of one of ours."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = our_steps(config, device, Path(folder))
+    weights = {name: value.clone() for name, value in run.model.state_dict().items()}
+    torch.manual_seed(config.seed)
+    rivals = make_rivals(config, device, weights, checkout)
+    losses = {name: _first_loss(call, name) for name, call in rivals.items()}
+    torch.manual_seed(config.seed)
+    losses["ours"] = _our_loss(config, device, weights, FixedBatch(config, device).batch)
+    check_losses({name: loss for name, loss in losses.items() if loss is not None})
+    calls = {name: call for name, call in rivals.items() if losses[name] is not None}
+    count, batch = STEPS[device.type], config.data.batch_size
+    many = {
+        name: partial(_times, count, call) for name, call in {**calls, "ours": repeat(run)}.items()
+    }
+    times = {name: t / count for name, t in take_turns(many, rounds, device).items()}
+    rows = []
+    for name, seconds in times.items():
+        place = case(config, name, device), name, "step"
+        rows.append(row(*place, "throughput", "images/s", batch / seconds))
+        if name == "ours":
+            rows += share_of_roofline(config, device, place, batch / seconds)
+    return rows, times["ours"].median().item()
+
+
+def _times(count: int, call: Callable[[], object]) -> None:
+    for _ in range(count):
+        call()
+
+
+def our_steps(config: Config, device: torch.device, folder: Path) -> Trainer:
+    """Our training of whole steps: on resident noise for CIFAR, else on one fixed batch."""
+    if config.data.dataset != "cifar10":
+        loader = FixedBatch(config, device)
+        return make_trainer(config, device, (loader, loader), folder)
+    splits = _noise(20 * config.data.batch_size), _noise(config.data.eval_batch_size)
+    loaders = open_loaders(config, device, splits, image_dtype(config, device))
+    return make_trainer(config, device, loaders, folder)
+
+
+def repeat(run: Trainer) -> Callable[[], None]:
+    """What takes one step of ``run`` after the other, through as many epochs as it takes."""
+
+    def forever() -> Iterator[None]:
+        while True:
+            take_step = run._begin_steps()
+            for _ in range(len(run.loader)):
+                yield take_step()
+
+    steps = forever()
+    return lambda: next(steps)
+
+
+def _first_loss(call: Callable[[], Tensor], name: str) -> float | None:
+    """The loss of a rival's first step; None, and a line, where it cannot take one."""
+    try:
+        return call().item()
+    except Exception as error:  # torch.compile fails in many ways, such as for want of a compiler
+        if name != "compile":
+            raise
+        logger.warning("compile is not measured: %s", str(error).splitlines()[0])
+        return None
+
+
+def _our_loss(
+    config: Config, device: torch.device, weights: Mapping[str, Tensor], batch: Batch
+) -> float:
+    """The loss of our network on the rivals' batch, in the precision that is timed."""
+    model = build_model(config.model.arch, config.model.bits, config.model.num_classes)
+    model.load_state_dict(weights)
+    model.set_progress(2 / 3)
+    model = prepare(model, config, device)
+    with torch.no_grad(), autocast(config, device):
+        return cross_entropy(model(batch.images), batch.labels).item()
+
+
+def check_losses(losses: Mapping[str, float]) -> None:
+    """Assert that the first losses lie within LOSS_TOLERANCE of the official one."""
+    expected = losses["official"]
+    far = {k: v for k, v in losses.items() if not abs(v - expected) <= LOSS_TOLERANCE * expected}
+    assert not far, f"the first losses differ, so nothing is timed: {losses}"
+
+
+def share_of_roofline(
+    config: Config, device: torch.device, place: tuple[str, str, str], rate: Tensor
+) -> list[Row]:
+    """``rate`` in units of the roofline, on the card that it is for."""
+    roofline = ROOFLINE.get(config.model.arch)
+    if roofline is None or ROOFLINE_DEVICE not in device_name(device):
+        return []
+    return [row(*place, "roofline_share", "1", rate / roofline)]
+
+
+def breakdown(config: Config, device: torch.device, step: float, count: int = 5) -> list[Row]:
+    """Microseconds of one of our steps by group, of which there are ``step`` seconds in all."""
+    with tempfile.TemporaryDirectory() as folder:
+        eager = dataclasses.replace(config.train, cuda_graph="false")
+        run = our_steps(dataclasses.replace(config, train=eager), device, Path(folder))
+    take_step = repeat(run)
+    for _ in range(3):
+        take_step()
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+        torch.cuda.synchronize()
+    with profile(activities=activities) as profiler:
+        for _ in range(count):
+            take_step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    spent = group_times(profiler.events() or [], device)
+    spent = {group: microseconds / count for group, microseconds in spent.items()}
+    spent["gaps"] = max(0.0, step * 1e6 - sum(spent.values()))
+    plot(spent, config, device)
+    name = case(config, "ours", device)
+    return [
+        row(f"{name}/{group}", "ours", "step", "time", "us", torch.tensor([t]).double())
+        for group, t in spent.items()
+    ]
+
+
+def group_times(events: Sequence[Any], device: torch.device) -> dict[str, float]:
+    """Microseconds by group: of the kernels that operators launch on a GPU, else of themselves."""
+    spent = dict.fromkeys([*GROUPS, "other"], 0.0)
+    for event in events:
+        if event.device_type != DeviceType.CPU:
+            continue
+        if device.type == "cuda":
+            own = sum(kernel.duration for kernel in event.kernels)
+        else:
+            own = event.self_cpu_time_total
+        spent[_group(event)] += own
+    return spent
+
+
+def _group(event: Any) -> str:
+    while event is not None:
+        for group, beginnings in GROUPS.items():
+            if event.name.startswith(beginnings):
+                return group
+        event = event.cpu_parent
+    return "other"
+
+
+def plot(spent: Mapping[str, float], config: Config, device: torch.device) -> None:
+    """Draw one of our steps as a bar of its groups."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.warning("no plot: matplotlib is not installed")
+        return
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(list(spent), list(spent.values()))
+    axes.invert_yaxis()
+    axes.set_xlabel("microseconds of a training step")
+    axes.set_title(f"{case(config, 'ours', device)}, {device_name(device)}")
+    results.RESULTS.mkdir(parents=True, exist_ok=True)
+    figure.savefig(results_file("train", device).with_suffix(".png"), dpi=120)
+
+
+def epochs(config: Config, device: torch.device, images: int | None = None) -> list[Row]:
+    """images/s over whole epochs with evaluation, the time of a full run, and peak memory."""
+    images = images or (CPU_IMAGES if device.type == "cpu" else CIFAR_IMAGES)
+    splits = open_splits(config, images)
+    rows = []
+    for name, make in EPOCH_MAKERS.items():
+        before = _reset_peak(device)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                epoch = make(config, device, splits, Path(folder))
+                seconds = _time_epochs(epoch, device)
+            except Exception as error:
+                if name != "compile":
+                    raise
+                logger.warning("compile is not measured: %s", str(error).splitlines()[0])
+                continue
+        trained = len(splits[0].labels)
+        place = case(config, name, device, trained), name, "epoch"
+        rows.append(row(*place, "throughput", "images/s", trained / seconds))
+        if trained == CIFAR_IMAGES:
+            full = config.train.epochs * seconds
+            rows.append(row(*place, "time_to_train_extrapolated", "s", full))
+        if name == "ours":
+            rows += share_of_roofline(config, device, place, trained / seconds)
+        if device.type == "cuda":
+            peak = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+            rows.append(row(*place, "memory", "MiB", torch.tensor([peak]).double()))
+    return rows
+
+
+def _reset_peak(device: torch.device) -> int:
+    """Bytes in use, from which on the peak is measured."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def _time_epochs(epoch: Callable[[], None], device: torch.device) -> Tensor:
+    """Seconds of each of EPOCHS, after one that is not timed."""
+    times = []
+    for _ in range(EPOCHS + 1):
+        began = time.perf_counter()
+        epoch()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return torch.tensor(times[1:], dtype=torch.float64)
+
+
+Maker = Callable[[Config, torch.device, Splits, Path], Callable[[], None]]
+
+
+def _official_epochs(
+    config: Config, device: torch.device, splits: Splits, folder: Path
+) -> Callable[[], None]:
+    model = build_official(config.model.arch, config.model.bits, config.model.num_classes)
+    return Official(model, device).epochs(splits, config.data.batch_size, config.data.workers)
+
+
+def _compile_epochs(
+    config: Config, device: torch.device, splits: Splits, folder: Path
+) -> Callable[[], None]:
+    arguments = config.model.arch, config.model.bits, config.model.num_classes
+    dtype = rival_dtype(config, device)
+    images = torch.float16 if device.type == "cuda" else torch.float32
+    rival = Compiled(build_official(*arguments, PlainConv2d), device, dtype)
+    return rival.epochs(*open_loaders(config, device, splits, images))
+
+
+def _our_epochs(
+    config: Config, device: torch.device, splits: Splits, folder: Path
+) -> Callable[[], None]:
+    loaders = open_loaders(config, device, splits, image_dtype(config, device))
+    run = make_trainer(config, device, loaders, folder)
+    run.metrics = JsonLines(folder / "metrics.jsonl")
+    run.wandb = Wandb("disabled", "", folder, {})
+    return run._epoch
+
+
+EPOCH_MAKERS: dict[str, Maker] = {
+    "official": _official_epochs,
+    "compile": _compile_epochs,
+    "ours": _our_epochs,
+}
+
+
+def starts(path: str, overrides: Sequence[str], config: Config, times: int = 3) -> list[Row]:
+    """Seconds from the command line to the first step of a real run, and the peak of its
+    process's memory in its first steps."""
+    results = torch.tensor([_start(path, overrides) for _ in range(times)], dtype=torch.float64)
+    case = f"{config.run.name}/{config.data.batch_size}/{config.train.precision}"
+    return [
+        row(case, "ours", "end_to_end", "time_to_first_step", "s", results[:, 0]),
+        row(case, "ours", "end_to_end", "memory", "MiB", results[:, 1]),
+    ]
+
+
+def _start(path: str, overrides: Sequence[str]) -> tuple[float, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        ours = [f"run.dir={folder}", "run.name=start", "log.every=1"]
+        began = time.perf_counter()
+        run = subprocess.Popen(
+            [sys.executable, "-m", "launch.train", path, *overrides, *ours],
+            stderr=subprocess.DEVNULL,
+        )
+        metrics = Path(folder) / "start" / "metrics.jsonl"
+        first, stopped, pid = 0.0, False, 0
+        while not pid:
+            pid, status, usage = os.wait4(run.pid, os.WNOHANG)
+            done = _steps_done(metrics)
+            if done and not first:
+                first = time.perf_counter() - began
+            if done >= START_STEPS and not stopped:
+                os.kill(run.pid, signal.SIGINT)
+                stopped = True
+            time.sleep(0.05)
+    run.returncode = os.waitstatus_to_exitcode(status)
+    if run.returncode != 128 + signal.SIGINT:
+        raise UserError(f"the run with {path} ended with {run.returncode}; start it by itself")
+    return first, usage.ru_maxrss / 1024
+
+
+def _steps_done(metrics: Path) -> int:
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    return sum(json.loads(line)["kind"] == "step" for line in lines)

@@ -1,0 +1,45 @@
+"""Averaged weights."""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class MovingAverage:
+    """``module``: a copy of ``model`` whose parameters are an exponential moving average.
+
+    The first update takes the model's parameters over, each later one moves the average by
+    1 - ``decay`` towards them; buffers are the model's. (torch's AveragedModel reads its counter
+    on the host in every update.)
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(model)
+        self.decay, self.started = decay, False
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take one step into account; waits for nothing."""
+        averaged: list[Tensor] = list(self.module.parameters())
+        current: list[Tensor] = list(model.parameters())
+        if self.started:
+            torch._foreach_lerp_(averaged, current, 1 - self.decay)
+        else:
+            torch._foreach_copy_(averaged, current)
+            self.started = True
+        for mine, theirs in zip(_by_kind(self.module), _by_kind(model), strict=True):
+            torch._foreach_copy_(mine, theirs)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from an average that had begun."""
+        self.module.load_state_dict(state)
+        self.started = True
+
+
+def _by_kind(model: nn.Module) -> Iterable[list[Tensor]]:
+    """The buffers, floating and other: lists of one kind are copied in one launch."""
+    buffers = [buffer for buffer in model.buffers() if buffer.numel()]
+    floating = [buffer for buffer in buffers if buffer.is_floating_point()]
+    return floating, [buffer for buffer in buffers if not buffer.is_floating_point()]
