@@ -20,7 +20,7 @@ from torch import Tensor
 from launch import scaling
 from launch.bench_train import FixedBatch
 from launch.command import command, get_device
-from launch.results import COLUMNS, Row, take_turns, write
+from launch.results import Row, row, take_turns, write
 from launch.train import divide, make_model
 from models.layers import NormBinarize
 from pipeline import distributed
@@ -71,13 +71,7 @@ def measure(config: Config, device: torch.device, rounds: int) -> list[Row]:
     }
     case = f"{config.run.name}/{size}x{total // size}/{config.train.precision}/{dist.get_backend()}"
     times = take_turns(calls, rounds, device)
-    quantiles = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-    rows: list[Row] = []
-    for mode, seconds in times.items():
-        found = [f"{s * 1e6:.1f}" for s in seconds.quantile(quantiles).tolist()]
-        row = (case, "ours", mode, "time", "us", *found)
-        rows.append(dict(zip(COLUMNS[6:], row, strict=True)))
-    return rows
+    return [row(case, "ours", mode, "time", "us", each * 1e6) for mode, each in times.items()]
 
 
 def trainer(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from launch.benchmark import RESULTS
+from launch.results import RESULTS
 from models import build_model
 from pipeline.log import logger
 
