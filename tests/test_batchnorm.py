@@ -464,9 +464,9 @@ def test_compiles_for_the_gpus_we_support():
     usages = compile_jobs(jobs)
     assert len(usages) == 3 * len(jobs)
     fda = "kernels.estimators:fda_factor_triton"  # its precise sine needs a stack; others none or,
-    # by the assembler of Triton 3.6, a few registers
+    # by the assemblers of Triton 3.6 and 3.8 for sm_80, a few registers
     for usage in usages:
-        assert usage.spilled <= (48 if usage.arguments.get("FACTOR") == fda else 16), usage
+        assert usage.spilled <= (48 if usage.arguments.get("FACTOR") == fda else 24), usage
 
 
 def _job(kernel, known, **more):
