@@ -142,6 +142,9 @@ def test_several_gpus_go_through_torchrun_after_a_check(house):
     meeting = next(each for each in found if each.startswith("--rdzv-endpoint="))
     found.remove(meeting)
     assert found == [*check, *run] and not Path(meeting.partition("=")[2]).exists()
+    for wrong in ("abc", "0", "-1", "2x"):
+        done = make(house, "PYTHON=./python", "cifar10-r20", f"GPUS={wrong}")
+        assert done.returncode == 2 and "error: GPUS is no number" in done.stderr
     (house / "python").write_text("#!/bin/sh\necho error: no >&2\nexit 2\n")
     done = make(house, "PYTHON=./python", "cifar10-r20", *options)
     assert done.returncode == 2 and done.stderr.startswith("error: no\n") and not done.stdout
