@@ -21,7 +21,7 @@ TORCHRUN = meeting=$$(mktemp) && trap 'rm -f "$$meeting"' EXIT && TORCH_DISABLE_
 arguments = configs/$(1).yaml $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)
 # torchrun answers every failure with a long report of its own, so a mistake is looked for first.
 is_number = case $(call quote,$(GPUS)) in *[!0-9]* | 0*) echo 'error: GPUS is no number of GPUs' >&2; exit 2 ;; esac
-train = $(if $(filter-out 1,$(GPUS)),$(is_number) && $(PYTHON) -m launch.train $(arguments) --check && \
+train = $(if $(filter-out 1,$(GPUS)),$(is_number) && $(PYTHON) -m launch.train $(arguments) --check=$(GPUS) && \
   $(TORCHRUN) -m launch.train $(arguments),$(PYTHON) -m launch.train $(arguments))
 bench = $(PYTHON) -m launch.benchmark $(1) $(or $(CONFIG),$(2)) $(if $(DEVICE),train.device=$(DEVICE)) \
   $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)

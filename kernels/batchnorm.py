@@ -354,6 +354,9 @@ def launch_statistics(
 
 def launch_deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
     """``reference.deviations`` in Triton."""
+    if not len(z):
+        nothing = z.new_zeros(z.shape[1], dtype=torch.float32)
+        return nothing, nothing
     grid, partials = _launch_partials(z, relu)
     mean, squares = torch.empty_like(partials[0, 0]), torch.empty_like(partials[0, 0])
     _combine_statistics_kernel[grid.channel_blocks](

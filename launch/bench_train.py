@@ -13,6 +13,7 @@ rest of the step.
 """
 
 import dataclasses
+import gc
 import json
 import os
 import signal
@@ -371,15 +372,17 @@ def plot(spent: Mapping[str, float], config: Config, device: torch.device) -> No
     axes.set_xlabel("microseconds of a training step")
     axes.set_title(f"{case(config, 'ours', device)}, {device_name(device)}")
     results.RESULTS.mkdir(parents=True, exist_ok=True)
-    figure.savefig(results_file("train", device).with_suffix(".png"), dpi=120)
+    figure.savefig(results_file(f"train_{config.run.name}", device).with_suffix(".png"), dpi=120)
 
 
 def epochs(config: Config, device: torch.device, images: int | None = None) -> list[Row]:
     """images/s over whole epochs with evaluation, the time of a full run, and peak memory."""
     images = images or (CPU_IMAGES if device.type == "cpu" else CIFAR_IMAGES)
     splits = open_splits(config, images)
+    images = len(splits[0].labels)
     rows = []
     for name, make in EPOCH_MAKERS.items():
+        epoch = None  # with all that it holds
         before = _reset_peak(device)
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -390,10 +393,10 @@ def epochs(config: Config, device: torch.device, images: int | None = None) -> l
                     raise
                 logger.warning("compile is not measured: %s", str(error).splitlines()[0])
                 continue
-        trained = len(splits[0].labels)
-        place = case(config, name, device, trained), name, "epoch"
+        trained = images if name == "official" else images - images % config.data.batch_size
+        place = case(config, name, device, images), name, "epoch"
         rows.append(row(*place, "throughput", "images/s", trained / seconds))
-        if trained == CIFAR_IMAGES:
+        if images == CIFAR_IMAGES:
             full = config.train.epochs * seconds
             rows.append(row(*place, "time_to_train_extrapolated", "s", full))
         if name == "ours":
@@ -408,6 +411,8 @@ def _reset_peak(device: torch.device) -> int:
     """Bytes in use, from which on the peak is measured."""
     if device.type != "cuda":
         return 0
+    gc.collect()
+    torch.compiler.reset()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device)

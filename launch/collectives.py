@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     device = get_device(config)
     if distributed.size() == 1:
         raise UserError("one process has nobody to talk to; start it with torchrun")
-    rows = measure(divide(config), device, options.rounds)
+    rows = measure(divide(config, distributed.size()), device, options.rounds)
     if distributed.is_main():
         write("collectives", rows, device)
         if config.model.arch in scaling.MOVED:

@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     state = checkpoint.load(path)
     config = make_config(values_of(state), arguments[1:], name="evaluation")
     device = get_device(config)
+    start_console()  # again: now it is known who speaks
     seed_everything(config)
     model = build_model(config.model.arch, config.model.bits, config.model.num_classes)
     checkpoint.load_weights(model, state, path)

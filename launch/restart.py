@@ -12,27 +12,34 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import distributed
+from pipeline.checkpoint import write_atomically
 from pipeline.config import Config
-from pipeline.errors import Diverged, Interrupted
+from pipeline.errors import Diverged, Interrupted, UserError
 
 FILE = "job.json"  # in the run's folder
 
 
+class _Job:
+    """torchrun itself, which outlives its processes; the main process's, where there are several
+    nodes and so several of it."""
+
+    name = ""
+
+
 def begin(config: Config) -> None:
     """Note in the run's folder whose it is now. The main process calls it."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        _path(config).write_text(json.dumps({"job": _job()}))
+    if _Job.name:
+        _write(config, {"job": _Job.name})
 
 
 def note(config: Config, end: Interrupted | Diverged) -> None:
     """Leave word of ``end`` for the processes that torchrun will start in the place of these."""
     together = not isinstance(end, Interrupted) or end.together
-    if "TORCHELASTIC_RUN_ID" in os.environ and (distributed.is_main() or not together):
+    if _Job.name and (distributed.is_main() or not together):
         signal = end.signal if isinstance(end, Interrupted) else 0
-        word = {"job": _job(), "signal": signal, "message": str(end)}
-        with contextlib.suppress(OSError):  # a full disk is not what the run ended with
+        with contextlib.suppress(OSError, UserError):  # a full disk is not what the run ended with
             config.run_folder.mkdir(parents=True, exist_ok=True)
-            _path(config).write_text(json.dumps(word))
+            _write(config, {"job": _Job.name, "signal": signal, "message": str(end)})
     if together:
         distributed.barrier()  # torchrun ends the others as soon as one has ended
 
@@ -42,12 +49,13 @@ def is_restart(config: Config) -> bool:
 
     Raises ``Interrupted`` or ``Diverged`` as they did, if they ended for good.
     """
+    _Job.name = distributed.from_main(lambda: _own().encode()).decode()
     restarts = distributed.largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    word = json.loads(distributed.from_main(lambda: json.dumps(_read(config)).encode()))
     if not restarts:
-        if distributed.is_main() and _read(config):
+        if distributed.is_main() and word:
             _path(config).unlink()  # of a job by the same name, in a container that was made anew
         return False
-    word = json.loads(distributed.from_main(lambda: json.dumps(_read(config)).encode()))
     if "message" not in word:
         return bool(word)
     if word["signal"]:
@@ -57,17 +65,21 @@ def is_restart(config: Config) -> bool:
 
 def _read(config: Config) -> dict[str, Any]:
     """What these processes' predecessors left, or nothing."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, KeyError):
         word = json.loads(_path(config).read_text())
-        if word["job"] == _job():
+        if _Job.name and word["job"] == _Job.name:
             return dict(word)
     return {}
+
+
+def _write(config: Config, word: dict[str, Any]) -> None:
+    write_atomically(_path(config), json.dumps(word).encode())
 
 
 def _path(config: Config) -> Path:
     return config.run_folder / FILE
 
 
-def _job() -> str:
-    """torchrun itself, which outlives its processes."""
-    return f"{os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {os.getppid()}"
+def _own() -> str:
+    job = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"{job} {socket.gethostname()} {os.getppid()}" if job else ""

@@ -25,28 +25,41 @@ from pipeline.log import JsonLines, Wandb, bold, logger, start_console, start_fi
 USAGE = "usage: python -m launch.train CONFIG [key=value ...], such as configs/quickstart.yaml"
 # Between the processes of a run:
 MAY_DIFFER = ("data.path", "data.exclude", "data.workers", "run.dir")
-CHECK = "--check"  # look for mistakes in the config and the data, and end
+CHECK = "--check"  # or --check=8: look for mistakes in the config and the data, and end
 
 
 def main(arguments: Sequence[str]) -> None:
     """Train as the config and the overrides in ``arguments`` say, or go on doing so."""
     if not arguments or arguments[0].startswith("-"):
         raise UserError(USAGE)
-    config = load_config(arguments[0], [each for each in arguments[1:] if each != CHECK])
+    checks = [each for each in arguments if each.startswith(CHECK)]
+    config = load_config(arguments[0], [each for each in arguments[1:] if each not in checks])
     with trainer.StopSignal() as stop:
         try:
-            train(config, stop, only_check=CHECK in arguments)
+            train(config, stop, _number(checks[0]) if checks else 0)
         except (Interrupted, Diverged) as end:
             restart.note(config, end)
+            raise
+        except UserError:  # asked to stop, it could not save
+            if stop.signal:
+                restart.note(config, Interrupted(stop.signal, "", together=False))
             raise
     distributed.stop()
 
 
-def train(config: Config, stop: trainer.StopSignal, *, only_check: bool) -> None:
-    """Train, unless the run is finished or ``only_check`` asks only for what could be wrong."""
+def _number(check: str) -> int:
+    count = check.removeprefix(CHECK).removeprefix("=") or "1"
+    if not count.isdecimal() or not int(count):
+        raise UserError(f"{check}: give the number of processes, as in {CHECK}=8")
+    return int(count)
+
+
+def train(config: Config, stop: trainer.StopSignal, only_check: int = 0) -> None:
+    """Train, unless the run is finished. ``only_check``: look for mistakes, and end, as they would
+    meet that many processes."""
     device = get_device(config)
     start_console()
-    config = divide(config)
+    config = divide(config, only_check or distributed.size())
     distributed.agree({k: v for k, v in flatten(config).items() if k not in MAY_DIFFER})
     again = not only_check and restart.is_restart(config)
     store = checkpoint.CheckpointStore(config.run_folder / "checkpoints", config.checkpoint.keep)
@@ -63,22 +76,18 @@ def train(config: Config, stop: trainer.StopSignal, *, only_check: bool) -> None
         return
     run = trainer.Trainer(config, model, loaders, device, store, stop)
     with distributed.main_first():
-        prepare_folder(config)
+        metrics = prepare_folder(config, state["metrics_size"] if state else 0)
     if state:
         run.restore(state)
         logger.info("going on after epoch %d, batch %d", run.epoch, run.batch)
     describe(config, run, device)
-    fit(config, run, state["metrics_size"] if state else 0)
+    fit(config, run, metrics)
     summarise(config, run.best, run.last)
 
 
-def fit(config: Config, run: trainer.Trainer, metrics_size: int) -> None:
-    """Train to the end; the main process writes metrics.jsonl, from ``metrics_size`` on, and to
-    wandb."""
-    main = distributed.is_main()
-    path = config.run_folder / "metrics.jsonl" if main else Path(os.devnull)
-    metrics = JsonLines(path, metrics_size if main else 0)
-    mode = config.log.wandb if main else "disabled"
+def fit(config: Config, run: trainer.Trainer, metrics: JsonLines) -> None:
+    """Train to the end; the main process writes metrics and to wandb."""
+    mode = config.log.wandb if distributed.is_main() else "disabled"
     wandb = Wandb(mode, config.log.project, config.run_folder, to_dict(config))
     finished = False
     try:
@@ -88,9 +97,9 @@ def fit(config: Config, run: trainer.Trainer, metrics_size: int) -> None:
         wandb.finish(0 if finished else 1)
 
 
-def divide(config: Config) -> Config:
-    """``config`` with a batch size that the processes can share."""
-    size, batch = distributed.size(), config.data.batch_size
+def divide(config: Config, size: int) -> Config:
+    """``config`` with a batch size that ``size`` processes can share."""
+    batch = config.data.batch_size
     if batch % size == 0:
         return config
     nearest = max(1, round(batch / size)) * size
@@ -136,7 +145,8 @@ def check_config(state: dict[str, Any], config: Config, path: Path) -> None:
     """Raise unless ``state`` is ours and of the same training."""
     if state.get("format") != checkpoint.FORMAT:
         raise UserError(
-            f"checkpoint {path} cannot be resumed from, it holds only a network; "
+            f"checkpoint {path} cannot be resumed from, it holds a network only, or is of another "
+            f"version; "
             f"set model.weights={path} to start from its weights"
         )
     if changed := trainer.differences(config, state):
@@ -194,22 +204,24 @@ def make_model(config: Config) -> BinaryNetwork:
     return model
 
 
-def prepare_folder(config: Config) -> None:
-    """Make the run's folder, its config.yaml and its log.txt."""
+def prepare_folder(config: Config, metrics_size: int) -> JsonLines:
+    """Make the run's folder and, in the main process, its files; returns metrics.jsonl, cut to
+    ``metrics_size`` bytes."""
     folder = config.run_folder
+    if not distributed.is_main():
+        return JsonLines(Path(os.devnull))
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        if distributed.is_main():
-            start_file(folder / "log.txt")
+        metrics = JsonLines(folder / "metrics.jsonl", metrics_size)  # first: it locks the run
+        start_file(folder / "log.txt")
     except OSError as error:
         raise UserError(
             f"run.dir: cannot write {folder}: {error.strerror}; set run.dir to a folder that can"
         ) from None
-    if not distributed.is_main():
-        return
     text = yaml.safe_dump(to_dict(config), sort_keys=False)
     checkpoint.write_atomically(folder / "config.yaml", text.encode())
     restart.begin(config)
+    return metrics
 
 
 def describe(config: Config, run: trainer.Trainer, device: torch.device) -> None:

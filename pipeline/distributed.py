@@ -6,6 +6,7 @@ Alone, without torchrun, a process is rank 0 of 1 and every function here does n
 import contextlib
 import ctypes
 import datetime
+import glob
 import json
 import os
 import re
@@ -49,6 +50,8 @@ def start(device: str, timeout: float, folder: Path) -> None:
     if device == "cuda":
         _take_gpu(int(os.environ["LOCAL_RANK"]))
         _Group.traces = _record_flights(folder)
+        # DDP's sums and batch norm's are under way at once: in the order in which they were asked.
+        os.environ.setdefault("NCCL_LAUNCH_ORDER_IMPLICIT", "1")
     _end_with_parent()
     rank, limit = int(os.environ["RANK"]), datetime.timedelta(seconds=timeout)
     store = _open_store(rank, one_node=os.environ.get("LOCAL_WORLD_SIZE") == str(size))
@@ -69,7 +72,11 @@ def _take_gpu(local: int) -> None:
 
 
 def _record_flights(folder: Path) -> str:
-    """Let NCCL write its last collectives to a file when one of them times out."""
+    """Let NCCL write its last collectives to a file when one of them times out.
+
+    It also ends the process then, from C++, with a line that names the collective.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     path = str(folder.absolute() / "nccl_rank")
     for name, value in (
         ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1"),
@@ -168,8 +175,9 @@ def explain(error: BaseException) -> str | None:
 def _exchange(store: Store, rank: int, size: int, own: str, ends: dict[int, str]) -> None:
     """Leave ``own`` in the store; if it is empty, wait for the ``ends`` of the others."""
     with contextlib.suppress(RuntimeError):  # the store may have gone with the main process
-        ends[rank] = own
         store.set(f"end/{rank}", own)
+        store.check([f"end/{rank}"])  # an answer, where set may not wait for one
+        ends[rank] = own
         deadline = time.monotonic() + (0 if own else PATIENCE)
         while len(ends) < size and time.monotonic() < deadline:
             for other in set(range(size)) - set(ends):
@@ -181,11 +189,14 @@ def _exchange(store: Store, rank: int, size: int, own: str, ends: dict[int, str]
 def _blame(error: BaseException, ends: dict[int, str]) -> str:
     reason = " ".join(str(error).splitlines()[0].split()) if str(error) else repr(error)
     faults = [f"rank {other} ended with {text}" for other, text in sorted(ends.items()) if text]
+    if rank() not in ends:
+        faults = ["rank 0, or torchrun, which hold what all know, does not answer"]
     if not faults:
         silent = sorted(set(range(size())) - set(ends))
         faults = [f"rank {other} does not answer, it hangs or is lost" for other in silent]
     faults = faults or ["the connection broke"]
-    traces = f"; NCCL's last collectives: {_Group.traces}*" if _Group.traces else ""
+    found = _Group.traces and glob.glob(f"{glob.escape(_Group.traces)}*")
+    traces = f"; NCCL's last collectives: {_Group.traces}*" if found else ""
     return f"{'; '.join(faults)} ({reason}){traces}"
 
 

@@ -10,9 +10,10 @@ class Diverged(RuntimeError):
     """The training produced a value that is not finite. The message says where; exit code 3."""
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """A signal asked the run to stop, and it did; exit code 128 + ``signal``. ``together``: so did
-    all its processes, after saving."""
+    all its processes, after saving. No Exception: it may come anywhere, and is nobody's mistake
+    to mend."""
 
     def __init__(self, signal: int, message: str, *, together: bool = True) -> None:
         super().__init__(message)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models import BinaryNetwork
+from models import IMAGENET_ARCHS, BinaryNetwork
 from models.layers import NormBinarize
 from pipeline import checkpoint, distributed, graph
 from pipeline.average import MovingAverage
@@ -171,15 +171,18 @@ class Trainer:
         label = f"epoch {self.epoch + 1}/{self.config.train.epochs}"
         bar = Progress(label, len(self.loader), self.batch)
         self.model.train()
-        take_step = self._begin_steps()
         first, mark = self.batch, time.perf_counter()
+        take_step = self._begin_steps()
         try:
             for _ in range(self.batch, len(self.loader)):
                 take_step()
                 self.batch += 1
+                is_logged = self.batch % self.config.log.every == 0
+                if is_logged := is_logged or self.batch == len(self.loader):
+                    self._check_finite()  # waits for the device, whose work is timed
                 self.seconds += time.perf_counter() - mark
                 bar.step()
-                if self.batch % self.config.log.every == 0 or self.batch == len(self.loader):
+                if is_logged:
                     self._log_step(bar, lr)
                 self._maybe_save(first)
                 mark = time.perf_counter()
@@ -273,7 +276,6 @@ class Trainer:
             )
 
     def _log_step(self, bar: Progress, lr: float) -> None:
-        self._check_finite()
         means = self.sums.means()
         self._write(
             {
@@ -306,8 +308,10 @@ class Trainer:
     def _asked_to_stop(self, done: int, total: int) -> bool:
         """Whether any process was; all learn it after the same step."""
         if distributed.size() > 1 and (done % distributed.AGREE_EVERY == 0 or done == total):
-            self.stop.signal = distributed.largest(self.stop.signal)
-            return bool(self.stop.signal)
+            agreed = distributed.largest(self.stop.signal)
+            if agreed:  # else one that came meanwhile would be forgotten
+                self.stop.signal = agreed
+            return bool(agreed)
         return bool(self.stop.signal) and distributed.size() == 1
 
     def _stop(self) -> None:
@@ -322,6 +326,7 @@ class Trainer:
         began = time.perf_counter()
         if self.config.train.sync_bn == "false":  # the main process's statistics count
             distributed.broadcast_(self.model.buffers())
+            distributed.broadcast_(self.evaluation.model.buffers())
         result = self.evaluation(show)
         if not math.isfinite(result["loss"]):
             raise Diverged(
@@ -453,7 +458,8 @@ def _settle_buckets(parallel: DistributedDataParallel, device: torch.device) -> 
     would differ from one never interrupted in its last bits."""
     was_training = parallel.training
     dtype = next(parallel.parameters()).dtype
-    images = torch.zeros(2, 3, 64, 64, dtype=dtype, device=device)
+    side = 64 if parallel.module.arch in IMAGENET_ARCHS else 32
+    images = torch.zeros(2, 3, side, side, dtype=dtype, device=device)
     parallel.eval()  # leaves batch norm's statistics alone
     for _ in range(2):
         (0 * parallel(images)).sum().backward()
@@ -610,10 +616,10 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: object) -> None:
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)  # works even while this process waits in C
         if not self.can_save:
             raise Interrupted(number, "interrupted before the training began", together=False)
-        if self.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
         self.signal = number
         logger.info(
             "%s: saving after this step (again: at once, unsaved)", signal.strsignal(number)

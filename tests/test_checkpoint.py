@@ -11,7 +11,7 @@ import torch
 from models import build_model
 from pipeline import checkpoint
 from pipeline.checkpoint import CheckpointStore, load, write_atomically
-from pipeline.errors import UserError
+from pipeline.errors import Interrupted, UserError
 
 
 def state(epoch, step=0, batch=0):
@@ -76,6 +76,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_a_signal_while_it_loads_is_no_damage(tmp_path, monkeypatch):
+    path = CheckpointStore(tmp_path, 1).save(state(1))
+
+    def interrupted(*_, **options):
+        raise Interrupted(15, "now")
+
+    monkeypatch.setattr(torch, "load", interrupted)
+    with pytest.raises(Interrupted):
+        load(path)
 
 
 class Evil:

@@ -3,13 +3,18 @@
 import contextlib
 import datetime
 import itertools
+import json
 import os
 import re
+import signal
 import socket
+import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,9 +25,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels import batch_statistics, norm_binarize
+from models import ARCHS, build_model
 from pipeline import distributed
 from pipeline.augment import Plan
 from pipeline.errors import UserError
+from pipeline.trainer import StopSignal, Trainer, _parallel
 from tests.faults.harness import Lab, Run, check_same
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
@@ -71,6 +78,63 @@ def test_a_batch_that_cannot_be_shared_is_rounded(lab):
     rounded = run(lab, "rounded", 4, "data.batch_size=9", "train.epochs=1")
     assert "data.batch_size: 9 -> 8, a multiple of 4 processes" in rounded.said
     assert "batch_size: 8\n" in (rounded.folder / "config.yaml").read_text()
+
+
+def test_a_rounded_run_goes_on(lab):
+    """Also past the check before torchrun, which is one process that looks as for four."""
+    arguments = (*("data.batch_size=9", "train.epochs=2"), "checkpoint.every_epochs=1")
+    going = Run(lab, "again", 4, overrides=arguments).start()
+    assert going.wait_until(lambda: going.lines() > 7)
+    going.processes[0].send_signal(signal.SIGTERM)
+    assert going.end()
+    check = Run(lab, "again", 1, overrides=(*arguments, "--check=4")).start().finish()
+    assert "batch_size: 9 -> 8, a multiple of 4" in check.said
+    going.start().finish()
+    assert going.records()[-1]["epoch"] == 1
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_buckets_settle_without_a_trace(arch, tmp_path):
+    model = build_model(arch)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    parallel = _parallel(model, torch.device("cpu"), 60)
+    assert parallel.reducer._rebuild_buckets()  # at the next pass, which is the first real one
+    dist.destroy_process_group()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training and all(p.grad is None for p in model.parameters())
+
+
+def _signalled_while_it_waits(rank, port):
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    with StopSignal() as stop:
+        stop.can_save = True
+        trainer = SimpleNamespace(stop=stop)
+        if rank:
+            threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGUSR1)).start()
+        else:
+            time.sleep(1.5)
+        first = Trainer._asked_to_stop(trainer, 8, 100)
+        assert Trainer._asked_to_stop(trainer, 16, 100) and not first
+        assert stop.signal == signal.SIGUSR1
+    dist.destroy_process_group()
+
+
+def test_a_signal_that_comes_while_others_are_waited_for_is_not_lost():
+    multiprocessing.spawn(_signalled_while_it_waits, (free_port(),), nprocs=2)
+
+
+def test_evaluation_on_two_processes_speaks_once(lab):
+    best = lab.reference(2).folder / "checkpoints" / "best.pt"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", "-m", "launch.evaluate", str(best)]
+    done = subprocess.run(
+        [*command, f"data.path={lab.data}", "train.device=cpu"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line)["images"] == 13
+    assert done.stderr.count("on 13 images") == 1
 
 
 def test_an_error_names_its_rank(lab):
@@ -134,6 +198,8 @@ def test_nccl_leaves_its_traces_in_the_runs_folder(tmp_path, monkeypatch):
     assert os.environ["TORCH_NCCL_DEBUG_INFO_TEMP_FILE"] == f"{tmp_path}/nccl_rank"
     monkeypatch.setattr(distributed._Group, "traces", f"{tmp_path}/nccl_rank")
     error = RuntimeError("Watchdog caught collective operation timeout: OpType=ALLREDUCE")
+    assert "nccl_rank" not in distributed._blame(error, {0: ""})
+    (tmp_path / "nccl_rank1").touch()
     said = distributed._blame(error, {0: ""})
     assert "OpType=ALLREDUCE" in said and f"{tmp_path}/nccl_rank*" in said
 
@@ -224,7 +290,7 @@ def _block(z, residual, dy, dyb, *, sync):
 
 
 @pytest.mark.parametrize("triton", [False, True])
-@pytest.mark.parametrize("sizes", [(3, 3), (1, 6), (2, 1, 4)])
+@pytest.mark.parametrize("sizes", [(3, 3), (0, 6), (2, 1, 4)])
 def test_synchronised_block_of_uneven_batches(sizes, triton, tmp_path):
     arguments = (free_port(), sizes, str(tmp_path), triton)
     multiprocessing.spawn(_synchronised, arguments, nprocs=len(sizes))

@@ -132,7 +132,7 @@ def test_any_path_is_one_argument(house, path):
 
 def test_several_gpus_go_through_torchrun_after_a_check(house):
     config = "configs/cifar10_resnet20.yaml"
-    check = ["-m", "launch.train", config, "data.path=/it's", "seed=3", "--check"]
+    check = ["-m", "launch.train", config, "data.path=/it's", "seed=3", "--check=2"]
     torchrun = ["-m", "torch.distributed.run", *MEETINGS["make"]]
     train = ["-m", "launch.train", config, "data.path=/it's", "seed=3"]
     run = [*torchrun, "--nproc-per-node=2", "--max-restarts=3", *train]

@@ -149,7 +149,7 @@ def test_slurm_starts_what_torchrun_understands(cluster):
     output = job.communicate(timeout=60)[0]
     assert job.returncode == 0, output
     check, hosts, *starts = calls(root)
-    assert check.endswith("--check") and hosts == "show hostnames node[0-1]"
+    assert " --check=" in check and hosts == "show hostnames node[0-1]"
     assert len(starts) == 2
     for start in starts:
         module, *arguments = start.removeprefix("python -m ").split()

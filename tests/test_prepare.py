@@ -157,12 +157,13 @@ def test_only_what_changed_or_is_bad_is_looked_at_again(data, looked):
 
 
 KILL = """
-import os, signal, sys
+import os, signal, sys, time
 from launch import prepare
 look, prepare.BLOCK, signals = prepare.unreadable, 4, [signal.{signal}]
 def until_half(path):
     if os.path.getsize("bad-images.txt.state") > 8 * 41 and signals:
         os.kill(os.getpid(), signals.pop())
+        time.sleep(1)  # until the main thread has noticed
     return look(path)
 prepare.unreadable = until_half
 sys.argv = ["prepare", "verify", {data!r}, "--workers", "2"]

@@ -28,7 +28,6 @@ from launch.scaling import (
 from launch.train import divide
 from models import build_model
 from models.layers import NormBinarize
-from pipeline import distributed
 from pipeline.config import load_config
 from pipeline.trainer import _parallel
 
@@ -142,10 +141,9 @@ def test_large_all_reduces_take_what_was_measured(megabytes, measured):
 
 @pytest.mark.parametrize("batch", [256, 750, 8192])
 @pytest.mark.parametrize("gpus", COUNTS)
-def test_batches_are_rounded_as_in_training(batch, gpus, monkeypatch):
+def test_batches_are_rounded_as_in_training(batch, gpus):
     config = load_config(ROOT / "configs/cifar10_resnet20.yaml", [f"data.batch_size={batch}"])
-    monkeypatch.setattr(distributed, "size", lambda: gpus)
-    assert divide(config).data.batch_size == share(batch, gpus) * gpus
+    assert divide(config, gpus).data.batch_size == share(batch, gpus) * gpus
 
 
 def test_one_gpu_talks_to_nobody():

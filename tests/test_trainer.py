@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -180,7 +181,7 @@ def test_bad_input_is_named(arguments, change, word):
 
 
 def test_divergence_says_where(arguments, tmp_path):
-    with pytest.raises(Diverged, match=r"not finite since step \d+ \(epoch \d\)"):
+    with pytest.raises(Diverged, match=r"not finite (since|at) step \d+ \(epoch \d\)"):
         train_command.main([*arguments, "optim.lr=1e6", "optim.weight_decay=1e6"])
 
 
@@ -281,3 +282,18 @@ def test_a_signal_before_the_training_holds_for_restarts(arguments, tmp_path, mo
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")  # the job, queued again
     train_command.main(arguments)
     assert lines(tmp_path / "runs" / "tiny")[-1]["epoch"] == 2
+
+
+def test_the_wait_for_the_device_is_timed(arguments, tmp_path, monkeypatch):
+    """A GPU works while the host has gone on: its time shows where the host looks at a result."""
+    original = trainer.Trainer._check_finite
+
+    def check_finite(self):
+        if self.batch == len(self.loader):
+            time.sleep(2)
+        original(self)
+
+    monkeypatch.setattr(trainer.Trainer, "_check_finite", check_finite)
+    train_command.main([*arguments, "train.epochs=1"])
+    record = lines(tmp_path / "runs" / "tiny", timeless=False)[-1]
+    assert 40 / record["images_per_second"] > 2 and record["seconds"] > 2

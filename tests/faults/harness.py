@@ -244,18 +244,24 @@ def _cut_while_writing(run: Run, rng: random.Random) -> None:
     run.kill()
 
 
-def _damage(run: Run, rng: random.Random) -> None:
+def _newest_of_two(run: Run) -> Path:
+    """The newest checkpoint of a run that has an older one too, and is dead now."""
+    store = CheckpointStore(run.folder / "checkpoints", 1)
+    run.wait_until(lambda: len(store.files()) > 1)
     run.kill()
-    files = CheckpointStore(run.folder / "checkpoints", 1).files()
-    if len(files) < 2:  # the only one: nobody could go on from it
-        return
-    content = bytearray(files[0].read_bytes())
-    at = rng.randrange(len(content))
-    if rng.random() < 0.5:
-        del content[at:]
-    else:
-        content[at] ^= 1 << rng.randrange(8)
-    files[0].write_bytes(content)
+    return store.files()[0]
+
+
+def _cut(run: Run, rng: random.Random) -> None:
+    path = _newest_of_two(run)
+    os.truncate(path, rng.randrange(path.stat().st_size))
+
+
+def _flip(run: Run, rng: random.Random) -> None:
+    path = _newest_of_two(run)
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
 
 
 def _full_disk(run: Run, rng: random.Random) -> None:
@@ -271,7 +277,8 @@ FAULTS = {
     "orphans": Fault(_kill_torchrun, "SIGKILL to torchrun alone"),
     "power": Fault(_power_cut, "SIGKILL to everything"),
     "torn": Fault(_cut_while_writing, "SIGKILL to everything while a checkpoint is written"),
-    "damage": Fault(_damage, "and a byte of the newest checkpoint flipped, or its end cut off"),
+    "cut": Fault(_cut, "SIGKILL to everything, and the end of the newest checkpoint missing"),
+    "flip": Fault(_flip, "SIGKILL to everything, and a bit of the newest checkpoint flipped"),
     "full": Fault(_full_disk, "no room for a checkpoint", again=False),
     "resize": Fault(_signal_rank, "as signal, and going on with another number of processes"),
 }
