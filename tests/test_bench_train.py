@@ -45,7 +45,7 @@ def test_rows_of_all_providers(tmp_path, monkeypatch):
     assert set(times) == {*bench_train.GROUPS, "other", "gaps"}
     assert all(times[group] > 0 for group in (*bench_train.GROUPS, "other"))
     assert not [row for row in rows if "extrapolated" in row["metric"]]  # 10 images are no epoch
-    assert (tmp_path / "train_cpu.png").exists()
+    assert (tmp_path / "train_cifar10_resnet20_cpu.png").exists()
 
 
 @pytest.mark.parametrize("arch", ARCHS)
