@@ -3,8 +3,9 @@
 
 kernels: see kernels/benchmark.py; of the config only ``train.device`` and ``train.precision``
 (fp32 is taken for fp16 on a GPU) matter. Also draws docs/results/kernels_<device>.png.
-train: see launch/bench_train.py; also draws docs/results/train_<config>_<device>.png. Where ``data.path`` is
-set, also the start of a real run: seconds to its first step, and the memory that it takes.
+train: see launch/bench_train.py; also draws docs/results/train_<config>_<device>.png. Where
+``data.path`` is set, also the start of a real run: seconds to its first step, and the memory that
+it takes.
 loader: training batches of the image tree ``data.path``, through torchvision and through DALI.
 
 Loaders run one after the other, because both read ahead. Prints a table and appends it to
