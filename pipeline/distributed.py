@@ -105,13 +105,17 @@ def _open_store(rank: int, *, one_node: bool) -> Store:
     if one_node and sys.platform == "linux":
         for library in ("GLOO", "NCCL"):
             os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if _is_torchruns_store():
         return TCPStore(host, port, wait_for_workers=False)
     host = "127.0.0.1" if one_node else host
     if rank:
         return TCPStore(host, port, wait_for_workers=False)
     listener = socket.create_server(("127.0.0.1" if one_node else "", port)).detach()
     return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener)
+
+
+def _is_torchruns_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _meet(store: Store, rank: int, size: int, timeout: float) -> str:
@@ -189,8 +193,9 @@ def _exchange(store: Store, rank: int, size: int, own: str, ends: dict[int, str]
 def _blame(error: BaseException, ends: dict[int, str]) -> str:
     reason = " ".join(str(error).splitlines()[0].split()) if str(error) else repr(error)
     faults = [f"rank {other} ended with {text}" for other, text in sorted(ends.items()) if text]
-    if rank() not in ends:
-        faults = ["rank 0, or torchrun, which hold what all know, does not answer"]
+    if rank() not in ends:  # nor does the store
+        host = "torchrun" if _is_torchruns_store() else "rank 0"
+        faults = [f"{host} does not answer, it hangs or is lost"]
     if not faults:
         silent = sorted(set(range(size())) - set(ends))
         faults = [f"rank {other} does not answer, it hangs or is lost" for other in silent]

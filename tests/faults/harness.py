@@ -182,16 +182,21 @@ def _children(parents: list[int]) -> Iterator[int]:
 
 
 def check_same(run: Run, reference: Run, tolerance: float = 0.0) -> None:
-    """The same lines in metrics.jsonl and the same weights, to the bit or to ``tolerance``."""
+    """The same lines in metrics.jsonl, weights, statistics and momentum (which holds all gradients
+    so far), to the bit or to the relative ``tolerance``."""
     for ours, theirs in zip(run.records(), reference.records(), strict=True):
         assert ours.keys() == theirs.keys()
         for key, value in theirs.items():
-            close = ours[key] == value or abs(ours[key] - value) <= tolerance * max(1, abs(value))
+            close = ours[key] == value or abs(ours[key] - value) <= tolerance * max(
+                1e-3, abs(value)
+            )
             assert close, f"{run.name}: {key} is {ours[key]}, not {value}: {ours}"
     expected = reference.weights()
+    largest = {key: value.abs().max().item() for key, value in expected.items()}
+    floor = 1e-6 * max(largest.values())  # some gradients are mathematically 0
     for key, value in run.weights().items():
         difference = (value - expected[key]).abs().max().item()
-        scale = max(1.0, expected[key].abs().max().item())
+        scale = max(floor, largest[key])
         assert difference <= tolerance * scale, f"{run.name}: {key} differs by {difference}"
 
 
