@@ -204,6 +204,20 @@ def test_nccl_leaves_its_traces_in_the_runs_folder(tmp_path, monkeypatch):
     assert "OpType=ALLREDUCE" in said and f"{tmp_path}/nccl_rank*" in said
 
 
+def test_who_is_to_blame(monkeypatch):
+    monkeypatch.setattr(distributed, "size", lambda: 4)
+    error = RuntimeError("[gloo/pair.cc:1] Connection closed\nat ...")
+    for ends, words in (
+        ({0: "", 1: "", 3: ""}, "rank 2 does not answer, it hangs or is lost ([gloo/pair.cc:1]"),
+        ({0: "", 2: "UserError: no room"}, "rank 2 ended with UserError: no room ("),
+        ({0: "", 1: "", 2: "", 3: ""}, "the connection broke ("),
+        ({}, "rank 0 does not answer"),
+    ):
+        assert distributed._blame(error, ends).startswith(words)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    assert distributed._blame(error, {}).startswith("torchrun does not answer")
+
+
 def _agree(rank, port, folder):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
