@@ -91,7 +91,7 @@ class Run:
 
     def start(self) -> "Run":
         """Start it, or start it again."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "8"}
         if self.meeting == "make":
             environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         nodes = 2 if self.meeting == "two nodes" and self.size > 1 else 1
@@ -112,8 +112,7 @@ class Run:
         if nodes > 1:
             with socket.create_server(("127.0.0.1", 0)) as free:
                 options.append(f"--rdzv-endpoint=127.0.0.1:{free.getsockname()[1]}")
-        options += ["--max-restarts=3", "--shutdown-timeout=8"]
-        return ["-m", "torch.distributed.run", *options]
+        return ["-m", "torch.distributed.run", *options, "--max-restarts=3"]
 
     def workers(self) -> list[int]:
         """The process ids of the ranks, in their order; of those that there are."""
