@@ -55,9 +55,12 @@ def main(arguments: Sequence[str]) -> None:
     elif options.bench == "loader":
         rows = loaders(config, device, options.rounds)
     else:
-        rows = bench_train.measure(config, device, options.rounds, options.official, options.images)
-        if config.data.path is not None:
+        rows = []
+        if config.data.path is not None:  # first: a child's peak is at least this process's so far
             rows += bench_train.starts(options.config, options.overrides, config)
+        rows += bench_train.measure(
+            config, device, options.rounds, options.official, options.images
+        )
     write(options.bench, rows, device)
 
 
