@@ -32,7 +32,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from launch import results
-from launch.results import Row, device_name, results_file, row, take_turns
+from launch.results import Row, device_name, new_figure, results_file, row, take_turns
 from launch.rivals import Compiled, Official, PlainConv2d, Splits
 from models import IMAGENET_ARCHS, build_model
 from models.official import build_official, load_official, make_exact, set_official_o
@@ -360,12 +360,8 @@ def _group(event: Any) -> str:
 
 def plot(spent: Mapping[str, float], config: Config, device: torch.device) -> None:
     """Draw one of our steps as a bar of its groups."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        logger.warning("no plot: matplotlib is not installed")
+    if (figure := new_figure(9, 3)) is None:
         return
-    figure = Figure(figsize=(9, 3), layout="constrained")
     axes = figure.subplots()
     axes.barh(list(spent), list(spent.values()))
     axes.invert_yaxis()

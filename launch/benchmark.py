@@ -25,13 +25,12 @@ from torch import Tensor
 from kernels import benchmark as micro
 from launch import bench_train, results
 from launch.command import command, get_device
-from launch.results import Row, device_name, results_file, row, take_turns, write
+from launch.results import Row, device_name, new_figure, results_file, row, take_turns, write
 from models import build_model
 from pipeline.config import Config, load_config
 from pipeline.data import Loader, open_folder
 from pipeline.errors import UserError
 from pipeline.imagefolder import scan
-from pipeline.log import logger
 from pipeline.trainer import AUTOCAST
 
 WINDOW = 10  # batches of a loader that are timed together: read-ahead makes single ones meaningless
@@ -100,13 +99,9 @@ def _plot_kernels(
     shares: dict[tuple[str, str, str], float], peak: float, device: torch.device
 ) -> None:
     """GB/s of every block, forward and backward, a bar per provider."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        logger.warning("no plot: matplotlib is not installed")
-        return
     cases = list(dict.fromkeys(case for case, _, _ in shares if case.startswith("block/")))
-    figure = Figure(figsize=(9, 1.5 + 0.55 * len(cases)), layout="constrained")
+    if (figure := new_figure(9, 1.5 + 0.55 * len(cases))) is None:
+        return
     axes = figure.subplots()
     for i, provider in enumerate(micro.PROVIDERS):
         speeds = [shares.get((case, provider, "both"), 0) * peak / 1e9 for case in cases]

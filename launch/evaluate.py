@@ -32,11 +32,10 @@ def main(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         raise UserError(USAGE)
     path = Path(arguments[0])
-    start_console()
     state = checkpoint.load(path)
     config = make_config(values_of(state), arguments[1:], name="evaluation")
     device = get_device(config)
-    start_console()  # again: now it is known who speaks
+    start_console()
     seed_everything(config)
     model = build_model(config.model.arch, config.model.bits, config.model.num_classes)
     checkpoint.load_weights(model, state, path)

@@ -7,11 +7,13 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels._triton import HAS_TRITON, triton
+from pipeline.log import logger
 
 RESULTS = Path("docs/results")
 COLUMNS = (
@@ -80,6 +82,16 @@ def device_name(device: torch.device) -> str:
 def results_file(bench: str, device: torch.device) -> Path:
     """The device's CSV."""
     return RESULTS / f"{bench}_{device_name(device).replace(' ', '-')}.csv"
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure, in inches; None, and a warning, without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.warning("no plot: matplotlib is not installed")
+        return None
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _commit() -> str:

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from launch.results import RESULTS
+from launch.results import RESULTS, new_figure
 from models import build_model
-from pipeline.log import logger
 
 GPUS_PER_NODE = 8
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -321,12 +320,8 @@ TABLES = {
 
 def draw() -> None:
     """Speed by number of GPUs."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        logger.warning("no plot: matplotlib is not installed")
+    if (figure := new_figure(7, 5)) is None:
         return
-    figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     for arch, batch in LIMITS:
         gains = [speedup(network(arch), n, batch) for n in COUNTS]
