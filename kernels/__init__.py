@@ -1,5 +1,6 @@
 """The maths: binarization, batch norm fused with it, signs as bits, and augmentation."""
 
+from kernels._fused import compile_reference
 from kernels.augmentation import crop_flip_normalize
 from kernels.batchnorm import batch_statistics, norm_binarize, running_statistics
 from kernels.binarize import binarize
@@ -13,6 +14,7 @@ __all__ = [
     "batch_statistics",
     "binarize",
     "binarize_weights",
+    "compile_reference",
     "crop_flip_normalize",
     "get_estimator",
     "norm_binarize",

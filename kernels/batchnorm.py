@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kernels import reference
+from kernels._fused import fusible
 from kernels._triton import jit, tl, triton, uses_triton
 from kernels.binarize import check_params
 from kernels.estimators import get_estimator
@@ -171,6 +172,14 @@ def _empty(z: Tensor) -> Tensor:
     return torch.empty_like(z, memory_format=layout)
 
 
+# What the ops below are where ``uses_triton`` says no.
+cpu_statistics = fusible(reference.batch_statistics)
+cpu_deviations = fusible(reference.deviations)
+cpu_forward = fusible(reference.norm_binarize)
+cpu_reduce = fusible(reference.norm_binarize_reduce)
+cpu_apply = fusible(reference.norm_binarize_apply)
+
+
 @torch.library.custom_op(
     "reste::batch_statistics",
     mutates_args=("running_mean", "running_var", "num_batches_tracked"),
@@ -189,9 +198,9 @@ def _batch_statistics(
     running = running_mean, running_var, num_batches_tracked
     rows = _rows(z)
     if not sync:
-        run = launch_statistics if uses_triton(z) else reference.batch_statistics
+        run = launch_statistics if uses_triton(z) else cpu_statistics
         return run(rows, scale, *running, momentum, eps, relu)
-    deviations = launch_deviations if uses_triton(z) else reference.deviations
+    deviations = launch_deviations if uses_triton(z) else cpu_deviations
     mean, squares = deviations(rows, relu)
     sums = reference.pack_sums(mean, squares, len(rows))
     dist.all_reduce(sums)
@@ -221,9 +230,9 @@ def _norm_binarize(
     sync: bool,
 ) -> tuple[Tensor, Tensor]:
     """y, and yb or, without an estimator, nothing (0,)."""
-    run = launch_forward if uses_triton(z) else reference.norm_binarize
+    run = launch_forward if uses_triton(z) else cpu_forward
     rows = None if residual is None else _rows(residual)
-    y, yb = run(_rows(z), weight, bias, mean, rstd, rows, bool(estimator), relu)
+    y, yb = run(_rows(z), weight.detach(), bias.detach(), mean, rstd, rows, bool(estimator), relu)
     return _shaped(y, z), _shaped(yb, z) if estimator else yb
 
 
@@ -252,15 +261,15 @@ def _norm_binarize_backward(
     """(g, dz, (dbias, dweight), dscale); g is empty (0,) where it is dy, dscale without a scale."""
     on_gpu, rows = uses_triton(z), _rows(z)
     dy, dyb, y = (None if t is None else _rows(t) for t in (dy, dyb, y))
-    reduce = launch_reduce if on_gpu else reference.norm_binarize_reduce
+    reduce = launch_reduce if on_gpu else cpu_reduce
     g, sums = reduce(dy, dyb, y, rows, mean, rstd, params, estimator, relu)
     everywhere, count = sums, None
     if sync:
         packed = torch.cat([sums.flatten(), sums.new_full((1,), len(rows))])
         dist.all_reduce(packed)
         everywhere, count = packed[:-1].view_as(sums), packed[-1]
-    apply = launch_apply if on_gpu else reference.norm_binarize_apply
-    dz = apply(g, rows, weight, mean, rstd, everywhere, count, training, relu)
+    apply = launch_apply if on_gpu else cpu_apply
+    dz = apply(g, rows, weight.detach(), mean, rstd, everywhere, count, training, relu)
     dscale = weight.new_empty(0)
     if scale is not None:
         derive = launch_scale_gradient if on_gpu else reference.scale_gradient

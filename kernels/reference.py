@@ -29,6 +29,8 @@ def binarize_backward(grad: Tensor, x: Tensor, params: Tensor, estimator: str) -
 
 
 def _keep_nan(y: Tensor, x: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():  # it fuses this with the rest
+        return torch.where(x == x, y, x)
     # A sum is cheap and NaN if an element is; only then is it worth looking at each.
     return y.masked_fill_(x.isnan(), torch.nan) if x.sum().isnan() else y
 
@@ -128,8 +130,8 @@ def batch_statistics(
 def deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
     """Mean and sum of squared deviations from it, (C,), of relu(z), rows (positions, C)."""
     # Twice over the data, since sums of squares cancel; torch.var_mean takes ten times as long.
-    mean = _rectified(z, relu).mean(0)
-    return mean, _deviation(z, mean, relu).square_().sum(0)
+    mean = _column_sums(_rectified(z, relu)) / len(z)
+    return mean, _column_sums(_deviation(z, mean, relu).square_())
 
 
 def pack_sums(mean: Tensor, squares: Tensor, n: int) -> Tensor:
@@ -203,8 +205,8 @@ def norm_binarize_reduce(
         g = g if dy is None else g.add_(dy)
     assert g is not None
     wide = g.to(mean.dtype)
-    sum_gx = _deviation(z, mean, relu).mul_(wide).sum(0) * rstd
-    return g, torch.stack([wide.sum(0), sum_gx])
+    sum_gx = _column_sums(_deviation(z, mean, relu).mul_(wide)) * rstd
+    return g, torch.stack([_column_sums(wide), sum_gx])
 
 
 def scale_gradient(
@@ -244,6 +246,12 @@ def norm_binarize_apply(
     if relu:
         dz = torch.ops.aten.threshold_backward(dz, z, 0)  # 0 where z <= 0; a NaN is kept
     return dz
+
+
+def _column_sums(x: Tensor) -> Tensor:
+    """The sum over the rows of x; in groups, which gives all threads work where columns are few."""
+    groups = 32 if len(x) % 32 == 0 else 1
+    return x.view(groups, len(x) // groups, x.shape[1]).sum(1).sum(0)
 
 
 def _deviation(z: Tensor, mean: Tensor, relu: bool) -> Tensor:

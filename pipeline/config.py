@@ -92,6 +92,11 @@ class TrainConfig:
         "the whole step as one CUDA graph, and the evaluation; auto: where it can be: one process "
         "on a GPU, images that lie there (cifar10), optim.impl=torch_fused",
     )
+    compile: Literal["auto", "true", "false"] = key(
+        "auto",
+        "on a CPU, blocks fused by torch.compile, which takes a C++ compiler and some ten seconds; "
+        "auto: in trainings of at least 10,000 images, but for fp64",
+    )
     label_smoothing: float = key(0.0, "of the cross-entropy, 0 to below 1")
     sync_bn: Literal["auto", "true", "false"] = key(
         "auto", "batch norm over the images of all processes; auto: when there are several"
@@ -271,7 +276,7 @@ def _merge(config: DictConfig, values: Any, source: str = "") -> DictConfig:
 
 def _spell(values: DictConfig) -> DictConfig:
     """``values`` with words where a choice of auto, true and false was read as a boolean."""
-    for name in ("train.sync_bn", "train.cuda_graph"):
+    for name in ("train.sync_bn", "train.cuda_graph", "train.compile"):
         if isinstance(value := OmegaConf.select(values, name), bool):
             OmegaConf.update(values, name, str(value).lower())
     return values

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from kernels import compile_reference
 from models import IMAGENET_ARCHS, BinaryNetwork
 from models.layers import NormBinarize
 from pipeline import checkpoint, distributed, graph
@@ -30,6 +31,7 @@ from pipeline.schedule import learning_rate, progress
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_SKIPPED = 20  # fp16 steps in a row whose loss is not finite
+COMPILED_FROM = 10_000  # images of a training that earns the seconds it costs on a CPU
 MIN_LOSS_SCALE = 2.0**-8  # below it, gradients have been overflowing for long
 
 
@@ -93,6 +95,7 @@ class Trainer:
     ) -> None:
         self.config, self.device, self.store, self.stop = config, device, store, stop
         self.loader, self.val_loader = loaders
+        compile_reference(is_compiled(config, device, self.loader))
         self.model = prepare(model, config, device)
         self.network: nn.Module = self.model  # what a step goes through
         if distributed.size() > 1:
@@ -467,6 +470,13 @@ def _settle_buckets(parallel: DistributedDataParallel, device: torch.device) -> 
     parallel.zero_grad(set_to_none=True)
 
 
+def is_compiled(config: Config, device: torch.device, loader: Loader) -> bool:
+    """Whether torch.compile fuses the blocks, as ``train.compile`` says."""
+    choice, images = config.train.compile, loader.images * config.train.epochs
+    is_worth_it = images >= COMPILED_FROM and config.train.precision != "fp64"
+    return device.type == "cpu" and (choice == "true" or (choice == "auto" and is_worth_it))
+
+
 def prepare(model: BinaryNetwork, config: Config, device: torch.device) -> BinaryNetwork:
     """``model`` on ``device``, channels_last, in the precision's master dtype."""
     dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
@@ -557,7 +567,7 @@ def fingerprints(train: Loader, val: Loader) -> dict[str, str]:
 FREE_TO_CHANGE = (
     "run.", "log.", "checkpoint.", "data.path", "data.exclude", "data.workers",
     "data.download", "data.eval_batch_size", "data.loader", "train.device",
-    "train.cuda_graph", "model.weights",
+    "train.cuda_graph", "train.compile", "model.weights",
 )  # fmt: skip
 
 

@@ -98,7 +98,7 @@ def test_the_readme_holds_the_table():
     assert table() in (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["sync_bn", "cuda_graph"])
+@pytest.mark.parametrize("name", ["sync_bn", "cuda_graph", "compile"])
 @pytest.mark.parametrize("value", ["auto", "true", "false", "'true'"])
 def test_booleans_are_words_where_a_choice_has_them(tmp_path, name, value):
     file = tmp_path / "file.yaml"

@@ -1,0 +1,95 @@
+"""Blocks on a CPU through torch.compile: what they compute, and what happens where it fails."""
+
+import itertools
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from kernels import _fused
+from kernels._fused import compile_reference, fusible
+from models.layers import Binarize, NormBinarize
+from pipeline.config import load_config
+from pipeline.trainer import is_compiled
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.02}
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def off_afterwards():
+    yield
+    compile_reference(False)
+
+
+def block(channels, rows, dtype, *, residual, sign, training=True, bad=False):
+    """Outputs, gradients and running statistics of a block on integers."""
+    generator = torch.Generator().manual_seed(channels)
+    norm = NormBinarize(channels, Binarize("reste") if sign else None).train(training)
+    if sign:
+        norm.binarize.params.copy_(torch.tensor([2.0, 1.5, 0.1]))
+    shape = (rows, channels, 4, 4)
+    maps = [torch.randint(-9, 10, shape, generator=generator).to(dtype) for _ in range(4)]
+    maps = [each.contiguous(memory_format=torch.channels_last) for each in maps]
+    if bad:
+        maps[0][1, 1, 1, 1] = torch.nan
+    z, skip = maps[0].requires_grad_(), maps[1].requires_grad_()
+    scale = torch.tensor(0.1, requires_grad=True)
+    y, yb = norm(z, scale, residual=skip if residual else None)
+    torch.autograd.backward([y, yb], maps[2:] if sign else [maps[2], maps[2]])
+    gradients = z.grad, skip.grad, scale.grad, norm.weight.grad, norm.bias.grad
+    return y, yb, *gradients, norm.running_mean, norm.running_var, norm.num_batches_tracked
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_blocks_equal_the_reference(dtype):
+    booleans = [False, True]
+    cases = [
+        ((channels, rows, dtype), {"residual": residual, "sign": sign, "bad": bad})
+        for channels, rows in ((16, 6), (24, 5), (40, 4))
+        for residual, sign, bad in itertools.product(booleans, booleans, booleans)
+    ]
+    cases.append(((16, 6, dtype), {"residual": True, "sign": True, "training": False}))
+    expected = [block(*shape, **options) for shape, options in cases]
+    torch._dynamo.reset()
+    counters.clear()
+    compile_reference(True)
+    found = [block(*shape, **options) for shape, options in cases]
+    assert counters["stats"]["unique_graphs"] > 0 and _fused._enabled
+    assert not counters["recompile_limit"], "a new shape must not need a new compilation"
+    tolerance = TOLERANCE[dtype]
+    for pair in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
+        torch.testing.assert_close(*pair, equal_nan=True, rtol=tolerance, atol=tolerance)
+
+
+def test_without_a_compiler_it_runs_as_it_is(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no compiler\nfor long reasons")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: fail)
+    double = fusible(lambda x: 2 * x)
+    assert double(2) == 4
+    compile_reference(True)
+    with pytest.warns(UserWarning, match="no compiler$"):
+        assert double(3) == 6
+    assert double(4) == 8  # and says so once
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "expected"),
+    [
+        ([], CPU, True),
+        ([], CUDA, False),
+        (["train.compile=true"], CUDA, False),
+        (["train.compile=false"], CPU, False),
+        (["train.epochs=9"], CPU, False),
+        (["train.epochs=9", "train.compile=true"], CPU, True),
+        (["train.precision=fp64"], CPU, False),
+    ],
+)
+def test_what_is_compiled(overrides, device, expected):
+    class Images:
+        images = 1000
+
+    config = load_config("configs/cifar10_resnet20.yaml", overrides)
+    assert is_compiled(config, device, Images()) is expected
