@@ -1,4 +1,5 @@
-"""The maths: binarization, batch norm fused with it, signs as bits, and augmentation."""
+"""The maths: binarization, batch norm fused with it, signs as bits, augmentation,
+and what a step counts."""
 
 from kernels._fused import compile_reference
 from kernels.augmentation import crop_flip_normalize
@@ -6,6 +7,7 @@ from kernels.batchnorm import batch_statistics, norm_binarize, running_statistic
 from kernels.binarize import binarize
 from kernels.estimators import ESTIMATORS, Estimator, get_estimator
 from kernels.packing import pack, unpack
+from kernels.tally import tally
 from kernels.weights import binarize_weights
 
 __all__ = [
@@ -20,5 +22,6 @@ __all__ = [
     "norm_binarize",
     "pack",
     "running_statistics",
+    "tally",
     "unpack",
 ]

@@ -268,12 +268,13 @@ def _norm_binarize_backward(
         packed = torch.cat([sums.flatten(), sums.new_full((1,), len(rows))])
         dist.all_reduce(packed)
         everywhere, count = packed[:-1].view_as(sums), packed[-1]
-    apply = launch_apply if on_gpu else cpu_apply
-    dz = apply(g, rows, weight.detach(), mean, rstd, everywhere, count, training, relu)
-    dscale = weight.new_empty(0)
-    if scale is not None:
-        derive = launch_scale_gradient if on_gpu else reference.scale_gradient
-        dscale = derive(sums, weight, mean, rstd, scale, training, eps)
+    final = (g, rows, weight.detach(), mean, rstd, everywhere, count, training, relu)
+    if on_gpu:
+        dz, dscale = launch_apply(*final, scale, sums, eps)
+    else:
+        dz, dscale = cpu_apply(*final), weight.new_empty(0)
+        if scale is not None:
+            dscale = reference.scale_gradient(sums, weight, mean, rstd, scale, training, eps)
     g = z.new_empty(0) if dyb is None else _shaped(g, z)
     return g, _shaped(dz, z), sums, dscale
 
@@ -312,7 +313,7 @@ def _backward(ctx, dy, dyb):  # type: ignore[no-untyped-def]
 _norm_binarize.register_autograd(_backward, setup_context=_setup_context)
 
 
-COMBINE = {"BLOCK_P": 64, "BLOCK_C": 16}  # tiles of partial sums
+COMBINE = {"BLOCK_P": 512, "BLOCK_C": 4}  # tiles of partial sums: all programs at once
 
 
 class _Grid:
@@ -460,21 +461,27 @@ def launch_apply(
     count: Tensor | None,
     training: bool,
     relu: bool,
-) -> Tensor:
-    """``reference.norm_binarize_apply`` in Triton."""
+    scale: Tensor | None,
+    own_sums: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """``reference.norm_binarize_apply`` and, from this process's ``own_sums``,
+    ``reference.scale_gradient`` in Triton; without a scale that is empty (0,)."""
     dz = torch.empty_like(z)
+    dscale = weight.new_empty(0) if scale is None else torch.empty_like(scale)
     if not z.numel():
-        return dz
+        return dz, dscale.zero_()
     grid = _Grid(z)
     _backward_kernel[grid.tiles](
         *(g, z, weight, mean, rstd, *sums, mean if count is None else count, dz),
-        *(grid.rows, grid.channels),
+        *(scale, *own_sums, dscale, grid.rows, grid.channels, eps),
         COUNTED=count is not None,
         TRAINING=training,
         RELU=relu,
+        ALL_C=triton.next_power_of_2(grid.channels),
         **grid.blocks,
     )
-    return dz
+    return dz, dscale
 
 
 @jit
@@ -672,54 +679,6 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
     tl.store(sum_gx_ptr + to, tl.sum(sum_gx, 0) * rstd, mask=here)
 
 
-def launch_scale_gradient(
-    sums: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    scale: Tensor,
-    training: bool,
-    eps: float,
-) -> Tensor:
-    """``reference.scale_gradient`` in Triton: one launch instead of seven."""
-    dscale = torch.empty_like(scale)
-    channels = len(weight)
-    block = triton.next_power_of_2(channels)
-    _scale_gradient_kernel[(1,)](
-        *(*sums, weight, mean, rstd, scale, dscale, channels, eps), TRAINING=training, BLOCK=block
-    )
-    return dscale
-
-
-@jit
-def _scale_gradient_kernel(  # type: ignore[no-untyped-def]
-    sum_g_ptr,
-    sum_gx_ptr,
-    weight_ptr,
-    mean_ptr,
-    rstd_ptr,
-    scale_ptr,
-    dscale_ptr,
-    channels,
-    eps,
-    TRAINING: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    c = tl.arange(0, BLOCK)
-    here = c < channels
-    weight = tl.load(weight_ptr + c, mask=here, other=0.0).to(tl.float32)
-    rstd = tl.load(rstd_ptr + c, mask=here, other=0.0).to(tl.float32)
-    sum_gx = tl.load(sum_gx_ptr + c, mask=here, other=0.0)
-    scale = tl.load(scale_ptr).to(tl.float32)
-    if TRAINING:
-        dscale = eps / (scale * scale * scale) * tl.sum(weight * rstd * rstd * sum_gx, 0)
-    else:
-        mean = tl.load(mean_ptr + c, mask=here, other=0.0).to(tl.float32)
-        sum_g = tl.load(sum_g_ptr + c, mask=here, other=0.0)
-        dscale = tl.sum(weight * (sum_gx + mean * rstd * sum_g), 0) / scale
-    tl.store(dscale_ptr, dscale)
-
-
 @jit
 def _combine_sums_kernel(  # type: ignore[no-untyped-def]
     partial_g_ptr,
@@ -756,15 +715,22 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     sum_gx_ptr,
     count_ptr,
     dz_ptr,
+    scale_ptr,
+    own_sum_g_ptr,
+    own_sum_gx_ptr,
+    dscale_ptr,
     rows,
     channels,
+    eps,
     COUNTED: tl.constexpr,
     TRAINING: tl.constexpr,
     RELU: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    ALL_C: tl.constexpr,
 ):
-    """dz = gamma rstd (g - mean(g) - xhat mean(g xhat)) where z > 0, or without RELU anywhere."""
+    """dz = gamma rstd (g - mean(g) - xhat mean(g xhat)) where z > 0, or without RELU anywhere; and
+    one program gives the scale's gradient, which would be a launch of its own."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     here = c < channels
@@ -783,3 +749,17 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     if RELU:
         dz = tl.where(z <= 0, 0.0, dz)
     tl.store(dz_ptr + at, dz.to(dz_ptr.dtype.element_ty), mask=inside)
+    if scale_ptr is not None:  # noqa: SIM102, known when it is compiled; the other is not
+        if tl.program_id(0) + tl.program_id(1) == 0:
+            k = tl.arange(0, ALL_C)
+            gamma = tl.load(weight_ptr + k, mask=k < channels, other=0.0).to(tl.float32)
+            factor = tl.load(rstd_ptr + k, mask=k < channels, other=0.0)
+            sum_gx = tl.load(own_sum_gx_ptr + k, mask=k < channels, other=0.0)
+            scale = tl.load(scale_ptr).to(tl.float32)
+            if TRAINING:
+                terms = gamma * factor * factor * sum_gx * (eps / (scale * scale * scale))
+            else:
+                shift = tl.load(mean_ptr + k, mask=k < channels, other=0.0) * factor
+                sum_g = tl.load(own_sum_g_ptr + k, mask=k < channels, other=0.0)
+                terms = gamma * (sum_gx + shift * sum_g) / scale
+            tl.store(dscale_ptr, tl.sum(terms, 0))

@@ -111,6 +111,32 @@ def _normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return x.sub_(mean.repeat(width)).div_(std.repeat(width)).view(images.shape)
 
 
+def tally(
+    sums: Tensor,
+    watch: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    loss: Tensor,
+    bad: Tensor | None,
+    top: int,
+) -> None:
+    """Adds a batch to sums (4,) and a step to watch (4,), or () for none; see kernels/tally.py."""
+    own = logits.gather(1, labels.clamp(min=0)[:, None])
+    earlier = torch.arange(logits.shape[1], device=labels.device) < labels[:, None]
+    rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
+    seen = labels >= 0
+    counted = torch.stack([seen & (rank < 1), seen & (rank < top), seen]).sum(1).double()
+    batch = torch.cat([loss.double()[None] * counted[2], counted])
+    sums.add_(torch.where(loss.isfinite(), batch, 0))
+    if len(watch):
+        is_bad = loss.isfinite().logical_not() if bad is None else bad != 0
+        done, in_a_row, most, first = watch.unbind()
+        in_a_row.add_(1).mul_(is_bad)
+        most.copy_(torch.maximum(most, in_a_row))
+        first.copy_(torch.where(is_bad & (first < 0), done, first))
+        done.add_(1)
+
+
 def batch_statistics(
     z: Tensor,
     scale: Tensor | None,

@@ -9,7 +9,7 @@ not detached: ReSTE's official code.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -103,7 +103,7 @@ def _backward(ctx, dsigns, dscales):  # type: ignore[no-untyped-def]
 _binarize_weights.register_autograd(_backward, setup_context=_setup_context)
 
 
-@lru_cache(maxsize=16)  # parameters stay where they are: one table a network
+@cache  # parameters stay where they are: one small table a network, which CUDA graphs go on reading
 def _tables(
     addresses: tuple[int, ...], sizes: tuple[int, ...], itemsize: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:

@@ -185,6 +185,8 @@ def seed_everything(config: Config) -> None:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        # Kernels write all that they allocate: nothing needs to be filled before.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def make_model(config: Config) -> BinaryNetwork:

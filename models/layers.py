@@ -109,6 +109,11 @@ def conv3x3(
     return BinaryConv2d(in_channels, channels, stride=stride, estimator=estimator)
 
 
+def global_pool(x: Tensor) -> Tensor:
+    """The mean of every channel, (N, C, H, W) -> (N, C); its gradient is channels_last, as x is."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
+
+
 def binarization(bits: str, estimator: str) -> nn.Module:
     """What makes xb from x: ``Binarize`` in 1w1a networks, nothing in the others."""
     return Binarize(estimator) if bits == "1w1a" else nn.Identity()
@@ -215,11 +220,14 @@ class BinaryNetwork(nn.Module):
         if not 0 <= progress <= 1:
             raise ValueError(f"progress is {progress}; it must lie in [0, 1]")
         self.progress = progress
-        for module in self.modules():
-            if isinstance(module, Binarize):
-                values = [*self.estimator_parameters(weights=module.weights).values()]
-                now = torch.tensor(values, dtype=module.params.dtype)
-                module.params.copy_(now, non_blocking=True)
+        signs = [module for module in self.modules() if isinstance(module, Binarize)]
+        for weights in (True, False):
+            params = [sign.params for sign in signs if sign.weights == weights]
+            values = [*self.estimator_parameters(weights=weights).values()]
+            if params and values:
+                now = torch.tensor(values, dtype=params[0].dtype)
+                now = now.to(params[0].device, non_blocking=True)
+                torch._foreach_copy_(params, [now] * len(params))
 
     def reset_head_binarization(self, block: nn.Module) -> None:
         """Drop the sign after the last ``block``: the classifier reads the real stream."""

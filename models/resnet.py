@@ -4,7 +4,15 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.layers import BatchNorm, BinaryNetwork, NormBinarize, Pair, binarization, conv3x3
+from models.layers import (
+    BatchNorm,
+    BinaryNetwork,
+    NormBinarize,
+    Pair,
+    binarization,
+    conv3x3,
+    global_pool,
+)
 
 
 class Block(nn.Module):
@@ -73,7 +81,7 @@ class ResNet(BinaryNetwork):
         pair = x, self.binarize(x)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             pair = layer(pair)
-        return self.fc(self.bn2(pair[0].mean((2, 3))))
+        return self.fc(self.bn2(global_pool(pair[0])))
 
 
 def _stage(

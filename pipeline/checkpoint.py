@@ -21,7 +21,7 @@ import torch
 from models import BinaryNetwork
 from pipeline.errors import UserError
 
-FORMAT = 2  # of the dict that the trainer saves
+FORMAT = 3  # of the dict that the trainer saves
 _NAME = re.compile(r"(epoch|step)_(\d+)\.pt")
 
 

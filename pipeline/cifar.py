@@ -258,7 +258,7 @@ class CifarLoader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches ``start``, ``start + 1``, ... of epoch ``epoch`` (both from 0)."""
-        cursor = self.cursor()
+        cursor = Cursor(self, epoch)
         cursor.seek(epoch, start)
         for _ in range(start, self._plan.batches):
             yield cursor.draw()
@@ -304,15 +304,26 @@ class CifarLoader:
 class Cursor:
     """``pipeline.data.Cursor`` of a CifarLoader; ``seek`` waits for nothing."""
 
-    def __init__(self, loader: CifarLoader) -> None:
-        self.loader = loader
-        self.table = loader.table(0)
+    def __init__(self, loader: CifarLoader, epoch: int = 0) -> None:
+        self.loader, self.epoch = loader, epoch
+        self.table = loader.table(epoch)
         self.at = self.table.new_zeros(1)
+        self.following: tuple[int, torch.Tensor] | None = None
 
     def seek(self, epoch: int, start: int = 0) -> None:
         """Let the next batch be number ``start`` of ``epoch`` (both from 0)."""
-        self.table.copy_(self.loader.table(epoch))
+        if epoch != self.epoch:
+            self.prepare(epoch)
+            assert self.following is not None
+            self.epoch = epoch
+            self.table.copy_(self.following[1])
         self.at.fill_(start)
+
+    def prepare(self, epoch: int) -> None:
+        """Make the table of ``epoch`` now, which ``seek`` will want: the host takes milliseconds
+        for its order, and the device still has the steps of this epoch to do."""
+        if self.following is None or self.following[0] != epoch:
+            self.following = epoch, self.loader.table(epoch)
 
     def tensors(self) -> list[torch.Tensor]:
         """Those that ``draw`` reads and writes."""

@@ -52,6 +52,10 @@ class Cursor(Protocol):
         """Let the next batch be number ``start`` of ``epoch`` (both from 0)."""
         ...
 
+    def prepare(self, epoch: int) -> None:
+        """Get ready to ``seek`` in ``epoch``, while the device is still at work."""
+        ...
+
     def draw(self) -> Batch:
         """The next batch; reads and writes the same tensors every time."""
         ...
@@ -149,11 +153,14 @@ def _folder_loader(config: Config) -> "type[FolderLoader]":
 
 
 def image_dtype(config: Config, device: torch.device) -> torch.dtype:
-    """What loaders deliver: fp16 where the network casts anyway, fp64 to verify, else fp32."""
+    """What loaders deliver: half precision where the network casts anyway, fp64 to verify, else
+    fp32."""
     if config.train.precision == "fp64":
         return torch.float64
-    mixed = config.train.precision in ("bf16", "fp16")
-    return torch.float16 if mixed and device.type == "cuda" else torch.float32
+    if device.type != "cuda" or config.train.precision == "fp32":
+        return torch.float32
+    is_resident = config.data.dataset == "cifar10"  # DALI gives no bf16
+    return torch.bfloat16 if is_resident and config.train.precision == "bf16" else torch.float16
 
 
 def open_folder(

@@ -69,10 +69,12 @@ class Graphs:
     def record(self, step: Step) -> Step:
         """Capture ``step``, which does not run it; returns what does, again and again."""
         graph = torch.cuda.CUDAGraph()
+        current = torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 step()
         except RuntimeError as error:
+            torch.cuda.set_stream(current)  # a capture that fails leaves its own behind
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"the step cannot be captured ({reason}); set train.cuda_graph=false"

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import tally
 from pipeline import distributed
 
 
@@ -20,13 +21,16 @@ class Sums:
         self.values = torch.zeros(4, dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def update(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """Add a batch: logits (N, C), labels (N,) int64, loss 0-dim, their mean loss."""
-        best = logits.topk(min(5, logits.shape[1])).indices
-        hits = best == labels[:, None]
-        counted = torch.stack([hits[:, 0], hits.any(1), labels >= 0]).sum(1).double()
-        batch = torch.cat([loss.double()[None] * counted[2], counted])
-        self.values += torch.where(loss.isfinite(), batch, 0)
+    def update(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        loss: Tensor,
+        watch: Tensor | None = None,
+        bad: Tensor | None = None,
+    ) -> None:
+        """Add a batch, and its step to ``watch``: see ``kernels.tally``."""
+        tally(self.values, logits, labels, loss, watch, bad)
 
     def reset(self) -> None:
         """Start anew, in the same tensor."""

@@ -45,7 +45,8 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     }
     if optim.impl == "apex":
         return _apex_sgd()(model.parameters(), **options)
-    sgd = torch.optim.SGD(model.parameters(), fused=optim.impl == "torch_fused", **options)
+    fused = True if optim.impl == "torch_fused" else None  # None: torch's own choice
+    sgd = torch.optim.SGD(model.parameters(), fused=fused, **options)
     if optim.momentum:
         # The fused one leaves its buffers uninitialised if loss scaling skips the first step.
         for parameter in model.parameters():
@@ -108,9 +109,9 @@ class Trainer:
         if decay := config.train.ema_decay:
             self.ema = MovingAverage(self.model, decay)
         self.sums = Sums(device)
-        self.done = torch.zeros((), dtype=torch.int64, device=device)  # ``step``, on the device
-        self.skipped = torch.zeros(2, dtype=torch.int64, device=device)  # in a row; most in a row
-        self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)  # its global step
+        # On the device: ``step``; steps in a row, and most in a row, whose loss is not finite; and
+        # the first of all such steps.
+        self.watch = torch.tensor([0, 0, 0, -1], device=device)
         self.statistics = StatisticsGuard(self.model) if mixed else None
         self.indicators: Indicators | None = None
         if config.indicators.enabled:
@@ -181,6 +182,8 @@ class Trainer:
                 take_step()
                 self.batch += 1
                 is_logged = self.batch % self.config.log.every == 0
+                if self.captured and self.batch == len(self.loader):
+                    self.cursor.prepare(self.epoch + 1)
                 if is_logged := is_logged or self.batch == len(self.loader):
                     self._check_finite()  # waits for the device, whose work is timed
                 self.seconds += time.perf_counter() - mark
@@ -194,7 +197,7 @@ class Trainer:
 
     def _begin_steps(self) -> Callable[[], None]:
         """What takes the next step of the epoch, and then each one after it."""
-        self.done.fill_(self.step)
+        self.watch[0].fill_(self.step)
         if self.captured:
             self.captured.check()
             self.cursor.seek(self.epoch, self.batch)
@@ -222,7 +225,7 @@ class Trainer:
             logits = self.network(batch.images)
         loss = cross_entropy(logits, batch.labels, self.config.train.label_smoothing)
         self.scaler.scale(loss).backward()
-        self._watch(loss.detach())
+        self._count(logits.detach(), batch.labels, loss.detach())
         if self.indicators:
             self.scaler.unscale_(self.optimizer)
             self.indicators.update()
@@ -231,22 +234,18 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.update(self.model)
-        self.sums.update(logits.detach(), batch.labels, loss.detach())
 
-    def _watch(self, loss: Tensor) -> None:
-        bad = distributed.sum_((~loss.isfinite()).to(torch.int32)).bool()
-        in_a_row, most = self.skipped.unbind()
-        in_a_row.add_(1).mul_(bad)
-        torch.maximum(most, in_a_row, out=most)
-        is_first = bad & (self.first_bad < 0)
-        self.first_bad.copy_(torch.where(is_first, self.done, self.first_bad))
-        self.done += 1
+    def _count(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        bad = None
+        if distributed.size() > 1:
+            bad = distributed.sum_((~loss.isfinite()).to(torch.int32))
+        self.sums.update(logits, labels, loss, self.watch, bad)
         if self.statistics:
-            self.statistics.keep(~bad)
+            self.statistics.keep(self.watch[1] == 0)
 
     def _tensors(self) -> Iterator[Tensor]:
         """Those that outlive a step and that it reads or writes."""
-        yield from (self.done, self.skipped, self.first_bad, self.sums.values)
+        yield from (self.watch, self.sums.values)
         yield from self.cursor.tensors()
         for module in (self.model, *([self.ema.module] if self.ema else [])):
             yield from itertools.chain(module.parameters(), module.buffers())
@@ -260,7 +259,7 @@ class Trainer:
     def _check_finite(self) -> None:
         """Raise ``Diverged`` if a loss was not finite, or a gradient, which makes the weights so.
         Waits for the device."""
-        in_a_row, first = int(self.skipped[1]), int(self.first_bad)
+        _, _, in_a_row, first = self.watch.tolist()
         remedy = "lower optim.lr, or go back to a checkpoint"
         where = f"since step {first} (epoch {first // len(self.loader)})"
         if self.statistics is None and first >= 0:
@@ -390,7 +389,7 @@ class Trainer:
             "indicators": self.indicators.state() if self.indicators else None,
             "best": self.best,
             "last": self.last,
-            "watch": [self.skipped, self.first_bad],
+            "watch": self.watch,
             "config": to_dict(self.config),
             "data": fingerprints(self.loader, self.val_loader),
             "metrics_size": self.metrics.size() if distributed.is_main() else 0,
@@ -419,10 +418,9 @@ class Trainer:
         self.seconds, self.waited = state["times"]
         self.epoch, self.batch = state["epoch"], state["batch"]
         self.best, self.last = state["best"], state["last"]
-        self.skipped.copy_(state["watch"][0])
-        self.first_bad.copy_(state["watch"][1])
+        self.watch.copy_(state["watch"])
         if self.statistics:
-            self.statistics.keep(torch.ones_like(self.first_bad, dtype=torch.bool))
+            self.statistics.keep(torch.ones((), dtype=torch.bool, device=self.device))
         if self.captured:
             self.captured.reset()  # the optimizer has other tensors now
 

@@ -67,7 +67,7 @@ def running(c, dtype):
     return [t.to(DEVICE) for t in (mean, var, torch.zeros((), dtype=torch.int64))]
 
 
-def fused(leaves, buffers, estimator="reste", *, relu, training, sign):
+def fused(leaves, buffers, estimator="reste", *, relu, training, sign, params=None):
     z, scale = leaves["z"], leaves["scale"]
     if training:
         statistics = batch_statistics(
@@ -79,7 +79,7 @@ def fused(leaves, buffers, estimator="reste", *, relu, training, sign):
         *(z, leaves["weight"], leaves["bias"], *statistics),
         scale=scale,
         residual=leaves["residual"],
-        params=params_of(estimator, buffers[0].dtype),
+        params=params_of(estimator, buffers[0].dtype) if params is None else params,
         estimator=estimator if sign else None,
         training=training,
         eps=EPS,
@@ -169,9 +169,7 @@ def test_triton_equals_the_reference(shape, dtype):
             arguments = (y, z, affine[0], *statistics, params_of("reste"), "reste", training, relu)
             stages = reference.norm_binarize_reduce, reference.norm_binarize_apply
             expected = backward(*stages, *grads, *arguments)
-            close(
-                backward(op.launch_reduce, op.launch_apply, *grads, *arguments), expected, tolerance
-            )
+            close(backward(op.launch_reduce, apply, *grads, *arguments), expected, tolerance)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -182,15 +180,30 @@ def test_triton_scale_gradient_equals_the_reference(channels, training):
     weight, mean = torch.randn(2, channels, generator=generator).to(DEVICE)
     rstd = torch.rand(channels, generator=generator).to(DEVICE) + 0.5
     scale = torch.tensor(0.25, device=DEVICE)
-    arguments = sums, weight, mean, rstd, scale, training, EPS
-    expected = reference.scale_gradient(*(t.double() for t in arguments[:5]), training, EPS)
-    found = op.launch_scale_gradient(*arguments)
+    vectors = sums, weight, mean, rstd, scale
+    expected = reference.scale_gradient(*(t.double() for t in vectors), training, EPS)
+
+    def gradient(rows):
+        z = torch.ones(rows, channels, device=DEVICE)
+        everywhere = torch.zeros_like(sums)  # of all processes: that is not what counts
+        options = everywhere, None, training, True, scale, sums, EPS
+        return op.launch_apply(z, z, weight, mean, rstd, *options)[1]
+
+    found = gradient(3)
     terms = weight.abs() * (rstd**2 + mean.abs() * rstd + 1) * sums.abs().sum(0)
     size = (EPS / scale**3 if training else 1 / scale) * terms.sum()
     assert found.shape == () and found.dtype == torch.float32
     assert (found - expected).abs() <= 1e-6 * size
     sums[1, channels // 2] = torch.nan
-    assert op.launch_scale_gradient(*arguments).isnan()
+    assert gradient(3).isnan()
+    assert gradient(0) == 0
+
+
+def apply(*arguments):
+    """``op.launch_apply`` without a scale."""
+    dz, dscale = op.launch_apply(*arguments, None, arguments[5], EPS)
+    assert dscale.shape == (0,)
+    return dz
 
 
 def backward(reduce, apply, dy, dyb, y, z, weight, mean, rstd, params, estimator, training, relu):
@@ -440,6 +453,10 @@ def test_compiles_for_the_gpus_we_support():
         "sum_g_ptr": "*fp32",
         "sum_gx_ptr": "*fp32",
         "squares_ptr": "*fp32",
+        "own_sum_g_ptr": "*fp32",
+        "own_sum_gx_ptr": "*fp32",
+        "dscale_ptr": "*fp32",
+        "eps": "fp32",
     }
     jobs = []
     for t in TYPES:
@@ -447,8 +464,10 @@ def test_compiles_for_the_gpus_we_support():
         every = {**vectors, **maps, **tile}
         jobs.append(_job(op._statistics_kernel, every, span="i32", RELU=True))
         jobs.append(_job(op._forward_kernel, every, RELU=True, HAS_RESIDUAL=True, SIGN=True))
-        for counted in (True, False):
-            jobs.append(_job(op._backward_kernel, every, COUNTED=counted, TRAINING=True, RELU=True))
+        for more in (True, False):
+            options = {"COUNTED": more, "TRAINING": more, "RELU": True, "ALL_C": 512}
+            scale = {"scale_ptr": "*fp32"} if more else {}
+            jobs.append(_job(op._backward_kernel, every, **options, **scale))
         for estimator in ESTIMATORS.values() if t == "*fp16" else [ESTIMATORS["reste"]]:
             factor = estimator.triton_factor
             jobs.append(
@@ -459,8 +478,6 @@ def test_compiles_for_the_gpus_we_support():
     every |= {f"{n}_ptr": "*fp32" for n in names} | {"batches_ptr": "*i64", "HAS_SCALE": True}
     every["FINISH"] = True
     jobs += [_job(op._combine_statistics_kernel, every), _job(op._combine_sums_kernel, every)]
-    every |= {"dscale_ptr": "*fp32", "BLOCK": 512}
-    jobs += [_job(op._scale_gradient_kernel, every, TRAINING=each) for each in (True, False)]
     usages = compile_jobs(jobs)
     assert len(usages) == 3 * len(jobs)
     fda = "kernels.estimators:fda_factor_triton"  # its precise sine needs a stack; others none or,
@@ -482,12 +499,14 @@ def test_on_the_gpu_a_captured_graph_gives_the_same(dtype):
     buffers = running(64, dtype)
     grads = [torch.randn_like(leaves["z"]) for _ in range(2)]
     wanted = [leaf for leaf in leaves.values() if leaf is not None]
+    params = params_of("reste", buffers[0].dtype)  # a capture cannot copy them from the host
 
     def step():
-        outputs = fused(leaves, buffers, **options)
+        outputs = fused(leaves, buffers, params=params, **options)
         return *outputs, *torch.autograd.grad(outputs, wanted, grads)
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # compiles before the capture
         expected = [t.clone() for t in step()]
     torch.cuda.synchronize()

@@ -178,7 +178,7 @@ def test_a_replaced_tensor_is_noticed(tmp_path, traced):
 def test_a_host_that_looks_at_a_tensor_is_noticed(tmp_path, traced, monkeypatch):
     """The stand-in is able to fail."""
     run = traced(tmp_path)
-    monkeypatch.setattr(run.sums, "update", lambda logits, labels, loss: loss.item())
+    monkeypatch.setattr(run.sums, "update", lambda logits, labels, loss, *_: loss.item())
     with pytest.raises(RuntimeError, match="get value out of a tracing tensor"):
         fit(run, tmp_path)
 
@@ -270,7 +270,7 @@ def test_gpu_a_captured_training_is_resumed(tmp_path, deterministic):
 @pytest.mark.parametrize("graphs", ["true", "false"])
 @pytest.mark.parametrize("extra", ["plain", "everything", "fp16"])
 def test_gpu_an_epoch_waits_for_nothing(tmp_path, monkeypatch, graphs, extra):
-    """But where the last step of the epoch is logged, and the evaluation's sums are read."""
+    """But after the last step of the epoch, and where the evaluation's sums are read."""
     extras = EXTRAS.get(extra, [])
     run = make_trainer(tmp_path, *extras, f"train.cuda_graph={graphs}", device=CUDA)
     fit_one_epoch(run, tmp_path)  # compiles, chooses algorithms, captures
@@ -289,6 +289,7 @@ def test_gpu_an_epoch_waits_for_nothing(tmp_path, monkeypatch, graphs, extra):
 
         monkeypatch.setattr(owner, name, wait)
 
+    allowed(run, "_check_finite")
     allowed(run, "_log_step")
     allowed(run.evaluation.sums, "means")
     torch.cuda.set_sync_debug_mode("error")
@@ -299,7 +300,7 @@ def test_gpu_an_epoch_waits_for_nothing(tmp_path, monkeypatch, graphs, extra):
         run._evaluate()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert waits == ["_log_step", "means"]
+    assert waits == ["_check_finite", "_log_step", "means"]
 
 
 def fit_one_epoch(run, folder):
@@ -313,9 +314,9 @@ def test_gpu_what_cannot_be_captured_is_named(tmp_path, monkeypatch):
     run = make_trainer(tmp_path, "train.cuda_graph=true", device=CUDA)
     update = run.sums.update
 
-    def look(logits, labels, loss):
+    def look(logits, labels, loss, *watch):
         loss.item()
-        update(logits, labels, loss)
+        update(logits, labels, loss, *watch)
 
     monkeypatch.setattr(run.sums, "update", look)
     with pytest.raises(UserError, match="cannot be captured.*train.cuda_graph=false"):

@@ -155,6 +155,7 @@ def test_on_the_gpu_a_captured_graph_follows_weights_and_schedule():
         return *signs, *scales, *torch.autograd.grad(signs, weights, grads)
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()
     torch.cuda.synchronize()
