@@ -204,9 +204,9 @@ def measure(
         build = _build_convolution if case.channels else _build
         try:
             leaves, grads, run = build(case, provider, device, kept)
-            right = _is_right(case, leaves, grads, run, device)
-            if right and case.channels:
+            if case.channels:
                 run = _graphed(run, device)
+            right = _is_right(case, leaves, grads, run, device)
         except Exception as error:  # no compiler, out of memory: the others go on
             print(f"{case.name} {provider}: {type(error).__name__}: {str(error).splitlines()[0]}")
             right = False

@@ -69,7 +69,8 @@ def convolve(
     """z of this file's equation, and mean and sum of squared deviations of relu(z) as stored.
 
     Args:
-        xb: (N, I, H, W) of int8, fp8 (e4m3), fp16 or bf16; channels_last, else it is copied.
+        xb: (N, I, H, W) of int8, fp8 (e4m3), fp16 or bf16; channels_last, else it is copied. Fast
+            where the channels of a pixel are a multiple of 16 bytes.
         weight: (O, I, 3, 3) of xb's dtype; channels_last, else it is copied.
         stride: 1 or 2. The padding is 1.
         dtype: of z: fp16, bf16 or fp32.

@@ -84,7 +84,7 @@ def kernels(config: Config, device: torch.device, batch: int | None = None) -> l
     rows, shares = [], {}
     for each in micro.measure(cases, device, dtype, micro.PROVIDERS):
         if each.seconds is None:
-            print(f"{each.case.name:44} {each.provider:9} {each.mode:9} wrong: not timed")
+            print(f"{each.case.name:52} {each.provider:9} {each.mode:9} wrong: not timed")
             continue
         seconds = torch.tensor(each.seconds, dtype=torch.float64)
         share = each.bytes / seconds / peak
@@ -92,7 +92,7 @@ def kernels(config: Config, device: torch.device, batch: int | None = None) -> l
         rows.append(row(*name, "time", "us", seconds * 1e6))
         rows.append(row(*name, "bandwidth_share", "1", share))
         shares[name] = share.median().item()
-        print(f"{name[0]:44} {name[1]:9} {name[2]:9} {rows[-2]['p50']:>10} us {shares[name]:.3f}")
+        print(f"{name[0]:52} {name[1]:9} {name[2]:9} {rows[-2]['p50']:>10} us {shares[name]:.3f}")
     _plot_kernels(shares, peak, device)
     _print_convolutions(rows)
     return rows
