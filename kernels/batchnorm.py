@@ -66,6 +66,12 @@ def batch_statistics(
         )
 
 
+def deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
+    """Mean and sum of squared deviations from it, (C,), of relu(z) or z, (N, C[, H, W])."""
+    run = launch_deviations if uses_triton(z) else cpu_deviations
+    return run(_rows(z), relu)
+
+
 def running_statistics(
     running_mean: Tensor, running_var: Tensor, *, scale: Tensor | None = None, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
@@ -200,8 +206,7 @@ def _batch_statistics(
     if not sync:
         run = launch_statistics if uses_triton(z) else cpu_statistics
         return run(rows, scale, *running, momentum, eps, relu)
-    deviations = launch_deviations if uses_triton(z) else cpu_deviations
-    mean, squares = deviations(rows, relu)
+    mean, squares = deviations(z, relu)
     sums = reference.pack_sums(mean, squares, len(rows))
     dist.all_reduce(sums)
     merged = reference.unpack_sums(sums, mean.dtype)
@@ -317,12 +322,13 @@ COMBINE = {"BLOCK_P": 512, "BLOCK_C": 4}  # tiles of partial sums: all programs 
 
 
 class _Grid:
-    """How rows of channels are cut into tiles, and reductions into programs."""
+    """How rows of channels are cut into tiles, by default of ``TILE`` elements, and reductions
+    into programs."""
 
-    def __init__(self, rows: Tensor) -> None:
+    def __init__(self, rows: Tensor, block_m: int = 0, block_c: int = 0) -> None:
         self.rows, self.channels = rows.shape
-        self.block_c = min(triton.next_power_of_2(self.channels), 128)
-        self.block_m = TILE // self.block_c
+        self.block_c = block_c or min(triton.next_power_of_2(self.channels), 128)
+        self.block_m = block_m or TILE // self.block_c
         self.columns = triton.cdiv(self.channels, self.block_c)
         tiles = triton.cdiv(self.rows, self.block_m)
         self.tiles = (tiles, self.columns)
@@ -367,7 +373,11 @@ def launch_deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
     if not len(z):
         nothing = z.new_zeros(z.shape[1], dtype=torch.float32)
         return nothing, nothing
-    grid, partials = _launch_partials(z, relu)
+    return combine_deviations(*_launch_partials(z, relu))
+
+
+def combine_deviations(grid: _Grid, partials: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and sum of squared deviations, (C,), from those of the programs, (2, programs, C)."""
     mean, squares = torch.empty_like(partials[0, 0]), torch.empty_like(partials[0, 0])
     _combine_statistics_kernel[grid.channel_blocks](
         *partials,

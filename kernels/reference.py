@@ -6,6 +6,7 @@ The kernels are tested against these functions, and CPU tensors and float64 run 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.estimators import get_estimator
@@ -233,6 +234,17 @@ def norm_binarize_reduce(
     wide = g.to(mean.dtype)
     sum_gx = _column_sums(_deviation(z, mean, relu).mul_(wide)) * rstd
     return g, torch.stack([_column_sums(wide), sum_gx])
+
+
+def convolve(
+    xb: Tensor, weight: Tensor, stride: int, dtype: torch.dtype, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """3x3 convolution with padding 1, (N, I, H, W) by (O, I, 3, 3) -> (N, O, ...) of ``dtype`` in
+    channels_last, and the ``deviations`` of its rows. Computed in fp32, where sums of ±1 are exact.
+    """
+    z = F.conv2d(xb.float(), weight.float(), stride=stride, padding=1).to(dtype)
+    z = z.contiguous(memory_format=torch.channels_last)
+    return z, *deviations(z.permute(0, 2, 3, 1).reshape(-1, len(weight)), relu)
 
 
 def scale_gradient(

@@ -68,21 +68,23 @@ CPU_BATCH = 16
 
 
 def kernels(config: Config, device: torch.device, batch: int | None = None) -> list[Row]:
-    """Microseconds of ops and blocks, and their share of the bandwidth of a copy."""
+    """Microseconds of ops, blocks and convolutions, and their share of the bandwidth of a copy."""
     if device.type == "cpu" and config.train.device != "cpu":
         raise UserError("there is no CUDA device; make bench-kernels DEVICE=cpu times the CPU path")
     dtype = torch.float32 if device.type == "cpu" else AUTOCAST.get(config.train.precision)
     dtype = dtype or torch.float16
-    cases = []
+    torch.backends.cudnn.benchmark = True
+    cases, ops = [], micro.convolution_ops(device)
     for arch, (images, size) in NETWORKS.items():
         images = batch or (CPU_BATCH if device.type == "cpu" else images)
-        cases += micro.layers(arch, build_model(arch), images, size)
+        cases += micro.layers(arch, model := build_model(arch), images, size)
+        cases += micro.convolutions(arch, model, images, size, ops)
     peak = micro.copy_bandwidth(device)
     print(f"{peak / 1e9:.0f} GB/s copied; each case in {dtype}, official in fp32")
     rows, shares = [], {}
     for each in micro.measure(cases, device, dtype, micro.PROVIDERS):
         if each.seconds is None:
-            print(f"{each.case.name:44} {each.provider:9} {each.mode:9} wrong: not timed")
+            print(f"{each.case.name:52} {each.provider:9} {each.mode:9} wrong: not timed")
             continue
         seconds = torch.tensor(each.seconds, dtype=torch.float64)
         share = each.bytes / seconds / peak
@@ -90,9 +92,23 @@ def kernels(config: Config, device: torch.device, batch: int | None = None) -> l
         rows.append(row(*name, "time", "us", seconds * 1e6))
         rows.append(row(*name, "bandwidth_share", "1", share))
         shares[name] = share.median().item()
-        print(f"{name[0]:44} {name[1]:9} {name[2]:9} {rows[-2]['p50']:>10} us {shares[name]:.3f}")
+        print(f"{name[0]:52} {name[1]:9} {name[2]:9} {rows[-2]['p50']:>10} us {shares[name]:.3f}")
     _plot_kernels(shares, peak, device)
+    _print_convolutions(rows)
     return rows
+
+
+def _print_convolutions(rows: list[Row]) -> None:
+    """Which convolution is the fastest, layer by layer, beside cuDNN's in NHWC."""
+    layers: dict[str, dict[str, float]] = {}
+    for each in rows:
+        op, _, layer = str(each["case"]).partition("/")
+        if op.startswith("conv") and each["metric"] == "time":
+            layers.setdefault(layer, {})[op] = float(str(each["p50"]))
+    for layer, times in layers.items():
+        best = min(times, key=times.__getitem__)
+        cudnn = times.get("conv", float("nan"))
+        print(f"{layer:44} {best:13} {times[best]:.1f} us; conv {cudnn:.1f} us")
 
 
 def _plot_kernels(

@@ -32,15 +32,16 @@ class Usage(NamedTuple):
     spilled: int  # bytes of stack, which a Triton kernel needs for spilled registers only
 
 
-def job(kernel, num_warps=4, **arguments):
-    """One kernel to compile, as plain data.
+def job(kernel, num_warps=4, *, num_stages=3, archs=ARCHS, **arguments):
+    """One kernel to compile for ``archs``, as plain data.
 
     ``arguments``: of a pointer or number its type ("*fp32", "*u8", "i32"), of a constexpr its
     value. A pointer that is not given is None. ``kernel`` and constexpr functions may be Triton
     functions of a module or their names, "module:name".
     """
     arguments = {key: _name(value) for key, value in arguments.items()}
-    return {"kernel": _name(kernel), "num_warps": num_warps, "arguments": arguments}
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    return {"kernel": _name(kernel), "options": options, "archs": archs, "arguments": arguments}
 
 
 def _name(value):
@@ -48,7 +49,7 @@ def _name(value):
 
 
 def compile_jobs(jobs):
-    """The Usage of every job on every architecture; fails with the compiler's own words."""
+    """The Usage of every job on each of its architectures; fails with the compiler's own words."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     with tempfile.TemporaryDirectory() as cache:
         done = subprocess.run(
@@ -63,7 +64,7 @@ def compile_jobs(jobs):
     return [Usage(*values) for values in json.loads(done.stdout)]
 
 
-def _compile(arch, kernel, num_warps, arguments):
+def _compile(arch, kernel, options, arguments):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
@@ -79,7 +80,7 @@ def _compile(arch, kernel, num_warps, arguments):
             aligned[(place,)] = [["tt.divisibility", 16]]  # as torch allocates
     source = ASTSource(function, signature, constants, aligned)
     target = GPUTarget("cuda", arch, 32)
-    cubin = compile(source, target=target, options={"num_warps": num_warps}).asm["cubin"]
+    cubin = compile(source, target=target, options=options).asm["cubin"]
     return Usage(kernel, arguments, arch, *_read_usage(cubin))
 
 
@@ -104,4 +105,5 @@ def _read_usage(cubin):
 
 
 if __name__ == "__main__":
-    print(json.dumps([_compile(arch, **work) for work in json.load(sys.stdin) for arch in ARCHS]))
+    usages = [_compile(arch, **work) for work in json.load(sys.stdin) for arch in work.pop("archs")]
+    print(json.dumps(usages))
