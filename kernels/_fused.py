@@ -30,6 +30,7 @@ def fusible(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.cache
     def compiled() -> Callable[P, R]:  # not before it is needed: the import takes seconds
+        torch._dynamo.config.recompile_limit = 64  # of a function: its flags make a dozen variants
         # The option: bf16 is rounded where the reference rounds it.
         options: dict[str, Any] = {"emulate_precision_casts": True}
         return torch.compile(function, dynamic=True, options=options)
@@ -39,7 +40,7 @@ def fusible(function: Callable[P, R]) -> Callable[P, R]:
         if not _enabled:
             return function(*args, **kwargs)
         try:
-            return compiled()(*args, **kwargs)
+            return compiled()(*map(_plain, args), **kwargs)
         except Exception as error:  # in many ways, such as for want of a compiler
             compile_reference(False)
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -47,3 +48,9 @@ def fusible(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return run
+
+
+def _plain(value: Any) -> Any:
+    """A tensor without a gradient: parameters have a fixed size for the compiler, and whether a
+    gradient is wanted would be one more variant."""
+    return value.detach() if isinstance(value, torch.Tensor) else value

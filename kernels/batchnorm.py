@@ -237,7 +237,7 @@ def _norm_binarize(
     """y, and yb or, without an estimator, nothing (0,)."""
     run = launch_forward if uses_triton(z) else cpu_forward
     rows = None if residual is None else _rows(residual)
-    y, yb = run(_rows(z), weight.detach(), bias.detach(), mean, rstd, rows, bool(estimator), relu)
+    y, yb = run(_rows(z), weight, bias, mean, rstd, rows, bool(estimator), relu)
     return _shaped(y, z), _shaped(yb, z) if estimator else yb
 
 
@@ -273,7 +273,7 @@ def _norm_binarize_backward(
         packed = torch.cat([sums.flatten(), sums.new_full((1,), len(rows))])
         dist.all_reduce(packed)
         everywhere, count = packed[:-1].view_as(sums), packed[-1]
-    final = (g, rows, weight.detach(), mean, rstd, everywhere, count, training, relu)
+    final = (g, rows, weight, mean, rstd, everywhere, count, training, relu)
     if on_gpu:
         dz, dscale = launch_apply(*final, scale, sums, eps)
     else:

@@ -82,8 +82,8 @@ def test_without_a_compiler_it_runs_as_it_is(monkeypatch):
         ([], CUDA, False),
         (["train.compile=true"], CUDA, False),
         (["train.compile=false"], CPU, False),
-        (["train.epochs=9"], CPU, False),
-        (["train.epochs=9", "train.compile=true"], CPU, True),
+        (["train.epochs=99"], CPU, False),
+        (["train.epochs=99", "train.compile=true"], CPU, True),
         (["train.precision=fp64"], CPU, False),
     ],
 )
