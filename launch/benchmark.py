@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from kernels import benchmark as micro
+from kernels import compile_reference
 from launch import bench_train, results
 from launch.command import command, get_device
 from launch.results import Row, device_name, new_figure, results_file, row, take_turns, write
@@ -74,6 +75,7 @@ def kernels(config: Config, device: torch.device, batch: int | None = None) -> l
     dtype = torch.float32 if device.type == "cpu" else AUTOCAST.get(config.train.precision)
     dtype = dtype or torch.float16
     torch.backends.cudnn.benchmark = True
+    compile_reference(device.type == "cpu")  # as a training does
     cases, ops = [], micro.convolution_ops(device)
     for arch, (images, size) in NETWORKS.items():
         images = batch or (CPU_BATCH if device.type == "cpu" else images)
