@@ -95,6 +95,7 @@ def kernels(config: Config, device: torch.device, batch: int | None = None) -> l
         rows.append(row(*name, "bandwidth_share", "1", share))
         shares[name] = share.median().item()
         print(f"{name[0]:52} {name[1]:9} {name[2]:9} {rows[-2]['p50']:>10} us {shares[name]:.3f}")
+    compile_reference(False)
     _plot_kernels(shares, peak, device)
     _print_convolutions(rows)
     return rows
