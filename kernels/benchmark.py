@@ -323,9 +323,12 @@ def _graphed(run: Run, device: torch.device) -> Run:
         return run
     run()
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = run()
+    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            outputs = run()
+    finally:
+        torch.cuda.set_stream(current)  # a capture that fails leaves its own behind
 
     def replay() -> tuple[Tensor, ...]:
         graph.replay()

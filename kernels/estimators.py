@@ -64,8 +64,8 @@ def reste_factor(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     # Products of masks, compared in place: on a CPU torch.where and masks of bools take many times
     # as long. The power is 1 at o = 1, and at m it is the secant's slope times 1 / o.
     weight = a.clone().le_(m).mul_(o - 1).add_(a.clone().le_(t)).div_(o)
-    # exp2(k log2 a) = a^k in half the time of pow.
-    return a.clamp_(min=m).log2_().mul_((1 - o) / o).exp2_().mul_(weight)
+    # exp2(k log2 a) = a^k in half the time of pow. Not beyond t: 0 times the log of inf is NaN.
+    return a.clamp_(m, t).log2_().mul_((1 - o) / o).exp2_().mul_(weight)
 
 
 @jit

@@ -47,7 +47,10 @@ def tally(
             f"{labels.dtype} of {tuple(labels.shape)}"
         )
     if loss.dim() or (sums.shape, sums.dtype) != ((4,), torch.float64):
-        raise ValueError(f"loss must be 0-dim and sums (4,) fp64, not {loss.shape}, {sums.shape}")
+        raise ValueError(
+            f"loss must be 0-dim and sums (4,) fp64, not {tuple(loss.shape)} and {sums.dtype} of "
+            f"{tuple(sums.shape)}"
+        )
     if watch is not None and (watch.shape, watch.dtype) != ((4,), torch.int64):
         raise ValueError(f"watch must be (4,) int64, not {watch.dtype} of {tuple(watch.shape)}")
     _tally(sums, labels.new_empty(0) if watch is None else watch, logits, labels, loss, bad)

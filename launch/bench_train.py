@@ -440,7 +440,7 @@ def _compile_epochs(
 ) -> Callable[[], None]:
     arguments = config.model.arch, config.model.bits, config.model.num_classes
     dtype = rival_dtype(config, device)
-    images = torch.float16 if device.type == "cuda" else torch.float32
+    images = dtype if device.type == "cuda" else torch.float32
     rival = Compiled(build_official(*arguments, PlainConv2d), device, dtype)
     return rival.epochs(*open_loaders(config, device, splits, images))
 

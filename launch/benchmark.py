@@ -51,6 +51,7 @@ def main(arguments: Sequence[str]) -> None:
     config = load_config(options.config, options.overrides)
     device = get_device(config)
     if options.bench == "kernels":
+        compile_reference(device.type == "cpu")  # as a training does
         rows = kernels(config, device, options.batch)
     elif options.bench == "loader":
         rows = loaders(config, device, options.rounds)
@@ -75,7 +76,6 @@ def kernels(config: Config, device: torch.device, batch: int | None = None) -> l
     dtype = torch.float32 if device.type == "cpu" else AUTOCAST.get(config.train.precision)
     dtype = dtype or torch.float16
     torch.backends.cudnn.benchmark = True
-    compile_reference(device.type == "cpu")  # as a training does
     cases, ops = [], micro.convolution_ops(device)
     for arch, (images, size) in NETWORKS.items():
         images = batch or (CPU_BATCH if device.type == "cpu" else images)
@@ -95,7 +95,6 @@ def kernels(config: Config, device: torch.device, batch: int | None = None) -> l
         rows.append(row(*name, "bandwidth_share", "1", share))
         shares[name] = share.median().item()
         print(f"{name[0]:52} {name[1]:9} {name[2]:9} {rows[-2]['p50']:>10} us {shares[name]:.3f}")
-    compile_reference(False)
     _plot_kernels(shares, peak, device)
     _print_convolutions(rows)
     return rows

@@ -244,6 +244,8 @@ def describe(config: Config, run: trainer.Trainer, device: torch.device) -> None
         name,
         config.train.precision,
     )
+    if trainer.is_compiled(config, device, run.loader):
+        logger.info("torch.compile fuses the blocks; the first step may take a minute")
 
 
 def summarise(config: Config, best: dict[str, Any], last: dict[str, Any]) -> None:

@@ -94,8 +94,8 @@ class TrainConfig:
     )
     compile: Literal["auto", "true", "false"] = key(
         "auto",
-        "on a CPU, blocks fused by torch.compile, which takes a C++ compiler and up to a minute; "
-        "auto: in trainings of at least 100,000 images, but for fp64",
+        "on a CPU, blocks fused by torch.compile, which takes a C++ compiler and, the first time, "
+        "up to a minute; auto: where images x epochs are at least 100,000, but for fp64",
     )
     label_smoothing: float = key(0.0, "of the cross-entropy, 0 to below 1")
     sync_bn: Literal["auto", "true", "false"] = key(

@@ -31,7 +31,7 @@ from pipeline.schedule import learning_rate, progress
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_SKIPPED = 20  # fp16 steps in a row whose loss is not finite
-COMPILED_FROM = 100_000  # images of a training that earns the seconds it costs on a CPU
+COMPILED_FROM = 100_000  # images x epochs that earn on a CPU the seconds it takes
 MIN_LOSS_SCALE = 2.0**-8  # below it, gradients have been overflowing for long
 
 

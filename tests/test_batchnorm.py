@@ -464,10 +464,10 @@ def test_compiles_for_the_gpus_we_support():
         every = {**vectors, **maps, **tile}
         jobs.append(_job(op._statistics_kernel, every, span="i32", RELU=True))
         jobs.append(_job(op._forward_kernel, every, RELU=True, HAS_RESIDUAL=True, SIGN=True))
-        for more in (True, False):
-            options = {"COUNTED": more, "TRAINING": more, "RELU": True, "ALL_C": 512}
-            scale = {"scale_ptr": "*fp32"} if more else {}
-            jobs.append(_job(op._backward_kernel, every, **options, **scale))
+        for counted, training in ((True, True), (False, True), (False, False)):
+            options = {"COUNTED": counted, "TRAINING": training, "RELU": True, "ALL_C": 512}
+            for scale in ({"scale_ptr": "*fp32"}, {}):
+                jobs.append(_job(op._backward_kernel, every, **options, **scale))
         for estimator in ESTIMATORS.values() if t == "*fp16" else [ESTIMATORS["reste"]]:
             factor = estimator.triton_factor
             jobs.append(

@@ -13,7 +13,10 @@ from pipeline.errors import UserError
 
 CPU = torch.device("cpu")
 CIFAR = "configs/cifar10_resnet20.yaml"
-SMALL = ["data.batch_size=4", "data.eval_batch_size=4", "data.workers=0"]
+SMALL = [
+    *("data.batch_size=4", "data.eval_batch_size=4", "data.workers=0"),
+    "train.compile=false",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -63,6 +63,13 @@ def h(x, estimator, p, activation=False):
     raise AssertionError(f"no equation of {estimator}")
 
 
+@pytest.mark.parametrize("progress", [0.0, 0.7])
+def test_reste_has_no_gradient_at_infinity(progress):
+    x = torch.tensor([math.inf, -math.inf, 1e30])
+    factor = ESTIMATORS["reste"].factor(x, params_of("reste", progress, device="cpu"))
+    assert factor.tolist() == [0, 0, 0]
+
+
 @every_estimator
 @given(x=st.floats(-4, 4, width=32), progress=st.floats(0, 1))
 @example(x=0.0, progress=1.0)

@@ -1,6 +1,7 @@
 """Blocks on a CPU through torch.compile: what they compute, and what happens where it fails."""
 
 import itertools
+import shutil
 
 import pytest
 import torch
@@ -14,12 +15,6 @@ from pipeline.trainer import is_compiled
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.02}
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-
-@pytest.fixture(autouse=True)
-def off_afterwards():
-    yield
-    compile_reference(False)
 
 
 def block(channels, rows, dtype, *, residual, sign, training=True, bad=False):
@@ -41,22 +36,31 @@ def block(channels, rows, dtype, *, residual, sign, training=True, bad=False):
     return y, yb, *gradients, norm.running_mean, norm.running_var, norm.num_batches_tracked
 
 
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled_blocks_equal_the_reference(dtype):
     booleans = [False, True]
     cases = [
         ((channels, rows, dtype), {"residual": residual, "sign": sign, "bad": bad})
-        for channels, rows in ((16, 6), (24, 5), (40, 4))
+        for channels, rows in ((16, 6), (24, 8), (40, 10))  # 32 divides the positions of all
         for residual, sign, bad in itertools.product(booleans, booleans, booleans)
     ]
-    cases.append(((16, 6, dtype), {"residual": True, "sign": True, "training": False}))
     expected = [block(*shape, **options) for shape, options in cases]
     torch._dynamo.reset()
     counters.clear()
     compile_reference(True)
-    found = [block(*shape, **options) for shape, options in cases]
-    assert counters["stats"]["unique_graphs"] > 0 and _fused._enabled
-    assert not counters["recompile_limit"], "a new shape must not need a new compilation"
+    found = [block(*shape, **options) for shape, options in cases[:8]]
+    compiled = counters["stats"]["unique_graphs"]
+    assert compiled > 0
+    found += [block(*shape, **options) for shape, options in cases[8:]]
+    assert counters["stats"]["unique_graphs"] == compiled  # another shape compiles nothing
+    for options in ({"training": False}, {"rows": 5}):  # 32 does not divide its positions
+        shape = {"channels": 16, "rows": 6, "dtype": dtype, "residual": True, "sign": True}
+        compile_reference(True)
+        found.append(block(**shape | options))
+        assert _fused._enabled  # nothing failed
+        compile_reference(False)
+        expected.append(block(**shape | options))
     tolerance = TOLERANCE[dtype]
     for pair in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
         torch.testing.assert_close(*pair, equal_nan=True, rtol=tolerance, atol=tolerance)
