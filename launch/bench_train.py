@@ -7,32 +7,23 @@ is timed before all networks agree in float64 and the first losses are alike.
 step: ours draws, augments and counts hits in it; the others get a batch that lies there. epoch:
 training images a second over whole epochs with evaluation, and for ours with log lines and
 checkpoints; ``--images`` of the data set, or of noise where ``data.path`` is unset. The time of a
-full run is epochs x the measured epoch, and its row says ``extrapolated``. The breakdown gives
-each operator's time to the group of the innermost operator around it that has one; gaps are the
-rest of the step.
+full run is epochs x the measured epoch, and its row says ``extrapolated``. The breakdown is that of
+launch/breakdown.py; gaps are the rest of the step.
 """
 
 import dataclasses
 import gc
-import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
-from launch import results
-from launch.results import Row, device_name, new_figure, results_file, row, take_turns
+from launch import breakdown
+from launch.results import Row, device_name, row, take_turns
 from launch.rivals import Compiled, Official, PlainConv2d, Splits
 from models import IMAGENET_ARCHS, build_model
 from models.official import build_official, load_official, make_exact, set_official_o
@@ -40,12 +31,10 @@ from pipeline.checkpoint import CheckpointStore
 from pipeline.cifar import CifarLoader, CifarSplit, load_cifar10
 from pipeline.config import Config
 from pipeline.data import Batch, Loader, image_dtype
-from pipeline.errors import UserError
 from pipeline.log import JsonLines, Wandb, logger
 from pipeline.metrics import cross_entropy
 from pipeline.trainer import AUTOCAST, StopSignal, Trainer, autocast, prepare
 
-START_STEPS = 30  # steps of a real run before it is stopped
 CIFAR_IMAGES, CPU_IMAGES = 50_000, 1024  # of an epoch, by default
 EPOCHS = 3  # timed, after one that is not
 STEPS = {"cuda": 100, "cpu": 1}  # between two looks at the clock
@@ -57,13 +46,6 @@ ROOFLINE_DEVICE = "H100"
 # Of the first losses in the precisions that are timed. Rounding flips signs: with fresh weights the
 # same network in another memory format is 2 % off at 256 images, and 5 % at 4.
 LOSS_TOLERANCE = 0.2
-GROUPS = {  # what operators' names begin with
-    "convolutions": ("aten::convolution", "aten::conv2d", "ConvolutionBackward0"),
-    "fused blocks": ("reste::batch_statistics", "reste::norm_binarize"),
-    "weights": ("reste::binarize_weights",),
-    "optimizer": ("Optimizer.step",),
-    "augmentation": ("reste::crop_flip_normalize",),
-}
 
 
 def measure(
@@ -80,7 +62,7 @@ def measure(
     rows, seconds = steps(config, device, rounds, checkout)
     if config.data.dataset == "cifar10":
         rows += epochs(config, device, images)
-    return rows + breakdown(config, device, seconds)  # last: graphs and a profiler do not mix
+    return rows + parts(config, device, seconds)  # last: graphs and a profiler do not mix
 
 
 def check_agreement(config: Config) -> None:
@@ -306,68 +288,19 @@ def share_of_roofline(
     return [row(*place, "roofline_share", "1", rate / roofline)]
 
 
-def breakdown(config: Config, device: torch.device, step: float, count: int = 5) -> list[Row]:
+def parts(config: Config, device: torch.device, step: float) -> list[Row]:
     """Microseconds of one of our steps by group, of which there are ``step`` seconds in all."""
     with tempfile.TemporaryDirectory() as folder:
         eager = dataclasses.replace(config.train, cuda_graph="false")
         run = our_steps(dataclasses.replace(config, train=eager), device, Path(folder))
-    take_step = repeat(run)
-    for _ in range(3):
-        take_step()
-    activities = [ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
-        torch.cuda.synchronize()
-    with profile(activities=activities) as profiler:
-        for _ in range(count):
-            take_step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-    spent = group_times(profiler.events() or [], device)
-    spent = {group: microseconds / count for group, microseconds in spent.items()}
+    spent = breakdown.groups(repeat(run), device)
     spent["gaps"] = max(0.0, step * 1e6 - sum(spent.values()))
-    plot(spent, config, device)
     name = case(config, "ours", device)
+    breakdown.plot(spent, f"train_{config.run.name}", name, device)
     return [
         row(f"{name}/{group}", "ours", "step", "time", "us", torch.tensor([t]).double())
         for group, t in spent.items()
     ]
-
-
-def group_times(events: Sequence[Any], device: torch.device) -> dict[str, float]:
-    """Microseconds by group: of the kernels that operators launch on a GPU, else of themselves."""
-    spent = dict.fromkeys([*GROUPS, "other"], 0.0)
-    for event in events:
-        if event.device_type != DeviceType.CPU:
-            continue
-        if device.type == "cuda":
-            own = sum(kernel.duration for kernel in event.kernels)
-        else:
-            own = event.self_cpu_time_total
-        spent[_group(event)] += own
-    return spent
-
-
-def _group(event: Any) -> str:
-    while event is not None:
-        for group, beginnings in GROUPS.items():
-            if event.name.startswith(beginnings):
-                return group
-        event = event.cpu_parent
-    return "other"
-
-
-def plot(spent: Mapping[str, float], config: Config, device: torch.device) -> None:
-    """Draw one of our steps as a bar of its groups."""
-    if (figure := new_figure(9, 3)) is None:
-        return
-    axes = figure.subplots()
-    axes.barh(list(spent), list(spent.values()))
-    axes.invert_yaxis()
-    axes.set_xlabel("microseconds of a training step")
-    axes.set_title(f"{case(config, 'ours', device)}, {device_name(device)}")
-    results.RESULTS.mkdir(parents=True, exist_ok=True)
-    figure.savefig(results_file(f"train_{config.run.name}", device).with_suffix(".png"), dpi=120)
 
 
 def epochs(config: Config, device: torch.device, images: int | None = None) -> list[Row]:
@@ -460,44 +393,3 @@ EPOCH_MAKERS: dict[str, Maker] = {
     "compile": _compile_epochs,
     "ours": _our_epochs,
 }
-
-
-def starts(path: str, overrides: Sequence[str], config: Config, times: int = 3) -> list[Row]:
-    """Seconds from the command line to the first step of a real run, and the peak of its
-    process's memory in its first steps."""
-    results = torch.tensor([_start(path, overrides) for _ in range(times)], dtype=torch.float64)
-    case = f"{config.run.name}/{config.data.batch_size}/{config.train.precision}"
-    return [
-        row(case, "ours", "end_to_end", "time_to_first_step", "s", results[:, 0]),
-        row(case, "ours", "end_to_end", "memory", "MiB", results[:, 1]),
-    ]
-
-
-def _start(path: str, overrides: Sequence[str]) -> tuple[float, float]:
-    with tempfile.TemporaryDirectory() as folder:
-        ours = [f"run.dir={folder}", "run.name=start", "log.every=1"]
-        began = time.perf_counter()
-        run = subprocess.Popen(
-            [sys.executable, "-m", "launch.train", path, *overrides, *ours],
-            stderr=subprocess.DEVNULL,
-        )
-        metrics = Path(folder) / "start" / "metrics.jsonl"
-        first, stopped, pid = 0.0, False, 0
-        while not pid:
-            pid, status, usage = os.wait4(run.pid, os.WNOHANG)
-            done = _steps_done(metrics)
-            if done and not first:
-                first = time.perf_counter() - began
-            if done >= START_STEPS and not stopped:
-                os.kill(run.pid, signal.SIGINT)
-                stopped = True
-            time.sleep(0.05)
-    run.returncode = os.waitstatus_to_exitcode(status)
-    if run.returncode != 128 + signal.SIGINT:
-        raise UserError(f"the run with {path} ended with {run.returncode}; start it by itself")
-    return first, usage.ru_maxrss / 1024
-
-
-def _steps_done(metrics: Path) -> int:
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    return sum(json.loads(line)["kind"] == "step" for line in lines)

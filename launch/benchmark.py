@@ -27,6 +27,7 @@ from kernels import compile_reference
 from launch import bench_train, results
 from launch.command import command, get_device
 from launch.results import Row, device_name, new_figure, results_file, row, take_turns, write
+from launch.starts import starts
 from models import build_model
 from pipeline.config import Config, load_config
 from pipeline.data import Loader, open_folder
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
     else:
         rows = []
         if config.data.path is not None:  # first: a child's peak is at least this process's so far
-            rows += bench_train.starts(options.config, options.overrides, config)
+            rows += starts(options.config, options.overrides, config)
         rows += bench_train.measure(
             config, device, options.rounds, options.official, options.images
         )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd.profiler_util import DeviceType
 
-from launch import bench_train, results, rivals
+from launch import bench_train, breakdown, results, rivals, starts
 from models import ARCHS
 from pipeline.config import load_config
 from pipeline.errors import UserError
@@ -45,8 +45,8 @@ def test_rows_of_all_providers(tmp_path, monkeypatch):
     times = {
         row["case"].rpartition("/")[2]: float(row["p50"]) for row in rows if row["unit"] == "us"
     }
-    assert set(times) == {*bench_train.GROUPS, "other", "gaps"}
-    assert all(times[group] > 0 for group in (*bench_train.GROUPS, "other"))
+    assert set(times) == {*breakdown.GROUPS, "other", "gaps"}
+    assert all(times[group] > 0 for group in (*breakdown.GROUPS, "other"))
     assert not [row for row in rows if "extrapolated" in row["metric"]]  # 10 images are no epoch
     assert (tmp_path / "train_cifar10_resnet20_cpu.png").exists()
 
@@ -113,11 +113,11 @@ def test_kernels_belong_to_the_operator_around_them():
         event("aten::add", None, [2.0]),
         event("a kernel by itself", None, [9.0], DeviceType.CUDA),
     ]
-    times = bench_train.group_times(events, torch.device("cuda"))
+    times = breakdown.group_times(events, torch.device("cuda"))
     found = {group: spent for group, spent in times.items() if spent}
     assert found == {"fused blocks": 4.0, "convolutions": 5.0, "other": 2.0}
 
 
 def test_a_failed_start_is_no_measurement(tmp_path):
     with pytest.raises(UserError, match="ended with 2"):
-        bench_train._start(CIFAR, [f"data.path={tmp_path}"])
+        starts._start(CIFAR, [f"data.path={tmp_path}"])
