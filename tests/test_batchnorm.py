@@ -480,10 +480,16 @@ def test_compiles_for_the_gpus_we_support():
     jobs += [_job(op._combine_statistics_kernel, every), _job(op._combine_sums_kernel, every)]
     usages = compile_jobs(jobs)
     assert len(usages) == 3 * len(jobs)
-    fda = "kernels.estimators:fda_factor_triton"  # its precise sine needs a stack; others none or,
-    # by the assemblers of Triton 3.6 and 3.8 for sm_80, a few registers
     for usage in usages:
-        assert usage.spilled <= (48 if usage.arguments.get("FACTOR") == fda else 24), usage
+        assert usage.spilled <= _allowed(usage), usage
+
+
+def _allowed(usage):
+    """Bytes of stack: the precise sine of fda needs some; others none or, by the assemblers of
+    Triton 3.6 and 3.8, a few registers, and a few more where no training step goes."""
+    if usage.arguments.get("FACTOR") == "kernels.estimators:fda_factor_triton":
+        return 48
+    return 24 if usage.arguments.get("TRAINING", True) else 40
 
 
 def _job(kernel, known, **more):
