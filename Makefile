@@ -89,7 +89,7 @@ bench-loader: $(READY)  ## data loading throughput (CONFIG=, DATA=, DEVICE=cpu|c
 	$(call bench,loader,configs/imagenet_resnet18.yaml)
 
 scaling: $(READY)  ## the tables and the plot of docs/scaling.md
-	$(PYTHON) -m launch.scaling
+	$(PYTHON) -m launch.bench.scaling
 
 docker-build:  ## build the image (BASE_IMAGE=, IMAGE=)
 	docker build --build-arg BASE_IMAGE=$(BASE_IMAGE) -t $(IMAGE) .

@@ -1,13 +1,13 @@
 """The maths: binarization, batch norm fused with it, signs as bits, augmentation,
 and what a step counts."""
 
-from kernels._fused import compile_reference
-from kernels.augmentation import crop_flip_normalize
-from kernels.batchnorm import batch_statistics, norm_binarize, running_statistics
-from kernels.binarize import binarize
+from kernels._compiled import compile_reference
+from kernels.count import tally
+from kernels.crop import crop_flip_normalize
 from kernels.estimators import ESTIMATORS, Estimator, get_estimator
+from kernels.norm import batch_statistics, norm_binarize, running_statistics
 from kernels.packing import pack, unpack
-from kernels.tally import tally
+from kernels.sign import binarize
 from kernels.weights import binarize_weights
 
 __all__ = [

@@ -121,7 +121,7 @@ def tally(
     bad: Tensor | None,
     top: int,
 ) -> None:
-    """Adds a batch to sums (4,) and a step to watch (4,), or (0,) for none: kernels/tally.py."""
+    """Adds a batch to sums (4,) and a step to watch (4,), or (0,) for none: kernels/count.py."""
     own = logits.gather(1, labels.clamp(min=0)[:, None])
     earlier = torch.arange(logits.shape[1], device=labels.device) < labels[:, None]
     rank = ((logits > own) | ((logits == own) & earlier)).sum(1)

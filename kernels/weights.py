@@ -16,8 +16,8 @@ from torch import Tensor
 
 from kernels import reference
 from kernels._triton import jit, tl, triton, uses_triton
-from kernels.binarize import check_params
 from kernels.estimators import get_estimator
+from kernels.sign import check_params
 
 BLOCK = 2048  # elements of a weight in one program
 

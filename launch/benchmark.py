@@ -1,9 +1,9 @@
 """Measure kernels, training and loading side by side:
 ``python -m launch.benchmark {kernels,train,loader} CONFIG [key=value ...]``.
 
-kernels: see kernels/benchmark.py; of the config only ``train.device`` and ``train.precision``
+kernels: see launch/bench/kernels.py; of the config only ``train.device`` and ``train.precision``
 (fp32 is taken for fp16 on a GPU) matter. Also draws docs/results/kernels_<device>.png.
-train: see launch/bench_train.py; also draws docs/results/train_<config>_<device>.png. Where
+train: see launch/bench/training.py; also draws docs/results/train_<config>_<device>.png. Where
 ``data.path`` is set, also the start of a real run: seconds to its first step, and the memory that
 it takes.
 loader: training batches of the image tree ``data.path``, through torchvision and through DALI.
@@ -22,18 +22,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kernels import benchmark as micro
 from kernels import compile_reference
-from launch import bench_train, results
+from launch.bench import kernels as micro
+from launch.bench import results, training
+from launch.bench.results import Row, device_name, new_figure, results_file, row, take_turns, write
+from launch.bench.starts import starts
 from launch.command import command, get_device
-from launch.results import Row, device_name, new_figure, results_file, row, take_turns, write
-from launch.starts import starts
 from models import build_model
-from pipeline.config import Config, load_config
-from pipeline.data import Loader, open_folder
-from pipeline.errors import UserError
-from pipeline.imagefolder import scan
-from pipeline.trainer import AUTOCAST
+from pipeline.data.loader import Loader
+from pipeline.data.open import open_folder
+from pipeline.data.tree import scan
+from pipeline.run.config import Config, load_config
+from pipeline.run.errors import UserError
+from pipeline.train.precision import AUTOCAST
 
 WINDOW = 10  # batches of a loader that are timed together: read-ahead makes single ones meaningless
 
@@ -60,9 +61,7 @@ def main(arguments: Sequence[str]) -> None:
         rows = []
         if config.data.path is not None:  # first: a child's peak is at least this process's so far
             rows += starts(options.config, options.overrides, config)
-        rows += bench_train.measure(
-            config, device, options.rounds, options.official, options.images
-        )
+        rows += training.measure(config, device, options.rounds, options.official, options.images)
     write(options.bench, rows, device)
 
 

@@ -7,9 +7,9 @@ from typing import NoReturn
 
 import torch
 
-from pipeline import distributed
-from pipeline.config import Config
-from pipeline.errors import Diverged, Interrupted, UserError
+from pipeline.run import processes, rendezvous
+from pipeline.run.config import Config
+from pipeline.run.errors import Diverged, Interrupted, UserError
 
 
 def command(main: Callable[[Sequence[str]], None]) -> NoReturn:
@@ -19,20 +19,20 @@ def command(main: Callable[[Sequence[str]], None]) -> NoReturn:
     try:
         main(sys.argv[1:])
     except (UserError, Diverged) as error:
-        distributed.explain(error)
+        rendezvous.explain(error)
         _say(f"error: {error}")
         sys.exit(2 if isinstance(error, UserError) else 3)
     except Interrupted as stop:
-        distributed.explain(stop)
-        if distributed.is_main() or not stop.together:
+        rendezvous.explain(stop)
+        if processes.is_main() or not stop.together:
             _say(str(stop))
         sys.exit(128 + stop.signal)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if (reason := distributed.explain(error)) is None:
-            error.add_note(f"in rank {distributed.rank()}")
+        if (reason := rendezvous.explain(error)) is None:
+            error.add_note(f"in rank {processes.rank()}")
             raise
         _say(f"error: {reason}")
         os._exit(1)  # an orderly end would wait for the other process
@@ -40,7 +40,7 @@ def command(main: Callable[[Sequence[str]], None]) -> NoReturn:
 
 
 def _say(text: str) -> None:
-    others = f"rank {distributed.rank()}: " if distributed.size() > 1 else ""
+    others = f"rank {processes.rank()}: " if processes.size() > 1 else ""
     print(f"{others}{text}", file=sys.stderr, flush=True)
 
 
@@ -51,7 +51,7 @@ def get_device(config: Config) -> torch.device:
     name = config.train.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    distributed.start(name, config.train.timeout, config.run_folder)
+    rendezvous.start(name, config.train.timeout, config.run_folder)
     # With an index, since several processes share a machine.
     return (
         torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)

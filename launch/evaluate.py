@@ -12,11 +12,14 @@ from typing import Any
 from launch.command import command, get_device
 from launch.train import seed_everything
 from models import ARCHS, IMAGENET_ARCHS, build_model
-from pipeline import checkpoint, distributed, trainer
-from pipeline.config import make_config
-from pipeline.data import build_eval_loader
-from pipeline.errors import UserError
-from pipeline.log import Progress, logger, start_console
+from pipeline.data.open import build_eval_loader
+from pipeline.run import checkpoint, processes, rendezvous
+from pipeline.run.config import make_config
+from pipeline.run.console import Progress, logger, start_console
+from pipeline.run.errors import UserError
+from pipeline.run.weights import identify, load_weights, network_weights
+from pipeline.train import precision
+from pipeline.train.evaluation import Evaluation
 
 USAGE = "usage: python -m launch.evaluate CHECKPOINT [key=value ...]"
 # A checkpoint may come from anybody: where files lie and what is fetched is not for it to say.
@@ -38,19 +41,19 @@ def main(arguments: Sequence[str]) -> None:
     start_console()
     seed_everything(config)
     model = build_model(config.model.arch, config.model.bits, config.model.num_classes)
-    checkpoint.load_weights(model, state, path)
-    model = trainer.prepare(model, config, device)
+    load_weights(model, state, path)
+    model = precision.prepare(model, config, device)
     loader = build_eval_loader(config, device)
     logger.info("%s: %s %s on %d images", path, model.arch, model.bits, loader.images)
     bar = Progress("evaluation", len(loader))
     try:
-        evaluation = trainer.Evaluation(model, loader, config, device)
+        evaluation = Evaluation(model, loader, config, device)
         result = evaluation(lambda done: bar.step())
     finally:
         bar.close()
-    if distributed.is_main():
+    if processes.is_main():
         print(json.dumps({name: result[name] for name in ("top1", "top5", "loss", "images")}))
-    distributed.stop()
+    rendezvous.stop()
 
 
 def values_of(state: dict[str, Any]) -> dict[str, Any]:
@@ -63,10 +66,10 @@ def values_of(state: dict[str, Any]) -> dict[str, Any]:
             else values
             for section, values in dict(state["config"]).items()
         }
-    arch, bits = checkpoint.identify(state)
+    arch, bits = identify(state)
     if arch not in ARCHS:
         return {}  # not said: model.arch and model.bits must be given
-    weights = checkpoint.network_weights(state)
+    weights = network_weights(state)
     classifier = next(w for k, w in weights.items() if k in ("fc.weight", "linear.weight"))
     model = {"arch": arch, "bits": bits, "num_classes": classifier.shape[0]}
     return {

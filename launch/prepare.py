@@ -23,10 +23,11 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from launch.command import command
-from pipeline.errors import Interrupted, UserError
-from pipeline.exclude import SPLITS, printable
-from pipeline.imagefolder import unreadable, walk
-from pipeline.log import Progress, logger, start_console
+from pipeline.data.exclude import SPLITS, printable
+from pipeline.data.image import unreadable
+from pipeline.data.tree import walk
+from pipeline.run.console import Progress, logger, start_console
+from pipeline.run.errors import Interrupted, UserError
 
 USAGE = "usage: python -m launch.prepare verify DATA [--report FILE] [--workers N]"
 BLOCK = 32  # images that a thread takes, and that are remembered, at a time

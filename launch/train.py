@@ -13,14 +13,15 @@ import numpy as np
 import torch
 import yaml
 
-from launch import restart
 from launch.command import command, get_device
 from models import BinaryNetwork, build_model
-from pipeline import checkpoint, distributed, trainer
-from pipeline.config import Config, flatten, load_config, to_dict
-from pipeline.data import build_loaders
-from pipeline.errors import Diverged, Interrupted, UserError
-from pipeline.log import JsonLines, Wandb, bold, logger, start_console, start_file
+from pipeline.data.open import build_loaders
+from pipeline.run import checkpoint, files, processes, rendezvous, restart, resume, signals, weights
+from pipeline.run.config import Config, flatten, load_config, to_dict
+from pipeline.run.console import bold, logger, start_console, start_file
+from pipeline.run.errors import Diverged, Interrupted, UserError
+from pipeline.run.recorder import JsonLines, Wandb
+from pipeline.train import precision, trainer
 
 USAGE = "usage: python -m launch.train CONFIG [key=value ...], such as configs/quickstart.yaml"
 # Between the processes of a run:
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(USAGE)
     checks = [each for each in arguments if each.startswith(CHECK)]
     config = load_config(arguments[0], [each for each in arguments[1:] if each not in checks])
-    with trainer.StopSignal() as stop:
+    with signals.StopSignal() as stop:
         try:
             train(config, stop, _number(checks[0]) if checks else 0)
         except (Interrupted, Diverged) as end:
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
             if stop.signal:
                 restart.note(config, Interrupted(stop.signal, "", together=False))
             raise
-    distributed.stop()
+    rendezvous.stop()
 
 
 def _number(check: str) -> int:
@@ -54,13 +55,13 @@ def _number(check: str) -> int:
     return int(count)
 
 
-def train(config: Config, stop: trainer.StopSignal, only_check: int = 0) -> None:
+def train(config: Config, stop: signals.StopSignal, only_check: int = 0) -> None:
     """Train, unless the run is finished. ``only_check``: look for mistakes, and end, as they would
     meet that many processes."""
     device = get_device(config)
     start_console()
-    config = divide(config, only_check or distributed.size())
-    distributed.agree({k: v for k, v in flatten(config).items() if k not in MAY_DIFFER})
+    config = divide(config, only_check or processes.size())
+    processes.agree({k: v for k, v in flatten(config).items() if k not in MAY_DIFFER})
     again = not only_check and restart.is_restart(config)
     store = checkpoint.CheckpointStore(config.run_folder / "checkpoints", config.checkpoint.keep)
     state = shared_state(config, store, again=again)
@@ -75,7 +76,7 @@ def train(config: Config, stop: trainer.StopSignal, only_check: int = 0) -> None
     if only_check:
         return
     run = trainer.Trainer(config, model, loaders, device, store, stop)
-    with distributed.main_first():
+    with processes.main_first():
         metrics = prepare_folder(config, state["metrics_size"] if state else 0)
     if state:
         run.restore(state)
@@ -87,7 +88,7 @@ def train(config: Config, stop: trainer.StopSignal, only_check: int = 0) -> None
 
 def fit(config: Config, run: trainer.Trainer, metrics: JsonLines) -> None:
     """Train to the end; the main process writes metrics and to wandb."""
-    mode = config.log.wandb if distributed.is_main() else "disabled"
+    mode = config.log.wandb if processes.is_main() else "disabled"
     wandb = Wandb(mode, config.log.project, config.run_folder, to_dict(config))
     finished = False
     try:
@@ -111,7 +112,7 @@ def shared_state(
     config: Config, store: checkpoint.CheckpointStore, *, again: bool
 ) -> dict[str, Any] | None:
     """The state to go on from, or None for a new run: what the main process finds, in all."""
-    content = distributed.from_main(lambda: find_state(config, store, again=again))
+    content = processes.from_main(lambda: find_state(config, store, again=again))
     return checkpoint.load(io.BytesIO(content)) if content else None
 
 
@@ -149,7 +150,7 @@ def check_config(state: dict[str, Any], config: Config, path: Path) -> None:
             f"version; "
             f"set model.weights={path} to start from its weights"
         )
-    if changed := trainer.differences(config, state):
+    if changed := resume.differences(config, state):
         raise UserError(
             f"{path} is of another training ({', '.join(changed)}); take these back, or set "
             "run.name to start another run"
@@ -201,7 +202,7 @@ def make_model(config: Config) -> BinaryNetwork:
     if config.model.weights:
         path = Path(config.model.weights)
         state = checkpoint.load(path)
-        fresh = checkpoint.load_weights(model, state, path, new_classifier=True)
+        fresh = weights.load_weights(model, state, path, new_classifier=True)
         logger.info("started from %s%s", path, " with a new classifier" if fresh else "")
     return model
 
@@ -210,7 +211,7 @@ def prepare_folder(config: Config, metrics_size: int) -> JsonLines:
     """Make the run's folder and, in the main process, its files; returns metrics.jsonl, cut to
     ``metrics_size`` bytes."""
     folder = config.run_folder
-    if not distributed.is_main():
+    if not processes.is_main():
         return JsonLines(Path(os.devnull))
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -221,7 +222,7 @@ def prepare_folder(config: Config, metrics_size: int) -> JsonLines:
             f"run.dir: cannot write {folder}: {error.strerror}; set run.dir to a folder that can"
         ) from None
     text = yaml.safe_dump(to_dict(config), sort_keys=False)
-    checkpoint.write_atomically(folder / "config.yaml", text.encode())
+    files.write_atomically(folder / "config.yaml", text.encode())
     restart.begin(config)
     return metrics
 
@@ -244,7 +245,7 @@ def describe(config: Config, run: trainer.Trainer, device: torch.device) -> None
         name,
         config.train.precision,
     )
-    if trainer.is_compiled(config, device, run.loader):
+    if precision.is_compiled(config, device, run.loader):
         logger.info("torch.compile fuses the blocks; the first step may take a minute")
 
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from kernels import get_estimator
 from models import resnet, resnet_cifar, vgg
-from models.layers import BITS, BinaryNetwork
+from models.layers import BITS
+from models.network import BinaryNetwork
 
 __all__ = ["ARCHS", "BITS", "IMAGENET_ARCHS", "BinaryNetwork", "build_model"]
 

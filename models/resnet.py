@@ -4,15 +4,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.layers import (
-    BatchNorm,
-    BinaryNetwork,
-    NormBinarize,
-    Pair,
-    binarization,
-    conv3x3,
-    global_pool,
-)
+from models.layers import BatchNorm, NormBinarize, Pair, binarization, conv3x3, global_pool
+from models.network import BinaryNetwork
 
 
 class Block(nn.Module):

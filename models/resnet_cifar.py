@@ -8,15 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import (
-    BatchNorm,
-    BinaryNetwork,
-    NormBinarize,
-    Pair,
-    binarization,
-    conv3x3,
-    global_pool,
-)
+from models.layers import BatchNorm, NormBinarize, Pair, binarization, conv3x3, global_pool
+from models.network import BinaryNetwork
 
 
 class PadShortcut(nn.Module):

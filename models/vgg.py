@@ -5,7 +5,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import BatchNorm, BinaryNetwork, NormBinarize, binarization, conv3x3
+from models.layers import BatchNorm, NormBinarize, binarization, conv3x3
+from models.network import BinaryNetwork
 
 WIDTHS = (128, 128, 256, 256, 512, 512)
 POOLED = (1, 3, 5)  # the convolutions that a 2x2 max-pooling follows

@@ -12,9 +12,9 @@ import pytest
 from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 
+from tests import ROOT
 from tests.faults.harness import MEETINGS
 
-ROOT = Path(__file__).resolve().parent.parent
 TRAININGS = {
     "imagenet-r18": "imagenet_resnet18",
     "imagenet-r34": "imagenet_resnet34",

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoint import CheckpointStore, load
-from tests.imagefolder_fixtures import cifar_tree
+from pipeline.run.checkpoint import CheckpointStore, load
+from tests.data.fixtures import cifar_tree
 
 EPOCHS, LINES = 4, 24  # of a whole run; lines in metrics.jsonl: 4 times 5 steps and an epoch
 LIMIT = 240  # seconds that a run may take

@@ -11,15 +11,15 @@ import torch
 
 from launch.command import command
 from launch.train import main
-from pipeline import distributed
-from pipeline.trainer import Trainer
+from pipeline.run import processes
+from pipeline.train.trainer import Trainer
 
 KIND = sys.argv.pop().removeprefix("poison=")
 train_step, evaluate = Trainer.train_step, Trainer._evaluate
 
 
 def poisoned_step(self: Trainer, batch) -> None:
-    if KIND != "evaluation" and self.step == 7 and distributed.rank() == 1:
+    if KIND != "evaluation" and self.step == 7 and processes.rank() == 1:
         if KIND == "loss":
             batch = batch._replace(images=batch.images * torch.nan)
         else:
@@ -28,7 +28,7 @@ def poisoned_step(self: Trainer, batch) -> None:
 
 
 def poisoned_evaluation(self: Trainer):
-    if KIND == "evaluation" and distributed.rank() == 1:
+    if KIND == "evaluation" and processes.rank() == 1:
         os.kill(os.getpid(), signal.SIGUSR1)
     return evaluate(self)
 

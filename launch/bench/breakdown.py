@@ -1,0 +1,76 @@
+"""Where the time of a training step goes, by group of operators, as torch's profiler sees it.
+
+An operator's time belongs to the group of the innermost operator around it that has one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch._C._autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from launch.bench import results
+from launch.bench.results import device_name, new_figure, results_file
+
+STEPS = 5  # profiled, after 3 that are not
+GROUPS = {  # what operators' names begin with
+    "convolutions": ("aten::convolution", "aten::conv2d", "ConvolutionBackward0"),
+    "fused blocks": ("reste::batch_statistics", "reste::norm_binarize"),
+    "weights": ("reste::binarize_weights",),
+    "optimizer": ("Optimizer.step",),
+    "augmentation": ("reste::crop_flip_normalize",),
+}
+
+
+def groups(take_step: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Microseconds of a step by group."""
+    for _ in range(3):
+        take_step()
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+        torch.cuda.synchronize()
+    with profile(activities=activities) as profiler:
+        for _ in range(STEPS):
+            take_step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    spent = group_times(profiler.events() or [], device)
+    return {group: microseconds / STEPS for group, microseconds in spent.items()}
+
+
+def group_times(events: Sequence[Any], device: torch.device) -> dict[str, float]:
+    """Microseconds by group: of the kernels that operators launch on a GPU, else of themselves."""
+    spent = dict.fromkeys([*GROUPS, "other"], 0.0)
+    for event in events:
+        if event.device_type != DeviceType.CPU:
+            continue
+        if device.type == "cuda":
+            own = sum(kernel.duration for kernel in event.kernels)
+        else:
+            own = event.self_cpu_time_total
+        spent[_group(event)] += own
+    return spent
+
+
+def _group(event: Any) -> str:
+    while event is not None:
+        for group, beginnings in GROUPS.items():
+            if event.name.startswith(beginnings):
+                return group
+        event = event.cpu_parent
+    return "other"
+
+
+def plot(spent: Mapping[str, float], file: str, title: str, device: torch.device) -> None:
+    """Draw a step as a bar of each group, into docs/results/<file>_<device>.png."""
+    if (figure := new_figure(9, 3)) is None:
+        return
+    axes = figure.subplots()
+    axes.barh(list(spent), list(spent.values()))
+    axes.invert_yaxis()
+    axes.set_xlabel("microseconds of a training step")
+    axes.set_title(f"{title}, {device_name(device)}")
+    results.RESULTS.mkdir(parents=True, exist_ok=True)
+    figure.savefig(results_file(file, device).with_suffix(".png"), dpi=120)

@@ -1,0 +1,400 @@
+"""Training, measured: steps alone, whole epochs with evaluation, and where the time of a step goes.
+
+Providers: ours, the Trainer as ``launch.train`` runs it; official and compile, see
+launch/bench/rivals.py; and with ``--official CHECKOUT`` official_code, the official code itself.
+Nothing is timed before all networks agree in float64 and the first losses are alike.
+
+step: ours draws, augments and counts hits in it; the others get a batch that lies there. epoch:
+training images a second over whole epochs with evaluation, and for ours with log lines and
+checkpoints; ``--images`` of the data set, or of noise where ``data.path`` is unset. The time of a
+full run is epochs x the measured epoch, and its row says ``extrapolated``. The breakdown is that of
+launch/bench/breakdown.py; gaps are the rest of the step.
+"""
+
+import dataclasses
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from launch.bench import breakdown
+from launch.bench.official import build_official, load_official, make_exact, set_official_o
+from launch.bench.results import Row, device_name, row, take_turns
+from launch.bench.rivals import Compiled, Official, PlainConv2d, Splits
+from models import IMAGENET_ARCHS, build_model
+from pipeline.data.cifar_files import CifarSplit, load_cifar10
+from pipeline.data.loader import Batch, Loader
+from pipeline.data.loader_resident import CifarLoader
+from pipeline.data.open import image_dtype
+from pipeline.run.checkpoint import CheckpointStore
+from pipeline.run.config import Config
+from pipeline.run.console import logger
+from pipeline.run.recorder import JsonLines, Wandb
+from pipeline.run.signals import StopSignal
+from pipeline.train.metrics import cross_entropy
+from pipeline.train.precision import AUTOCAST, autocast, prepare
+from pipeline.train.trainer import Trainer
+
+CIFAR_IMAGES, CPU_IMAGES = 50_000, 1024  # of an epoch, by default
+EPOCHS = 3  # timed, after one that is not
+STEPS = {"cuda": 100, "cpu": 1}  # between two looks at the clock
+# images/s of one H100 (3.0 TB/s of device copies, 798 TFLOP/s dense in bf16, both measured): the
+# bytes that the fused design must move, about 35 for every element that a binary layer gives, plus
+# the time of the multiplications.
+ROOFLINE = {"resnet20": 413_000, "vgg_small": 108_000, "resnet18_cifar": 93_000}
+ROOFLINE_DEVICE = "H100"
+# Of the first losses in the precisions that are timed. Rounding flips signs: with fresh weights the
+# same network in another memory format is 2 % off at 256 images, and 5 % at 4.
+LOSS_TOLERANCE = 0.2
+
+
+def measure(
+    config: Config,
+    device: torch.device,
+    rounds: int,
+    checkout: Path | None = None,
+    images: int | None = None,
+) -> list[Row]:
+    """All rows of ``config``."""
+    torch.manual_seed(config.seed)
+    torch.backends.cudnn.benchmark = True
+    check_agreement(config)
+    rows, seconds = steps(config, device, rounds, checkout)
+    if config.data.dataset == "cifar10":
+        rows += epochs(config, device, images)
+    return rows + parts(config, device, seconds)  # last: graphs and a profiler do not mix
+
+
+def check_agreement(config: Config) -> None:
+    """Assert that all networks have the same loss in float64, to 1e-9."""
+    arguments = config.model.arch, config.model.bits, config.model.num_classes
+    ours = build_model(*arguments).double()
+    make_exact(ours)
+    ours.set_progress(2 / 3)  # o = 2
+    images, labels = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.arange(4) % 2
+    losses = {"ours": cross_entropy(ours(images), labels).item()}
+    for name, kind in (("official", None), ("compile", PlainConv2d)):
+        rival = (build_official(*arguments, kind) if kind else build_official(*arguments)).double()
+        rival.load_state_dict(ours.state_dict())
+        set_official_o(rival, torch.tensor(2.0, dtype=torch.float64))
+        losses[name] = cross_entropy(rival(images), labels).item()
+    spread = max(losses.values()) - min(losses.values())
+    assert spread < 1e-9, f"the networks disagree, so nothing is timed: {losses}"
+
+
+class FixedBatch:
+    """A ``Loader`` of one batch of noise, which lies on the device all the time."""
+
+    classes: tuple[str, ...] = ()
+    fingerprint = ""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.images, classes = config.data.batch_size, config.model.num_classes
+        size = config.data.size if config.model.arch in IMAGENET_ARCHS else 32
+        images = torch.randn(self.images, 3, size, size, dtype=image_dtype(config, device))
+        labels = torch.randint(classes, (self.images,))
+        layout = torch.channels_last
+        self.batch = Batch(images.to(device, memory_format=layout), labels.to(device))
+
+    def __len__(self) -> int:
+        return 1
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batch."""
+        yield self.batch
+
+
+def open_splits(config: Config, images: int) -> Splits:
+    """The first ``images`` training images and a fifth as many test images, or noise."""
+    counts = images, max(1, images // 5)
+    if config.data.path is None:
+        return _noise(counts[0]), _noise(counts[1])
+    path = Path(config.data.path)
+    train, test = (load_cifar10(path, split=name, download=False) for name in ("train", "test"))
+    return _first(train, counts[0]), _first(test, counts[1])
+
+
+def _noise(count: int) -> CifarSplit:
+    pixels = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8)
+    return CifarSplit(pixels, torch.randint(10, (count,)), tuple("0123456789"), "")
+
+
+def _first(split: CifarSplit, count: int) -> CifarSplit:
+    images, labels = split.images[:count], split.labels[:count]
+    return dataclasses.replace(split, images=images, labels=labels)
+
+
+def open_loaders(
+    config: Config, device: torch.device, splits: Splits, dtype: torch.dtype
+) -> tuple[CifarLoader, CifarLoader]:
+    """The resident loaders of ``splits``."""
+    data = config.data
+    sizes = (data.batch_size, True), (data.eval_batch_size, False)
+    train, test = (
+        CifarLoader(split, batch_size=size, train=train, augment=data.augment,
+                    seed=config.seed, dtype=dtype, device=device)
+        for split, (size, train) in zip(splits, sizes, strict=True)
+    )  # fmt: skip
+    return train, test
+
+
+def make_trainer(
+    config: Config, device: torch.device, loaders: tuple[Loader, Loader], folder: Path
+) -> Trainer:
+    """Our training at o = 2, that writes into ``folder``."""
+    model = build_model(config.model.arch, config.model.bits, config.model.num_classes)
+    store = CheckpointStore(folder, config.checkpoint.keep)
+    run = Trainer(config, model, loaders, device, store, StopSignal())
+    run.model.set_progress(2 / 3)
+    run.model.train()
+    return run
+
+
+def rival_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """compile's precision: bf16 on a GPU; a CPU takes the config's, since few compute in bf16."""
+    if device.type == "cuda":
+        return torch.bfloat16
+    return AUTOCAST.get(config.train.precision, torch.float32)
+
+
+def case(config: Config, provider: str, device: torch.device, images: int | None = None) -> str:
+    """<config>/<bits>/<batch>/<precision>, and how many images where those are not all."""
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    precision = {"ours": config.train.precision, "compile": names[rival_dtype(config, device)]}
+    parts = [config.run.name, config.model.bits, config.data.batch_size]
+    parts.append(precision.get(provider, "fp32"))
+    if images not in (None, CIFAR_IMAGES):
+        parts.append(f"{images}images")
+    return "/".join(map(str, parts))
+
+
+def make_rivals(
+    config: Config, device: torch.device, weights: Mapping[str, Tensor], checkout: Path | None
+) -> dict[str, Callable[[], Tensor]]:
+    """A training step of each on one batch of noise, from ``weights``; it returns the loss."""
+    arguments = config.model.arch, config.model.bits, config.model.num_classes
+    batch = FixedBatch(config, device).batch
+    plain = batch._replace(images=batch.images.float().contiguous())
+    models = {"official": build_official(*arguments)}
+    if checkout:
+        models["official_code"] = load_official(checkout, *arguments)
+    network = build_official(*arguments, PlainConv2d)
+    for model in (*models.values(), network):
+        model.load_state_dict(weights)
+    compiled = Compiled(network, device, rival_dtype(config, device))
+    calls = {}
+    for name, model in models.items():
+        calls[name] = partial(_loss, Official(model, device), plain)
+    return {**calls, "compile": partial(_loss, compiled, batch)}
+
+
+def _loss(rival: Official | Compiled, batch: Batch) -> Tensor:
+    return rival.step(batch)[1]
+
+
+def steps(
+    config: Config, device: torch.device, rounds: int, checkout: Path | None = None
+) -> tuple[list[Row], float]:
+    """images/s of training steps; and the seconds of one of ours."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = our_steps(config, device, Path(folder))
+    weights = {name: value.clone() for name, value in run.model.state_dict().items()}
+    torch.manual_seed(config.seed)
+    rivals = make_rivals(config, device, weights, checkout)
+    losses = {name: _first_loss(call, name) for name, call in rivals.items()}
+    torch.manual_seed(config.seed)
+    losses["ours"] = _our_loss(config, device, weights, FixedBatch(config, device).batch)
+    check_losses({name: loss for name, loss in losses.items() if loss is not None})
+    calls = {name: call for name, call in rivals.items() if losses[name] is not None}
+    count, batch = STEPS[device.type], config.data.batch_size
+    many = {
+        name: partial(_times, count, call) for name, call in {**calls, "ours": repeat(run)}.items()
+    }
+    times = {name: t / count for name, t in take_turns(many, rounds, device).items()}
+    rows = []
+    for name, seconds in times.items():
+        place = case(config, name, device), name, "step"
+        rows.append(row(*place, "throughput", "images/s", batch / seconds))
+        if name == "ours":
+            rows += share_of_roofline(config, device, place, batch / seconds)
+    return rows, times["ours"].median().item()
+
+
+def _times(count: int, call: Callable[[], object]) -> None:
+    for _ in range(count):
+        call()
+
+
+def our_steps(config: Config, device: torch.device, folder: Path) -> Trainer:
+    """Our training of whole steps: on resident noise for CIFAR, else on one fixed batch."""
+    if config.data.dataset != "cifar10":
+        loader = FixedBatch(config, device)
+        return make_trainer(config, device, (loader, loader), folder)
+    splits = _noise(STEPS["cuda"] * config.data.batch_size), _noise(config.data.eval_batch_size)
+    loaders = open_loaders(config, device, splits, image_dtype(config, device))
+    return make_trainer(config, device, loaders, folder)
+
+
+def repeat(run: Trainer) -> Callable[[], None]:
+    """What takes one step of ``run`` after the other, through as many epochs as it takes."""
+
+    def forever() -> Iterator[None]:
+        while True:
+            take_step = run._begin_steps()
+            for _ in range(len(run.loader)):
+                yield take_step()
+
+    steps = forever()
+    return lambda: next(steps)
+
+
+def _first_loss(call: Callable[[], Tensor], name: str) -> float | None:
+    """The loss of a rival's first step; None, and a line, where it cannot take one."""
+    try:
+        return call().item()
+    except Exception as error:  # torch.compile fails in many ways, such as for want of a compiler
+        if name != "compile":
+            raise
+        logger.warning("compile is not measured: %s", str(error).splitlines()[0])
+        return None
+
+
+def _our_loss(
+    config: Config, device: torch.device, weights: Mapping[str, Tensor], batch: Batch
+) -> float:
+    """The loss of our network on the rivals' batch, in the precision that is timed."""
+    model = build_model(config.model.arch, config.model.bits, config.model.num_classes)
+    model.load_state_dict(weights)
+    model.set_progress(2 / 3)
+    model = prepare(model, config, device)
+    with torch.no_grad(), autocast(config, device):
+        return cross_entropy(model(batch.images), batch.labels).item()
+
+
+def check_losses(losses: Mapping[str, float]) -> None:
+    """Assert that the first losses lie within LOSS_TOLERANCE of the official one."""
+    expected = losses["official"]
+    far = {k: v for k, v in losses.items() if not abs(v - expected) <= LOSS_TOLERANCE * expected}
+    assert not far, f"the first losses differ, so nothing is timed: {losses}"
+
+
+def share_of_roofline(
+    config: Config, device: torch.device, place: tuple[str, str, str], rate: Tensor
+) -> list[Row]:
+    """``rate`` in units of the roofline, on the card that it is for."""
+    roofline = ROOFLINE.get(config.model.arch)
+    if roofline is None or ROOFLINE_DEVICE not in device_name(device):
+        return []
+    return [row(*place, "roofline_share", "1", rate / roofline)]
+
+
+def parts(config: Config, device: torch.device, step: float) -> list[Row]:
+    """Microseconds of one of our steps by group, of which there are ``step`` seconds in all."""
+    with tempfile.TemporaryDirectory() as folder:
+        eager = dataclasses.replace(config.train, cuda_graph="false")
+        run = our_steps(dataclasses.replace(config, train=eager), device, Path(folder))
+    spent = breakdown.groups(repeat(run), device)
+    spent["gaps"] = max(0.0, step * 1e6 - sum(spent.values()))
+    name = case(config, "ours", device)
+    breakdown.plot(spent, f"train_{config.run.name}", name, device)
+    return [
+        row(f"{name}/{group}", "ours", "step", "time", "us", torch.tensor([t]).double())
+        for group, t in spent.items()
+    ]
+
+
+def epochs(config: Config, device: torch.device, images: int | None = None) -> list[Row]:
+    """images/s over whole epochs with evaluation, the time of a full run, and peak memory."""
+    images = images or (CPU_IMAGES if device.type == "cpu" else CIFAR_IMAGES)
+    splits = open_splits(config, images)
+    images = len(splits[0].labels)
+    rows = []
+    for name, make in EPOCH_MAKERS.items():
+        epoch = None  # with all that it holds
+        before = _reset_peak(device)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                epoch = make(config, device, splits, Path(folder))
+                seconds = _time_epochs(epoch, device)
+            except Exception as error:
+                if name != "compile":
+                    raise
+                logger.warning("compile is not measured: %s", str(error).splitlines()[0])
+                continue
+        trained = images if name == "official" else images - images % config.data.batch_size
+        place = case(config, name, device, images), name, "epoch"
+        rows.append(row(*place, "throughput", "images/s", trained / seconds))
+        if images == CIFAR_IMAGES:
+            full = config.train.epochs * seconds
+            rows.append(row(*place, "time_to_train_extrapolated", "s", full))
+        if name == "ours":
+            rows += share_of_roofline(config, device, place, trained / seconds)
+        if device.type == "cuda":
+            peak = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+            rows.append(row(*place, "memory", "MiB", torch.tensor([peak]).double()))
+    return rows
+
+
+def _reset_peak(device: torch.device) -> int:
+    """Bytes in use, from which on the peak is measured."""
+    if device.type != "cuda":
+        return 0
+    gc.collect()
+    torch.compiler.reset()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def _time_epochs(epoch: Callable[[], None], device: torch.device) -> Tensor:
+    """Seconds of each of EPOCHS, after one that is not timed."""
+    times = []
+    for _ in range(EPOCHS + 1):
+        began = time.perf_counter()
+        epoch()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return torch.tensor(times[1:], dtype=torch.float64)
+
+
+Maker = Callable[[Config, torch.device, Splits, Path], Callable[[], None]]
+
+
+def _official_epochs(
+    config: Config, device: torch.device, splits: Splits, folder: Path
+) -> Callable[[], None]:
+    model = build_official(config.model.arch, config.model.bits, config.model.num_classes)
+    return Official(model, device).epochs(splits, config.data.batch_size, config.data.workers)
+
+
+def _compile_epochs(
+    config: Config, device: torch.device, splits: Splits, folder: Path
+) -> Callable[[], None]:
+    arguments = config.model.arch, config.model.bits, config.model.num_classes
+    dtype = rival_dtype(config, device)
+    images = dtype if device.type == "cuda" else torch.float32
+    rival = Compiled(build_official(*arguments, PlainConv2d), device, dtype)
+    return rival.epochs(*open_loaders(config, device, splits, images))
+
+
+def _our_epochs(
+    config: Config, device: torch.device, splits: Splits, folder: Path
+) -> Callable[[], None]:
+    loaders = open_loaders(config, device, splits, image_dtype(config, device))
+    run = make_trainer(config, device, loaders, folder)
+    run.metrics = JsonLines(folder / "metrics.jsonl")
+    run.wandb = Wandb("disabled", "", folder, {})
+    return run._epoch
+
+
+EPOCH_MAKERS: dict[str, Maker] = {
+    "official": _official_epochs,
+    "compile": _compile_epochs,
+    "ours": _our_epochs,
+}

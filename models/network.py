@@ -1,0 +1,71 @@
+"""TODO"""
+
+import itertools
+from typing import cast
+
+import torch
+from torch import nn
+
+from kernels import (
+    get_estimator,
+)
+from models.layers import Binarize, BinaryConv2d, NormBinarize, binarize_convs
+
+
+class BinaryNetwork(nn.Module):
+    """What every network here has: its name, its bits, its estimator and its schedule."""
+
+    def __init__(self, arch: str, bits: str, estimator: str, **options: float) -> None:
+        super().__init__()
+        self.arch, self.bits, self.estimator, self.options = arch, bits, estimator, options
+        self.progress = 0.0
+        self.binarize_by_stage = False  # so that the last stages' gradients are there early
+
+    def binarize_weights(self) -> None:
+        """Make the binary weights of all layers; every ``forward`` begins with it.
+
+        At once: a launch for all layers, whose gradients come together at the end of the backward
+        pass. By stage: those of the last stages, which hold most weights, come while the first
+        ones are still at work, and DistributedDataParallel sums them meanwhile. For that each
+        stage's are made when it begins: autograd goes back from the latest operation that it can,
+        and would leave what was made first for last.
+        """
+        convs = self.binary_convs()
+        if not self.binarize_by_stage:
+            return binarize_convs([*convs.values()]) if convs else None
+        for _, names in itertools.groupby(convs, lambda name: name.partition(".")[0]):
+            stage = [convs[name] for name in names]
+            for conv in stage:
+                conv.together = stage
+
+    def binary_convs(self) -> dict[str, BinaryConv2d]:
+        """The binary convolutions by name, from the input to the output."""
+        return {n: m for n, m in self.named_modules() if isinstance(m, BinaryConv2d)}
+
+    def estimator_parameters(self, *, weights: bool = True) -> dict[str, float]:
+        """The estimator's parameters for ``weights``, or for activations, now; by name."""
+        entry = get_estimator(self.estimator)
+        schedule = entry.schedule if weights else entry.activation_schedule or entry.schedule
+        return dict(zip(entry.parameters, schedule(self.progress, **self.options), strict=True))
+
+    def set_progress(self, progress: float) -> None:
+        """Move the estimator's schedule to ``progress`` = epoch / epochs in [0, 1].
+
+        Refills each ``Binarize``'s params in place: no recompilation, no synchronisation, and a
+        captured CUDA graph sees the new values.
+        """
+        if not 0 <= progress <= 1:
+            raise ValueError(f"progress is {progress}; it must lie in [0, 1]")
+        self.progress = progress
+        signs = [module for module in self.modules() if isinstance(module, Binarize)]
+        for weights in (True, False):
+            params = [sign.params for sign in signs if sign.weights == weights]
+            values = [*self.estimator_parameters(weights=weights).values()]
+            if params and values:
+                now = torch.tensor(values, dtype=params[0].dtype)
+                now = now.to(params[0].device, non_blocking=True)
+                torch._foreach_copy_(params, [now] * len(params))
+
+    def reset_head_binarization(self, block: nn.Module) -> None:
+        """Drop the sign after the last ``block``: the classifier reads the real stream."""
+        cast(NormBinarize, block.bn2).binarize = nn.Identity()

@@ -1,0 +1,215 @@
+"""CIFAR-10 as uint8 on the training device: shuffled, cropped, flipped and normalised there.
+
+No workers, no queues: 50 000 images are 154 MB, and a batch is one pass over its own pixels. The
+images come from torchvision's files or from an image-folder tree; a tree is decoded once and
+kept in a cache file."""
+
+import hashlib
+import os
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.datasets import CIFAR10
+
+from pipeline.data.draws import Ints
+from pipeline.data.image import open_rgb
+from pipeline.data.tree import ImageFolder, scan
+from pipeline.run.console import Progress, logger
+from pipeline.run.errors import UserError
+
+SIDE = 32
+
+BLOCK = 256  # images that a decoding thread takes at a time
+
+REMEDY = "give the folder of CIFAR-10, or fetch it: data.path=data/cifar10 data.download=true"
+
+Pixels = NDArray[np.uint8]
+
+
+class _TestOnly(CIFAR10):  # type: ignore[misc]
+    """The test split alone: evaluation neither needs nor reads the training files."""
+
+    train_list: list[list[str]] = []
+
+
+@dataclass(frozen=True, eq=False)
+class CifarSplit:
+    """The training or the test images, in host memory."""
+
+    images: torch.Tensor  # (N, 32, 32, 3), uint8, RGB
+    labels: torch.Tensor  # (N,), int64
+    classes: tuple[str, ...]  # class names; a label is an index into them
+    fingerprint: str  # SHA-256 of all of the above, in hex
+
+
+def load_cifar10(
+    path: Path | None,
+    *,
+    split: str,
+    download: bool,
+    cache: Path | None = None,
+    excluded: str | None = None,
+) -> CifarSplit:
+    """Split ``split`` ("train" or "test") of the data set at ``path``; the other is not read.
+
+    ``path`` is, or holds, torchvision's folder ``cifar-10-batches-py`` (its checksums are
+    verified; ``download`` fetches what is missing), or it is a tree of 32x32 images,
+    ``train/<class>/*`` and ``test/<class>/*`` (see tree.scan). A tree is decoded once into
+    a file in ``cache``: by default in ``path``, or in ``data/cache`` where ``path`` is not
+    writable. ``excluded``: a list of images of a tree to leave out. Raises UserError when the data
+    set is missing or broken.
+    """
+    assert split in ("train", "test"), split
+    if path is None:
+        raise UserError(f"data.path: not set; {REMEDY}")
+    root = path.resolve().parent if path.resolve().name == CIFAR10.base_folder else path
+    is_tree = (path / "train").is_dir() or (path / "test").is_dir()
+    if (root / CIFAR10.base_folder).is_dir() or (download and not is_tree):
+        if excluded is not None:
+            raise UserError(
+                f"data.exclude leaves out single images, but {root / CIFAR10.base_folder} holds "
+                "torchvision's files; set data.exclude=null"
+            )
+        return _load_official(root, split, download)
+    if is_tree:
+        return _load_tree(path, split, cache, excluded)
+    neither = f"holds neither {CIFAR10.base_folder}/ nor train/ and test/"
+    raise UserError(f"data.path: {path} {neither if path.exists() else 'does not exist'}; {REMEDY}")
+
+
+def _load_official(root: Path, split: str, download: bool) -> CifarSplit:
+    """Torchvision's files, ``root/cifar-10-batches-py``."""
+    source = CIFAR10 if split == "train" else _TestOnly
+    try:
+        data = source(root, train=split == "train", download=download)
+    except (OSError, RuntimeError, HTTPException) as error:
+        problem = "is incomplete or damaged; data.download=true fetches it again"
+        if download:
+            problem = f"cannot be fetched ({error}); check the network and the disk"
+        raise UserError(f"data.path: {root / CIFAR10.base_folder} {problem}") from error
+    return _split(np.ascontiguousarray(data.data), np.array(data.targets), tuple(data.classes))
+
+
+def _split(images: Pixels, labels: Ints, classes: tuple[str, ...]) -> CifarSplit:
+    digest = hashlib.sha256(repr((images.shape, labels.tolist(), classes)).encode())
+    digest.update(images.data)
+    pixels, targets = torch.from_numpy(images), torch.from_numpy(labels)
+    return CifarSplit(pixels, targets, classes, digest.hexdigest())
+
+
+def _load_tree(path: Path, split: str, cache: Path | None, excluded: str | None) -> CifarSplit:
+    """An image-folder tree, from the cache where that still describes it."""
+    for needed in {"test", split}:  # what is given to evaluate need not hold training images
+        if not (path / needed).is_dir():
+            raise UserError(f"data.path: {path} has no folder {needed}/; add it")
+    folder = scan(path, split, excluded)
+    _check_classes(folder, path / ("test" if split == "train" else "train"))
+    source = _state(folder)
+    file = _cache_file(path, split, cache)
+    loaded = _read_cache(file, source, folder)
+    if loaded is None:
+        loaded = _split(_decode(folder, split), folder.labels, folder.classes)
+        _write_cache(file, source, loaded)
+    return loaded
+
+
+def _check_classes(folder: ImageFolder, other: Path) -> None:
+    """At least two classes, the same ones in the ``other`` split where there is one."""
+    if len(folder.classes) < 2:
+        raise UserError(f"data.path: {folder.root} has one class only; add the folders of others")
+    names = next(os.walk(other), ("", [], []))[1]
+    odd = {name for name in names if not name.startswith(".")} ^ set(folder.classes)
+    if odd and other.is_dir():
+        raise UserError(
+            f"data.path: under {folder.root}, class {min(odd)} is in one of train/ and test/ only; "
+            "give both the same class folders"
+        )
+
+
+def _state(folder: ImageFolder) -> str:
+    """Changes when a file is added, removed, excluded, renamed, resized or touched."""
+    digest = hashlib.sha256(folder.fingerprint.encode())
+    for path in folder.paths(range(len(folder.files))):
+        digest.update(b"%d " % os.stat(path).st_mtime_ns)
+    return digest.hexdigest()
+
+
+def _decode(folder: ImageFolder, split: str) -> Pixels:
+    """The pixels of all files, (N, 32, 32, 3). The first bad file in their order is named."""
+    paths = folder.paths(range(len(folder.files)))
+    images = np.empty((len(paths), SIDE, SIDE, 3), np.uint8)
+
+    def decode_block(start: int) -> None:
+        for number, path in enumerate(paths[start : start + BLOCK], start):
+            images[number] = _read_image(path)
+
+    logger.info("decoding the %d images of %s once", len(paths), folder.root / split)
+    starts = range(0, len(paths), BLOCK)
+    progress, pool = Progress(f"decoding {split}/", len(starts)), ThreadPoolExecutor()
+    try:
+        for _ in pool.map(decode_block, starts):
+            progress.step()
+    finally:
+        pool.shutdown(cancel_futures=True)  # a bad file or Ctrl-C does not wait for the rest
+        progress.close()
+    return images
+
+
+def _read_image(path: str) -> Pixels:
+    """One image as RGB, (32, 32, 3)."""
+    image = open_rgb(path)
+    if image.size != (SIDE, SIDE):
+        width, height = image.size
+        raise UserError(f"data.path: {path} is {width}x{height}, not {SIDE}x{SIDE}; resize it")
+    return np.asarray(image)
+
+
+def _cache_file(path: Path, split: str, cache: Path | None) -> Path:
+    """Named after the tree's place, so that several trees can share one cache folder."""
+    folder = cache or (path if os.access(path, os.W_OK) else Path("data/cache"))
+    place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]
+    return folder / f"cifar-{split}-{place}.npz"
+
+
+def _read_cache(file: Path, source: str, folder: ImageFolder) -> CifarSplit | None:
+    """The cached split, or None where there is none of these files or it is damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as saved:
+            if str(saved["source"]) != source:
+                return None
+            split = _split(saved["images"], folder.labels, folder.classes)
+            if split.fingerprint == str(saved["fingerprint"]):
+                return split
+            problem = "wrong checksum"
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None  # whether the folder can be written, writing tells
+    except Exception as error:  # a damaged archive raises almost anything
+        problem = str(error) or type(error).__name__
+    logger.warning("%s is damaged (%s): the images are decoded again", file, problem)
+    return None
+
+
+def _write_cache(file: Path, source: str, split: CifarSplit) -> None:
+    """Whole or not at all: the file gets its name when all of it is on the disk."""
+    temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}.tmp")
+    images, fingerprint = split.images.numpy(), split.fingerprint
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            np.savez(stream, source=source, fingerprint=fingerprint, images=images)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    except OSError as error:
+        reason = error.strerror
+        logger.warning("no cache in %s (%s): every run decodes again", file.parent, reason)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()

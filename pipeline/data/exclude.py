@@ -1,0 +1,57 @@
+"""The list of images that ``data.exclude`` leaves out of a data set.
+
+One path a line, relative to data.path, such as train/<class>/1.jpg. Empty lines and lines that
+begin with "#" say nothing. A name that is no printable UTF-8 stands as a JSON string. Listed paths
+are only compared with the names in the data set, never opened.
+"""
+
+import json
+
+from pipeline.run.errors import UserError
+
+SPLITS = ("train", "val", "test")
+REMEDY = "name the list that python -m launch.prepare verify writes, or set data.exclude=null"
+
+
+def printable(text: str) -> str:
+    """``text``, if need be as a JSON string: one line of ASCII or of printable UTF-8."""
+    return text if text.isprintable() else json.dumps(text)
+
+
+def read(file: str | None, split: str) -> set[str]:
+    """The paths of ``split`` in a list; none where ``file`` is None.
+
+    Raises UserError where the list cannot be read or a line of it is in none of ``SPLITS``.
+    """
+    if file is None:
+        return set()
+    try:
+        # Line by line: a wrong file, however large, is refused at its first line.
+        with open(file, encoding="utf-8", errors="surrogateescape") as lines:
+            names = {
+                _name(line, f"data.exclude={file}, line {n}") for n, line in enumerate(lines, 1)
+            }
+    except OSError as error:
+        raise UserError(f"data.exclude={file}: {error.strerror}; {REMEDY}") from None
+    return {name for name in names if name.startswith(f"{split}/")}
+
+
+def _name(line: str, place: str) -> str:
+    """The path in a line, "" where it holds none."""
+    text = line.strip()
+    if not text or text.startswith("#"):
+        return ""
+    name = _unquoted(text)
+    if name.partition("/")[0] not in SPLITS:
+        raise UserError(
+            f"{place}: {printable(text[:200])} is no path train/<class>/..., val/... or test/... "
+            "below data.path; correct or remove that line"
+        )
+    return name
+
+
+def _unquoted(text: str) -> str:
+    try:
+        return str(json.loads(text)) if text.startswith('"') else text
+    except ValueError:
+        return text

@@ -1,0 +1,68 @@
+"""The one contract between loaders and the trainer.
+
+A loader is a pure function: what batch number ``b`` of epoch ``e`` holds depends on the seed,
+``e`` and ``b`` alone. A loader therefore has no state to save, and resuming is asking for the
+batches from ``b`` on.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+
+import torch
+
+if TYPE_CHECKING:
+    pass
+
+IGNORED = -100  # the label of an image that only fills a batch up; torch's losses leave it out
+
+
+class Batch(NamedTuple):
+    """One batch on the training device."""
+
+    images: torch.Tensor  # (N, 3, H, W), see image_dtype, channels_last, normalised
+    labels: torch.Tensor  # (N,), int64, or IGNORED
+
+
+class Loader(Protocol):
+    """What the trainer asks of every data source."""
+
+    images: int  # how many images one epoch delivers
+    classes: tuple[str, ...]  # class names; a label is an index into them
+    fingerprint: str  # changes when the data set changes
+
+    def __len__(self) -> int:
+        """The number of batches in an epoch."""
+        ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches ``start``, ``start + 1``, ... of epoch ``epoch`` (both from 0)."""
+        ...
+
+
+class Cursor(Protocol):
+    """A place in a loader's epochs that lies on the device, where a captured step can move it."""
+
+    def seek(self, epoch: int, start: int = 0) -> None:
+        """Let the next batch be number ``start`` of ``epoch`` (both from 0)."""
+        ...
+
+    def prepare(self, epoch: int) -> None:
+        """Get ready to ``seek`` in ``epoch``, while the device is still at work."""
+        ...
+
+    def draw(self) -> Batch:
+        """The next batch; reads and writes the same tensors every time."""
+        ...
+
+    def tensors(self) -> list[torch.Tensor]:
+        """These tensors."""
+        ...
+
+
+@runtime_checkable
+class ResidentLoader(Loader, Protocol):
+    """A loader whose images lie on the device."""
+
+    def cursor(self) -> Cursor:
+        """A new place in the epochs."""
+        ...

@@ -1,0 +1,133 @@
+"""Images that lie on the training device as uint8: shuffled, cropped, flipped, normalised there."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from kernels.crop import PADDING, crop_flip_normalize
+from pipeline.data.cifar_files import CifarSplit
+from pipeline.data.draws import MEAN, STD, uniforms
+from pipeline.data.loader import IGNORED, Batch
+from pipeline.data.plan import Plan
+from pipeline.run import processes
+from pipeline.run.errors import UserError
+
+
+class CifarLoader:
+    """A split on ``device``, as the trainer's Loader.
+
+    Training shuffles, drops the ragged last batch, and crops and flips if ``augment``, by draws
+    that depend on (seed, epoch, image) alone. Evaluation delivers every image once, in order,
+    as it is; images whose label is IGNORED fill its last batch up. Images are
+    (x / 255 - mean) / std, computed in float32 and given as ``dtype``.
+    Raises UserError where a training batch is larger than the set.
+    """
+
+    def __init__(
+        self,
+        split: CifarSplit,
+        *,
+        batch_size: int,
+        train: bool,
+        augment: bool,
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        n = len(split.labels)
+        self._plan = Plan(n, batch_size, train, seed, processes.rank(), processes.size())
+        if not len(self):
+            raise UserError(
+                f"data.batch_size: {batch_size} is more than the {n} training images; lower it"
+            )
+        self.images = len(self) * batch_size if train else n
+        self.classes, self.fingerprint = split.classes, split.fingerprint
+        self._augment, self._dtype, self._device = train and augment, dtype, device
+        self._pixels = split.images.contiguous().to(device)
+        self._labels = split.labels.to(device)
+        self._mean = torch.tensor(MEAN, dtype=torch.float32, device=device)
+        self._std = torch.tensor(STD, dtype=torch.float32, device=device)
+
+    def __len__(self) -> int:
+        """The number of batches in an epoch."""
+        return len(self._plan)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches ``start``, ``start + 1``, ... of epoch ``epoch`` (both from 0)."""
+        cursor = Cursor(self, epoch)
+        cursor.seek(epoch, start)
+        for _ in range(start, self._plan.batches):
+            yield cursor.draw()
+
+    def cursor(self) -> "Cursor":
+        """A place in the epochs; those of one loader know nothing of each other."""
+        return Cursor(self)
+
+    def table(self, epoch: int) -> torch.Tensor:
+        """What the batches of an epoch hold: rows of (batches, images in a batch) int64, which are
+        the index of the image, its label and, if they are augmented, top, left and flip."""
+        order = self._order(epoch)
+        index = order.clamp(min=0)
+        labels = self._labels.index_select(0, index).masked_fill_(order < 0, IGNORED)
+        rows = [index, labels]
+        if self._augment:
+            draws = uniforms(self._plan.seed, epoch, index, 3)
+            rows += (draws[:, :2].T * (2 * PADDING + 1)).long().unbind()
+            rows.append((draws[:, 2] < 0.5).long())
+        return torch.stack(rows).view(len(rows), self._plan.batches, -1)
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        """The images of all batches, one after the other, int64; -1 fills the last batch up."""
+        plan = self._plan
+        order = np.full(plan.batches * plan.local_batch_size, -1, np.int64)
+        for batch in range(plan.batches):
+            images = plan.indices((epoch, batch))
+            first = batch * plan.local_batch_size
+            order[first : first + len(images)] = images
+        host = torch.from_numpy(order)
+        if self._device.type == "cuda":
+            host = host.pin_memory()  # else the copy would wait for the device
+        return host.to(self._device, non_blocking=True)
+
+    def batch(self, rows: torch.Tensor) -> Batch:
+        """The batch that a ``table``'s rows (rows, images) describe."""
+        index, labels, *draws = rows.unbind()
+        crop = (draws[0], draws[1], draws[2].bool()) if draws else None
+        images = crop_flip_normalize(self._pixels, index, self._mean, self._std, self._dtype, crop)
+        return Batch(images, labels)
+
+
+class Cursor:
+    """``pipeline.data.loader.Cursor`` of a CifarLoader; ``seek`` waits for nothing."""
+
+    def __init__(self, loader: CifarLoader, epoch: int = 0) -> None:
+        self.loader, self.epoch = loader, epoch
+        self.table = loader.table(epoch)
+        self.at = self.table.new_zeros(1)
+        self.following: tuple[int, torch.Tensor] | None = None
+
+    def seek(self, epoch: int, start: int = 0) -> None:
+        """Let the next batch be number ``start`` of ``epoch`` (both from 0)."""
+        if epoch != self.epoch:
+            self.prepare(epoch)
+            assert self.following is not None
+            self.epoch = epoch
+            self.table.copy_(self.following[1])
+        self.at.fill_(start)
+
+    def prepare(self, epoch: int) -> None:
+        """Make the table of ``epoch`` now, which ``seek`` will want: the host takes milliseconds
+        for its order, and the device still has the steps of this epoch to do."""
+        if self.following is None or self.following[0] != epoch:
+            self.following = epoch, self.loader.table(epoch)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Those that ``draw`` reads and writes."""
+        return [self.table, self.at]
+
+    def draw(self) -> Batch:
+        """The next batch."""
+        rows = self.table.index_select(1, self.at).squeeze(1)
+        self.at += 1
+        return self.loader.batch(rows)

@@ -1,0 +1,93 @@
+"""What a run says: log.txt and the console, metrics.jsonl, and wandb when asked."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipeline.run import processes
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger("reste")
+
+
+class _Console(logging.Handler):
+    """Lines above a progress bar, if there is one; yellow warnings on a terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if record.levelno >= logging.WARNING:
+            text = f"warning: {text}"
+            if sys.stderr.isatty():
+                text = f"\033[33m{text}\033[0m"
+        tqdm.write(text, file=sys.stderr)
+
+
+def start_console() -> None:
+    """Let ``logger`` speak on stderr; of all processes but the main one, errors only."""
+    if not processes.is_main():
+        warnings.simplefilter("ignore")
+    logger.handlers.clear()
+    logger.setLevel(logging.INFO if processes.is_main() else logging.ERROR)
+    logger.propagate = False
+    logger.addHandler(_Console())
+
+
+def start_file(path: Path) -> None:
+    """Let ``logger`` append to ``path`` too, with the time before every line."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+
+
+class Progress:
+    """How an epoch goes: a bar on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, label: str, total: int, done: int = 0) -> None:
+        self.label, self.total = label, total
+        self.bar = tqdm(
+            desc=label,
+            total=total,
+            initial=done,
+            leave=False,
+            dynamic_ncols=True,
+            colour="green",
+            disable=not sys.stderr.isatty() or not processes.is_main(),
+            bar_format="{desc} {bar} {n_fmt}/{total_fmt} {postfix} {remaining} left",
+        )
+
+    def step(self) -> None:
+        """One batch more."""
+        self.bar.update()
+
+    def show(self, done: int, left: float, **values: float) -> None:
+        """Show ``values`` after ``done`` batches, with ``left`` seconds to go."""
+        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self.bar.disable:
+            logger.info(
+                "%s  step %d/%d  %s  %s left", self.label, done, self.total, text, clock(left)
+            )
+        else:
+            self.bar.set_postfix_str(text)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self.bar.close()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def bold(text: str) -> str:
+    """``text``, bold on a terminal."""
+    return f"\033[1m{text}\033[0m" if sys.stderr.isatty() else text

@@ -1,0 +1,115 @@
+"""Several processes, started by torchrun, that train as one.
+
+Alone, without torchrun, a process is rank 0 of 1 and every function here does nothing."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.run.errors import UserError
+
+AGREE_EVERY = 8  # steps between two looks at what the other processes were asked
+
+
+def rank() -> int:
+    """This process among all, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints and writes."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    largest(0)
+
+
+def largest(value: int) -> int:
+    """The largest ``value`` of all processes; waits for them, not for the GPU."""
+    if size() == 1:
+        return value
+    everyone = torch.tensor(value)
+    dist.all_reduce(everyone, dist.ReduceOp.MAX)
+    return int(everyone)
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """``tensor`` summed over all processes, in place."""
+    if size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """The tensors of all processes, (size, *shape)."""
+    if size() == 1:
+        return tensor[None].clone()
+    everyone = [torch.empty_like(tensor) for _ in range(size())]
+    dist.all_gather(everyone, tensor)
+    return torch.stack(everyone)
+
+
+def broadcast_(tensors: Iterable[Tensor]) -> None:
+    """Give every process the main one's ``tensors``, in place."""
+    if size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+def from_main(make: Callable[[], bytes]) -> bytes:
+    """What ``make`` gives in the main process; a ``UserError`` of it is raised in all.
+
+    The others need not see the main one's disk.
+    """
+    if size() == 1:
+        return make()
+    content, failed = b"", False
+    if is_main():
+        try:
+            content = make()
+        except UserError as error:
+            content, failed = str(error).encode(), True
+    header = torch.tensor([len(content), failed])
+    dist.broadcast(header, 0)
+    length = int(header[0])
+    data = torch.frombuffer(bytearray(content or max(1, length)), dtype=torch.uint8)
+    dist.broadcast(data, 0)
+    content = data.numpy().tobytes()[:length]
+    if header[1]:
+        raise UserError(content.decode())
+    return content
+
+
+def agree(values: Mapping[str, object]) -> None:
+    """Raise a ``UserError`` that names the first of ``values`` which the main process has
+    otherwise."""
+    theirs = json.loads(from_main(lambda: json.dumps(values, default=str).encode()))
+    for name, value in json.loads(json.dumps(values, default=str)).items():
+        if theirs.get(name) != value:
+            raise UserError(
+                f"{name} is {value} here and {theirs.get(name)} in the main process; start all "
+                "processes with the same"
+            )
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """Let the main process go through this block, and write its files, before the others."""
+    if not is_main():
+        barrier()
+    try:
+        yield
+    finally:
+        if is_main():
+            barrier()

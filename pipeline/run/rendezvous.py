@@ -1,0 +1,200 @@
+"""How the processes that torchrun started find each other, and what they say when one is lost."""
+
+import contextlib
+import ctypes
+import datetime
+import glob
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+from pipeline.run.errors import UserError
+from pipeline.run.processes import rank, size
+
+PATIENCE = 10.0  # seconds that a process which failed gives the others to say that they did
+
+_COMMUNICATION = re.compile("gloo|nccl|c10d|TCPStore|ProcessGroup", re.IGNORECASE)
+
+
+class _Group:
+    """What this process knows of the others besides torch's process group."""
+
+    store: Store | None = None
+    traces = ""  # where NCCL leaves its flight recorder: this and the rank
+
+
+def start(device: str, timeout: float, folder: Path) -> None:
+    """Join the processes that torchrun started; ``timeout`` in seconds bounds every wait for one.
+
+    ``device``: "cuda" takes NCCL, and the GPU of the local rank; "cpu" takes gloo. ``folder`` is
+    where NCCL leaves its flight recorder when a collective times out.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return
+    if device == "cuda":
+        _take_gpu(int(os.environ["LOCAL_RANK"]))
+        _Group.traces = _record_flights(folder)
+        # DDP's sums and batch norm's are under way at once: in the order in which they were asked.
+        os.environ.setdefault("NCCL_LAUNCH_ORDER_IMPLICIT", "1")
+    _end_with_parent()
+    rank, limit = int(os.environ["RANK"]), datetime.timedelta(seconds=timeout)
+    store = _open_store(rank, one_node=os.environ.get("LOCAL_WORLD_SIZE") == str(size))
+    store.set_timeout(limit)
+    _Group.store = PrefixStore(_meet(store, rank, size, timeout), store)
+    # Host values travel over gloo, so that they do not wait for the GPU.
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, store=_Group.store, rank=rank, world_size=size, timeout=limit)
+
+
+def _take_gpu(local: int) -> None:
+    if local >= torch.cuda.device_count():
+        raise UserError(
+            f"local rank {local} has no GPU, there are {torch.cuda.device_count()}; start as many "
+            "processes per node as it has GPUs, or set train.device=cpu"
+        )
+    torch.cuda.set_device(local)
+
+
+def _record_flights(folder: Path) -> str:
+    """Let NCCL write its last collectives to a file when one of them times out.
+
+    It also ends the process then, from C++, with a line that names the collective.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = str(folder.absolute() / "nccl_rank")
+    for name, value in (
+        ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1"),
+        ("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000"),  # collectives
+        ("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", path),
+        ("TORCH_FR_BUFFER_SIZE", "2000"),  # the same two, by the names they are about to have
+        ("TORCH_FR_DUMP_TEMP_FILE", path),
+    ):
+        os.environ.setdefault(name, value)
+    return path
+
+
+def _end_with_parent() -> None:
+    """Be asked to stop when torchrun dies, which would otherwise leave its processes behind."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1  # sys/prctl.h
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _open_store(rank: int, *, one_node: bool) -> Store:
+    """The key-value store where the processes find each other: torchrun's, or the main one's own.
+
+    On one node nothing of ours listens to other machines.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if one_node and sys.platform == "linux":
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+    if _is_torchruns_store():
+        return TCPStore(host, port, wait_for_workers=False)
+    host = "127.0.0.1" if one_node else host
+    if rank:
+        return TCPStore(host, port, wait_for_workers=False)
+    listener = socket.create_server(("127.0.0.1" if one_node else "", port)).detach()
+    return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener)
+
+
+def _is_torchruns_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _meet(store: Store, rank: int, size: int, timeout: float) -> str:
+    """A name that only the processes of this start know.
+
+    torchrun may keep its store when it starts processes again, and on several nodes each counts
+    restarts for itself. A new process must not find what a dead one wrote there. So each brings a
+    random name, and the main one answers the newest until all have come.
+    """
+    mine = secrets.token_hex(8)
+    if rank:
+        store.set(f"here/{rank}", mine)
+        try:
+            name = store.get(f"answer/{mine}").decode()
+        except RuntimeError:
+            raise UserError(
+                f"the main process did not answer within {timeout:g} s; see whether it started"
+            ) from None
+        store.set(f"came/{name}/{rank}", "")
+        return name
+    absent, deadline = set(range(1, size)), time.monotonic() + timeout
+    while absent:
+        for other in [r for r in absent if store.check([f"here/{r}"])]:
+            store.set(f"answer/{store.get(f'here/{other}').decode()}", mine)
+            if store.check([f"came/{mine}/{other}"]):
+                absent.remove(other)
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"rank {min(absent)} of {size} did not come within {timeout:g} s; see whether its "
+                "process started and can reach this machine, or raise train.timeout"
+            )
+        time.sleep(0.02)
+    return mine
+
+
+def stop() -> None:
+    """Leave the others, in good order."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        _Group.store = None
+
+
+def explain(error: BaseException) -> str | None:
+    """Tell the others that this process ends with ``error``; or, if it ends because it cannot
+    reach them, which of them are at fault, and why. None: by its own fault.
+
+    Bounded in time, whatever state the others are in.
+    """
+    if not dist.is_initialized() or _Group.store is None:
+        return None
+    is_own = not (isinstance(error, RuntimeError) and _COMMUNICATION.search(str(error)))
+    reason = str(error) if is_own else ""
+    ends: dict[int, str] = {}
+    arguments = rank(), size(), f"{type(error).__name__}: {reason}" if is_own else "", ends
+    asking = threading.Thread(target=_exchange, args=(_Group.store, *arguments), daemon=True)
+    asking.start()
+    asking.join(1.0 if is_own else PATIENCE + 1)
+    return None if is_own else _blame(error, ends)
+
+
+def _exchange(store: Store, rank: int, size: int, own: str, ends: dict[int, str]) -> None:
+    """Leave ``own`` in the store; if it is empty, wait for the ``ends`` of the others."""
+    with contextlib.suppress(RuntimeError):  # the store may have gone with the main process
+        store.set(f"end/{rank}", own)
+        store.check([f"end/{rank}"])  # an answer, where set may not wait for one
+        ends[rank] = own
+        deadline = time.monotonic() + (0 if own else PATIENCE)
+        while len(ends) < size and time.monotonic() < deadline:
+            for other in set(range(size)) - set(ends):
+                if store.check([f"end/{other}"]):
+                    ends[other] = store.get(f"end/{other}").decode()
+            time.sleep(0.05)
+
+
+def _blame(error: BaseException, ends: dict[int, str]) -> str:
+    reason = " ".join(str(error).splitlines()[0].split()) if str(error) else repr(error)
+    faults = [f"rank {other} ended with {text}" for other, text in sorted(ends.items()) if text]
+    if rank() not in ends:  # nor does the store
+        host = "torchrun" if _is_torchruns_store() else "rank 0"
+        faults = [f"{host} does not answer, it hangs or is lost"]
+    if not faults:
+        silent = sorted(set(range(size())) - set(ends))
+        faults = [f"rank {other} does not answer, it hangs or is lost" for other in silent]
+    faults = faults or ["the connection broke"]
+    found = _Group.traces and glob.glob(f"{glob.escape(_Group.traces)}*")
+    traces = f"; NCCL's last collectives: {_Group.traces}*" if found else ""
+    return f"{'; '.join(faults)} ({reason}){traces}"

@@ -1,0 +1,117 @@
+"""One call for many launches: a step captured into a CUDA graph once, and replayed from then on.
+
+A captured step is a function without arguments that reads and writes the same tensors every time;
+whatever changes from call to call (batch, learning rate, the estimator's parameters) it has to read
+from them. Called directly it does the same, which is how everything runs on a CPU.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from kernels._triton import HAS_TRITON
+from pipeline.data.loader import Loader, ResidentLoader
+from pipeline.run import processes
+from pipeline.run.config import Config
+from pipeline.run.errors import UserError
+
+WARMUP = 3  # calls before the capture: cuDNN chooses algorithms, Triton compiles, buffers appear
+Step = Callable[[], object]
+
+
+def obstacle(config: Config, device: torch.device, loader: Loader) -> str | None:
+    """Why a training step of ``config`` cannot be captured, or None."""
+    if device.type != "cuda":
+        return "there is no CUDA device in use"
+    if not HAS_TRITON:
+        return "Triton cannot be imported"
+    if processes.size() > 1:
+        return "there are several processes"
+    if not isinstance(loader, ResidentLoader):
+        return f"the images of data.dataset={config.data.dataset} do not lie on the device"
+    if config.optim.impl != "torch_fused":
+        return f"optim.impl={config.optim.impl} reads the learning rate on the host"
+    if config.train.precision == "fp64":
+        return "train.precision=fp64 waits for the device to look for NaN"
+    return None
+
+
+def make_graphs(config: Config, device: torch.device, loader: Loader) -> "Graphs | None":
+    """What captures steps, or None where they run eagerly, as ``train.cuda_graph`` says.
+
+    Raises UserError for ``true`` where it is impossible.
+    """
+    choice = config.train.cuda_graph
+    reason = obstacle(config, device, loader)
+    if choice == "true" and reason:
+        raise UserError(f"train.cuda_graph=true, but {reason}; set train.cuda_graph=auto")
+    return None if choice == "false" or reason else Graphs(device)
+
+
+class Graphs:
+    """Captures on one stream into one pool of memory.
+
+    The pool can be shared because nothing in it outlives a replay and replays never overlap.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, step: Step) -> None:
+        """Run ``step`` on the stream on which it will be captured."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            step()
+        torch.cuda.current_stream().wait_stream(self.stream)
+
+    def record(self, step: Step) -> Step:
+        """Capture ``step``, which does not run it; returns what does, again and again."""
+        graph = torch.cuda.CUDAGraph()
+        current = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                step()
+        except RuntimeError as error:
+            torch.cuda.set_stream(current)  # a capture that fails leaves its own behind
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"the step cannot be captured ({reason}); set train.cuda_graph=false"
+            ) from error
+        return graph.replay
+
+
+class Captured:
+    """``step``, run eagerly ``WARMUP`` times, then captured and replayed; every call counts.
+
+    ``tensors`` gives those that it works on and that outlive it.
+    """
+
+    def __init__(self, graphs: Graphs, step: Step, tensors: Callable[[], Iterable[Tensor]]) -> None:
+        self.graphs, self.step, self.tensors = graphs, step, tensors
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the graph: the next calls warm up and capture again."""
+        self.calls, self.addresses = 0, [0]
+        self.replay: Step | None = None
+
+    def __call__(self) -> None:
+        """Take one step."""
+        self.calls += 1
+        if self.calls <= WARMUP:
+            self.graphs.warm_up(self.step)
+            return
+        if self.replay is None:
+            self.replay = self.graphs.record(self.step)
+            self.addresses = self._addresses()
+        self.replay()
+
+    def check(self) -> None:
+        """Assert that the graph still works on the tensors that the others see."""
+        replaced = self.replay is not None and self.addresses != self._addresses()
+        assert not replaced, "a tensor was replaced since the step was captured: call reset"
+
+    def _addresses(self) -> list[int]:
+        return [tensor.data_ptr() for tensor in self.tensors()]

@@ -1,0 +1,109 @@
+"""Compiles Triton kernels for the GPUs we support, where there need be none.
+
+A test lists jobs, ``compile_jobs`` compiles all of them in one process of its own (in the test's
+the kernels may be the interpreter's) and tells what the compiler made of each:
+
+    jobs = [job(op._forward_kernel, x_ptr=t, y_ptr=t, n="i32", BLOCK=1024) for t in TYPES]
+    assert [usage for usage in compile_jobs(jobs) if usage.spilled] == []
+"""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+from tests import ROOT
+
+ARCHS = (80, 90, 100)  # A100, H100, B200
+TYPES = ("*fp32", "*bf16", "*fp16")
+
+
+class Usage(NamedTuple):
+    """What one kernel takes on one architecture, per thread."""
+
+    kernel: str  # "module:name"
+    arguments: dict
+    arch: int
+    registers: int
+    spilled: int  # bytes of stack, which a Triton kernel needs for spilled registers only
+
+
+def job(kernel, num_warps=4, *, num_stages=3, archs=ARCHS, **arguments):
+    """One kernel to compile for ``archs``, as plain data.
+
+    ``arguments``: of a pointer or number its type ("*fp32", "*u8", "i32"), of a constexpr its
+    value. A pointer that is not given is None. ``kernel`` and constexpr functions may be Triton
+    functions of a module or their names, "module:name".
+    """
+    arguments = {key: _name(value) for key, value in arguments.items()}
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    return {"kernel": _name(kernel), "options": options, "archs": archs, "arguments": arguments}
+
+
+def _name(value):
+    return f"{value.fn.__module__}:{value.fn.__name__}" if hasattr(value, "fn") else value
+
+
+def compile_jobs(jobs):
+    """The Usage of every job on each of its architectures; fails with the compiler's own words."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    with tempfile.TemporaryDirectory() as cache:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.kernels.compilation"],
+            input=json.dumps(jobs),
+            cwd=ROOT,
+            env={**environment, "TRITON_CACHE_DIR": cache},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    return [Usage(*values) for values in json.loads(done.stdout)]
+
+
+def _compile(arch, kernel, options, arguments):
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    function = _resolve(kernel)
+    signature, constants, aligned = {}, {}, {}
+    for place, parameter in enumerate(function.params):
+        value = arguments.get(parameter.name)
+        if parameter.is_constexpr or value is None:
+            signature[parameter.name], constants[(place,)] = "constexpr", _resolve(value)
+            continue
+        signature[parameter.name] = value
+        if value.startswith("*"):
+            aligned[(place,)] = [["tt.divisibility", 16]]  # as torch allocates
+    source = ASTSource(function, signature, constants, aligned)
+    target = GPUTarget("cuda", arch, 32)
+    cubin = compile(source, target=target, options=options).asm["cubin"]
+    return Usage(kernel, arguments, arch, *_read_usage(cubin))
+
+
+def _resolve(value):
+    """The function that "module:name" stands for; anything else is itself."""
+    if not (isinstance(value, str) and ":" in value):
+        return value
+    module, name = value.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _read_usage(cubin):
+    """(registers, bytes of stack) as the binary itself states them."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return tuple(map(int, re.search(r"REG:(\d+) STACK:(\d+)", text).groups()))
+
+
+if __name__ == "__main__":
+    usages = [_compile(arch, **work) for work in json.load(sys.stdin) for arch in work.pop("archs")]
+    print(json.dumps(usages))

@@ -1,0 +1,99 @@
+"""Blocks on a CPU through torch.compile: what they compute, and what happens where it fails."""
+
+import itertools
+import shutil
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from kernels import _compiled
+from kernels._compiled import compile_reference, fusible
+from models.layers import Binarize, NormBinarize
+from pipeline.run.config import load_config
+from pipeline.train.precision import is_compiled
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.02}
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def block(channels, rows, dtype, *, residual, sign, training=True, bad=False):
+    """Outputs, gradients and running statistics of a block on integers."""
+    generator = torch.Generator().manual_seed(channels)
+    norm = NormBinarize(channels, Binarize("reste") if sign else None).train(training)
+    if sign:
+        norm.binarize.params.copy_(torch.tensor([2.0, 1.5, 0.1]))
+    shape = (rows, channels, 4, 4)
+    maps = [torch.randint(-9, 10, shape, generator=generator).to(dtype) for _ in range(4)]
+    maps = [each.contiguous(memory_format=torch.channels_last) for each in maps]
+    if bad:
+        maps[0][1, 1, 1, 1] = torch.nan
+    z, skip = maps[0].requires_grad_(), maps[1].requires_grad_()
+    scale = torch.tensor(0.1, requires_grad=True)
+    y, yb = norm(z, scale, residual=skip if residual else None)
+    torch.autograd.backward([y, yb], maps[2:] if sign else [maps[2], maps[2]])
+    gradients = z.grad, skip.grad, scale.grad, norm.weight.grad, norm.bias.grad
+    return y, yb, *gradients, norm.running_mean, norm.running_var, norm.num_batches_tracked
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_blocks_equal_the_reference(dtype):
+    booleans = [False, True]
+    cases = [
+        ((channels, rows, dtype), {"residual": residual, "sign": sign, "bad": bad})
+        for channels, rows in ((16, 6), (24, 8), (40, 10))  # 32 divides the positions of all
+        for residual, sign, bad in itertools.product(booleans, booleans, booleans)
+    ]
+    expected = [block(*shape, **options) for shape, options in cases]
+    torch._dynamo.reset()
+    counters.clear()
+    compile_reference(True)
+    found = [block(*shape, **options) for shape, options in cases[:8]]
+    compiled = counters["stats"]["unique_graphs"]
+    assert compiled > 0
+    found += [block(*shape, **options) for shape, options in cases[8:]]
+    assert counters["stats"]["unique_graphs"] == compiled  # another shape compiles nothing
+    for options in ({"training": False}, {"rows": 5}):  # 32 does not divide its positions
+        shape = {"channels": 16, "rows": 6, "dtype": dtype, "residual": True, "sign": True}
+        compile_reference(True)
+        found.append(block(**shape | options))
+        assert _compiled._enabled  # nothing failed
+        compile_reference(False)
+        expected.append(block(**shape | options))
+    tolerance = TOLERANCE[dtype]
+    for pair in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
+        torch.testing.assert_close(*pair, equal_nan=True, rtol=tolerance, atol=tolerance)
+
+
+def test_without_a_compiler_it_runs_as_it_is(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no compiler\nfor long reasons")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: fail)
+    double = fusible(lambda x: 2 * x)
+    assert double(2) == 4
+    compile_reference(True)
+    with pytest.warns(UserWarning, match="no compiler$"):
+        assert double(3) == 6
+    assert double(4) == 8  # and says so once
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "expected"),
+    [
+        ([], CPU, True),
+        ([], CUDA, False),
+        (["train.compile=true"], CUDA, False),
+        (["train.compile=false"], CPU, False),
+        (["train.epochs=99"], CPU, False),
+        (["train.epochs=99", "train.compile=true"], CPU, True),
+        (["train.precision=fp64"], CPU, False),
+    ],
+)
+def test_what_is_compiled(overrides, device, expected):
+    class Images:
+        images = 1000
+
+    config = load_config("configs/cifar10_resnet20.yaml", overrides)
+    assert is_compiled(config, device, Images()) is expected

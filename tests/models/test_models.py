@@ -1,0 +1,238 @@
+"""The networks: sizes, names, and agreement with the official formulation in float64."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from kernels import ESTIMATORS, reference
+from kernels.reference import sign
+from launch.bench.official import build_official, set_official_o
+from models import ARCHS, BITS, build_model
+from models.layers import Binarize, BinaryConv2d, NormBinarize
+from tests.models.parity import compare, make_exact
+
+PARAMETERS = {
+    "resnet20": 269_850,
+    "resnet20_bireal": 269_850,
+    "resnet18_cifar": 11_174_986,
+    "vgg_small": 4_660_106,
+    "resnet18": 11_690_536,
+    "resnet34": 21_798_696,
+}
+BINARY_CONVS = {
+    "resnet20": 18,
+    "resnet20_bireal": 18,
+    "resnet18_cifar": 16,
+    "vgg_small": 5,
+    "resnet18": 16,
+    "resnet34": 32,
+}
+IMAGENET = ("resnet18", "resnet34")
+every_network = pytest.mark.parametrize("arch", ARCHS)
+every_bits = pytest.mark.parametrize("bits", BITS)
+
+
+def build(arch, bits, **options):
+    return build_model(arch, bits, 1000 if arch in IMAGENET else 10, **options)
+
+
+@every_network
+@every_bits
+def test_sizes_and_keys_are_the_official_ones(arch, bits):
+    model = build(arch, bits)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[arch]
+    assert len(model.binary_convs()) == (0 if bits == "32w32a" else BINARY_CONVS[arch])
+    official = build_official(arch, bits, 1000 if arch in IMAGENET else 10)
+    assert model.state_dict().keys() == official.state_dict().keys()
+
+
+def test_keys_by_name():
+    keys = {arch: set(build(arch, "1w1a").state_dict()) for arch in ARCHS}
+    assert {"conv1.weight", "bn1.running_var", "layer3.2.conv2.weight", "bn2.weight"} <= keys[
+        "resnet20"
+    ]
+    assert {"layer2.0.shortcut.0.weight", "layer2.0.shortcut.1.bias"} <= keys["resnet18_cifar"]
+    assert {"layer2.0.downsample.0.weight", "fc.bias"} <= keys["resnet18"]
+    assert {"conv0.weight", "bn5.running_mean", "fc.weight"} <= keys["vgg_small"]
+    assert "linear.weight" in keys["resnet18_cifar"]
+    assert not any("params" in key for each in keys.values() for key in each)
+
+
+@every_network
+@every_bits
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_equals_the_official_formulation_in_float64(arch, bits, channels_last):
+    if channels_last and (bits != "1w1a" or arch == "resnet34"):
+        pytest.skip("covered by the others: float64 convolutions are slow")
+    torch.manual_seed(0)
+    ours, official = (
+        build(arch, bits).double(),
+        build_official(arch, bits, 1000 if arch in IMAGENET else 10).double(),
+    )
+    make_exact(ours)
+    ours.set_progress(0.7)
+    o = torch.tensor(1 + (1 - math.cos(math.pi / 2 * 0.7)) * 2, dtype=torch.float64)
+    set_official_o(official, o)
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    if channels_last:
+        ours = ours.to(memory_format=torch.channels_last)
+        images = images.to(memory_format=torch.channels_last)
+    errors = compare(ours, official, images, torch.arange(3))
+    assert max(errors.values()) < 1e-9, errors
+
+
+def test_set_progress_follows_the_schedule_and_stays_out_of_the_state_dict():
+    model = build_model("resnet20", o_end=5.0)
+    buffers = [m.params for m in model.modules() if isinstance(m, Binarize)]
+    assert len(buffers) == 18 + 18
+    for progress, o in ((0, 1.0), (1, 5.0), (2 / 3, 3.0)):
+        model.set_progress(progress)
+        for params in buffers:
+            torch.testing.assert_close(params, torch.tensor([o, 1.5, 0.1]))
+    with pytest.raises(ValueError, match="progress"):
+        model.set_progress(1.5)
+
+
+def test_weights_and_activations_can_have_different_parameters():
+    model = build_model("resnet20", estimator="rbnn")
+    for progress, weights, activations in (
+        (0, (0.01, 100), (1, 1)),
+        (1 / 3, (0.1, 10), (1, 1)),
+        (1, (10, 1), (10, 1)),
+    ):
+        model.set_progress(progress)
+        assert tuple(model.estimator_parameters().values()) == pytest.approx(weights)
+        for conv in model.binary_convs().values():
+            assert conv.binarize.params.tolist() == pytest.approx(weights)
+        binarized = [m for m in model.modules() if isinstance(m, Binarize) and not m.weights]
+        assert len(binarized) == 18
+        for module in binarized:
+            assert module.params.tolist() == pytest.approx(activations)
+
+
+@pytest.mark.parametrize("bits", ["1w1a", "1w32a"])
+@pytest.mark.parametrize(
+    ("arch", "estimator"),
+    [(arch, "reste") for arch in ARCHS] + [("resnet20", e) for e in ESTIMATORS if e != "reste"],
+)
+def test_trains_with_every_estimator(arch, bits, estimator):
+    model = build_model(arch, bits, 10, estimator)
+    images = torch.randn(2, 3, 32, 32)
+    model(images).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert all(c.weight.grad.abs().sum() > 0 for c in model.binary_convs().values())
+
+
+@every_network
+def test_convolutions_read_only_plus_and_minus_one(arch):
+    model = build_model(arch, "1w1a")
+    seen = []
+    for conv in model.binary_convs().values():
+        conv.register_forward_hook(lambda _, args, out: seen.append((args[0], out[0])))
+    model(torch.randn(2, 3, 32, 32))
+    assert len(seen) == BINARY_CONVS[arch]
+    for xb, z in seen:
+        assert set(xb.unique().tolist()) <= {-1.0, 1.0}
+        assert torch.equal(z, z.round())
+
+
+def test_the_number_of_signs_is_the_number_of_layers(monkeypatch):
+    """Nothing is binarized that no convolution reads."""
+    calls, sign = [], reference.sign
+    monkeypatch.setattr(reference, "sign", lambda x: calls.append(1) or sign(x))
+    for arch in ARCHS:
+        calls.clear()
+        build_model(arch)(torch.randn(2, 3, 32, 32))
+        assert len(calls) == 2 * BINARY_CONVS[arch]
+
+
+def test_binary_conv_weight_gradient_has_the_scale_path():
+    """dw = G s h(w) + sign(w) sum(G sign(w)) / N, with G = dL/d(s sign(w))."""
+    torch.manual_seed(0)
+    conv = BinaryConv2d(4, 6).double()
+    conv.binarize.params.copy_(torch.tensor([3.0, 1.5, 0.1]))
+    x = sign(torch.randn(2, 4, 5, 5, dtype=torch.float64))
+    z, scale = conv(x)
+    upstream = torch.randn_like(z)
+    (z * scale * upstream).sum().backward()
+    effective = (scale * sign(conv.weight)).detach().requires_grad_()
+    (nn.functional.conv2d(x, effective, padding=1) * upstream).sum().backward()
+    g, w = effective.grad, conv.weight.detach()
+    a = w.abs()
+    h = torch.where(a <= 0.1, 0.1 ** (1 / 3) / 0.1, a ** (-2 / 3) / 3).where(a <= 1.5, 0)
+    expected = g * scale.detach() * h + sign(w) * (g * sign(w)).sum() / w.numel()
+    torch.testing.assert_close(conv.weight.grad, expected)
+
+
+def test_norm_binarize_is_relu_scale_norm_add_sign():
+    norm = NormBinarize(3, Binarize("ste")).double()
+    z, residual = torch.randn(2, 2, 3, 4, 4, dtype=torch.float64)
+    y, yb = norm(z, torch.tensor(0.25).double(), residual)
+    expected = nn.BatchNorm2d(3).double()(0.25 * z.relu()) + residual
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(yb, sign(expected))
+
+
+def test_initialisation():
+    torch.manual_seed(0)
+    weight = build("resnet34", "1w1a").layer4[1].conv2.weight
+    assert weight.std().item() == pytest.approx((2 / (9 * 512)) ** 0.5, rel=0.01)
+    vgg = build_model("vgg_small")
+    assert vgg.conv4.weight.std().item() == pytest.approx((2 / (9 * 512)) ** 0.5, rel=0.01)
+    assert vgg.fc.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert vgg.fc.bias.abs().max() == 0
+    linear = build_model("resnet20").linear.weight
+    assert linear.std().item() == pytest.approx((2 / 64) ** 0.5, rel=0.15)
+    conv = build_model("resnet18_cifar").layer4[1].conv2.weight  # PyTorch's default: uniform
+    assert conv.abs().max().item() == pytest.approx((1 / (9 * 512)) ** 0.5, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"arch": "resnet21"}, "resnet21"),
+        ({"arch": "resnet20", "bits": "2w2a"}, "2w2a"),
+        ({"arch": "resnet20", "estimator": "stee"}, "stee"),
+        ({"arch": "resnet20", "estimator": "ste", "o_end": 3.0}, "o_end"),
+        ({"arch": "resnet20", "num_classes": 1}, "num_classes"),
+        ({"arch": "resnet20", "o_end": 0.5}, "o_end"),
+        ({"arch": "resnet20", "estimator": "dsq", "dsq_a": 1.0}, "dsq_a"),
+    ],
+)
+def test_bad_arguments_name_themselves(arguments, word):
+    with pytest.raises(ValueError, match=word):
+        build_model(**arguments)
+
+
+@pytest.mark.parametrize("arch", ["resnet20", "resnet18"])
+def test_any_resolution(arch):
+    model = build_model(arch)
+    for size in (32, 47, 64):
+        assert model(torch.randn(2, 3, size, size)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_one_graph_of_the_network_over_a_whole_schedule(bits):
+    """No recompilation and no graph break; the same numbers as eager, buffers included."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    eager = build_model("resnet20", bits)
+    model = copy.deepcopy(eager)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    images = torch.randn(4, 3, 32, 32)
+    for epoch in range(3):
+        for each, forward in ((model, compiled), (eager, eager)):
+            each.set_progress(epoch / 3)
+            each.zero_grad()
+            forward(images).square().sum().backward()
+        for ours, theirs in zip(model.parameters(), eager.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad)
+        for ours, theirs in zip(model.buffers(), eager.buffers(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    assert counter.frame_count == 1

@@ -1,0 +1,325 @@
+"""Captured steps. Without a GPU a traced graph of operators stands in for the CUDA graph: like it,
+it replays what was recorded, in the same tensors, and no Python runs again. Tracing fails where
+the host reads a tensor, as capturing does."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from models.resnet_cifar import CifarResNet
+from pipeline.data.cifar_files import CifarSplit
+from pipeline.data.loader_resident import CifarLoader
+from pipeline.data.open import image_dtype
+from pipeline.run import processes, signals
+from pipeline.run.checkpoint import CheckpointStore, load
+from pipeline.run.config import load_config
+from pipeline.run.errors import UserError
+from pipeline.run.recorder import JsonLines, Wandb
+from pipeline.train import graph, optimizer, trainer
+
+CPU = torch.device("cpu")
+CONFIG = "configs/cifar10_resnet20.yaml"
+TIMES = ("images_per_second", "data_wait", "seconds")
+SMALL = [
+    "data.batch_size=4",
+    "data.eval_batch_size=8",
+    "train.epochs=3",
+    "optim.warmup_epochs=0",
+    "log.eta=0",
+]
+
+
+def split(images):
+    generator = torch.Generator().manual_seed(images)
+    pixels = torch.randint(0, 256, (images, 32, 32, 3), generator=generator).to(torch.uint8)
+    labels = torch.randint(0, 10, (images,), generator=generator)
+    return CifarSplit(pixels, labels, tuple("abcdefghij"), str(images))
+
+
+def make_trainer(folder, *overrides, device=CPU, images=26):
+    """A training on noise: 6 steps an epoch, 3 batches of evaluation, the last one ragged."""
+    config = load_config(CONFIG, [*SMALL, f"run.dir={folder}", *overrides])
+    options = {"seed": 1, "augment": True, "dtype": image_dtype(config, device), "device": device}
+    train = CifarLoader(split(images), batch_size=config.data.batch_size, train=True, **options)
+    val = CifarLoader(split(20), batch_size=config.data.eval_batch_size, train=False, **options)
+    torch.manual_seed(0)
+    store = CheckpointStore(Path(folder), config.checkpoint.keep)
+    name = config.estimator.name
+    model = CifarResNet("resnet20", "1w1a", 10, name, widths=(4, 8, 16), depth=1)
+    return trainer.Trainer(config, model, (train, val), device, store, signals.StopSignal())
+
+
+class Traced:
+    """A stand-in for ``Graphs`` on the CPU."""
+
+    recorded = 0
+
+    def warm_up(self, step):
+        step()
+
+    def record(self, step):
+        owner = step.__self__
+        tensors = list(owner._tensors())
+        before = [tensor.detach().clone() for tensor in tensors]
+        scaler = getattr(owner, "scaler", torch.amp.GradScaler("cpu"))
+        scale = scaler.state_dict()
+        replay = make_fx(lambda: (step(), None)[1])()  # takes the step, other than a capture
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+        scaler.load_state_dict(scale)
+        Traced.recorded += 1
+        return torch.no_grad()(replay)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """A maker of trainings whose steps are captured."""
+    monkeypatch.setattr(Traced, "recorded", 0)
+
+    def make(*arguments, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr(graph, "make_graphs", lambda *_: Traced())
+            return make_trainer(*arguments, **options)
+
+    return make
+
+
+def fit(run, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = JsonLines(folder / "metrics.jsonl")
+    run.fit(metrics, Wandb("disabled", "", folder, {}))
+    return run
+
+
+def results(run):
+    """All that a training leaves, but times."""
+    state = run.state()
+    return {
+        key: state[key]
+        for key in ("state_dict", "optimizer", "scaler", "ema", "sums", "best", "last", "watch")
+    }
+
+
+def assert_equal(found, expected):
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected)
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_equal(found[key], value)
+    elif isinstance(expected, list | tuple):
+        for pair in zip(found, expected, strict=True):
+            assert_equal(*pair)
+    else:
+        assert found == expected
+
+
+EXTRAS = {
+    "200 steps": ["train.epochs=34"],
+    "everything": [
+        "train.ema_decay=0.9",
+        "train.label_smoothing=0.1",
+        "indicators.enabled=true",
+        "indicators.official=true",
+        "estimator.name=ede",
+    ],
+    "fp16": ["train.precision=fp16"],
+    "bf16": ["train.precision=bf16", "data.augment=false"],
+}
+
+
+@pytest.fixture
+def records(monkeypatch):
+    """What every training writes, without times."""
+    written = {}
+
+    def write(run, record):
+        kept = {k: v for k, v in record.items() if k not in TIMES}
+        written.setdefault(run, []).append(kept)
+
+    monkeypatch.setattr(trainer.Trainer, "_write", write)
+    return written
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_replays_equal_eager_steps(tmp_path, traced, records, extra):
+    """Learning rate, estimator, order and augmentation change between and within the epochs."""
+    plain = fit(make_trainer(tmp_path, *EXTRAS[extra]), tmp_path)
+    captured = fit(traced(tmp_path, *EXTRAS[extra]), tmp_path)
+    assert Traced.recorded == 2
+    assert_equal(results(captured), results(plain))
+    assert records[captured] == records[plain]
+    losses = [record["train_loss"] for record in records[plain] if record["kind"] == "epoch"]
+    assert len(set(losses)) == len(losses)
+
+
+@pytest.mark.parametrize("extra", ["everything", "fp16"])
+def test_a_captured_training_is_resumed(tmp_path, traced, extra):
+    """From the middle of an epoch, into a trainer that had captured other tensors before."""
+    expected = fit(make_trainer(tmp_path, *EXTRAS[extra]), tmp_path)
+    first = traced(tmp_path, *EXTRAS[extra], "checkpoint.every_steps=9", "checkpoint.keep=99")
+    fit(first, tmp_path)
+    saved = (tmp_path / "step_9.pt").rename(tmp_path / "kept.pt")
+    for run in (first, traced(tmp_path, *EXTRAS[extra]), make_trainer(tmp_path, *EXTRAS[extra])):
+        run.restore(load(saved))
+        assert_equal(results(fit(run, tmp_path)), results(expected))
+    assert Traced.recorded == 2 + 2 + 1  # the evaluation of the first kept its tensors
+
+
+def test_a_replaced_tensor_is_noticed(tmp_path, traced):
+    run = fit(traced(tmp_path, "train.epochs=1"), tmp_path)
+    run.captured.check()
+    run.model.conv1.weight.data = run.model.conv1.weight.data.clone()
+    with pytest.raises(AssertionError, match="replaced"):
+        run.captured.check()
+
+
+def test_a_host_that_looks_at_a_tensor_is_noticed(tmp_path, traced, monkeypatch):
+    """The stand-in is able to fail."""
+    run = traced(tmp_path)
+    monkeypatch.setattr(run.sums, "update", lambda logits, labels, loss, *_: loss.item())
+    with pytest.raises(RuntimeError, match="get value out of a tracing tensor"):
+        fit(run, tmp_path)
+
+
+def test_the_learning_rate_stays_one_tensor(tmp_path):
+    run = make_trainer(tmp_path)
+    (group,) = run.optimizer.param_groups
+    rate = group["lr"]
+    optimizer.set_learning_rate(run.optimizer, 0.25)
+    assert group["lr"] is rate and rate == 0.25
+    for impl in ("torch", "torch_fused"):
+        other = make_trainer(tmp_path, f"optim.impl={impl}", "train.precision=fp64")
+        optimizer.set_learning_rate(other.optimizer, 0.3)
+        assert other.optimizer.param_groups[0]["lr"] == 0.3
+
+
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "word"),
+    [
+        ([], CPU, "no CUDA device"),
+        (["optim.impl=torch"], CUDA, "optim.impl=torch"),
+        (["train.precision=fp64"], CUDA, "train.precision=fp64"),
+        (["data.dataset=imagenet"], CUDA, "data.dataset=imagenet"),
+        ([], CUDA, None),
+    ],
+)
+def test_what_stands_in_the_way(tmp_path, monkeypatch, overrides, device, word):
+    run = make_trainer(tmp_path)
+    loader = object() if word and "dataset" in word else run.loader
+    monkeypatch.setattr(graph, "Graphs", lambda device: "graphs")
+    choices = {
+        choice: load_config(CONFIG, [*overrides, f"train.cuda_graph={choice}"])
+        for choice in ("auto", "true", "false")
+    }
+    assert graph.make_graphs(choices["false"], device, loader) is None
+    if word is None:
+        assert graph.make_graphs(choices["true"], device, loader) == "graphs"
+        assert graph.make_graphs(choices["auto"], device, loader) == "graphs"
+        return
+    assert graph.make_graphs(choices["auto"], device, loader) is None
+    with pytest.raises(UserError, match=f"train.cuda_graph=true.*{word}.*cuda_graph=auto"):
+        graph.make_graphs(choices["true"], device, loader)
+
+
+def test_several_processes_are_not_captured(tmp_path, monkeypatch):
+    run = make_trainer(tmp_path)
+    monkeypatch.setattr(processes, "size", lambda: 2)
+    assert graph.obstacle(run.config, CUDA, run.loader) == "there are several processes"
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_gpu_replays_equal_eager_steps(tmp_path, records, deterministic, extra):
+    """Bit for bit, with deterministic kernels."""
+    eager, captured = (
+        make_trainer(tmp_path, *EXTRAS[extra], f"train.cuda_graph={choice}", device=CUDA)
+        for choice in ("false", "true")
+    )
+    assert eager.captured is None
+    for run in (eager, captured):
+        fit(run, tmp_path)
+    assert captured.captured.replay and captured.evaluation.captured.replay
+    assert records[captured] == records[eager]
+    assert_equal(results(captured), results(eager))
+
+
+@pytest.mark.gpu
+def test_gpu_a_captured_training_is_resumed(tmp_path, deterministic):
+    options = [*EXTRAS["everything"], "train.cuda_graph=true"]
+    saving = [*options, "checkpoint.every_steps=9", "checkpoint.keep=99"]
+    expected = results(fit(make_trainer(tmp_path, *saving, device=CUDA), tmp_path))
+    run = make_trainer(tmp_path, *options, device=CUDA)
+    run.restore(load(tmp_path / "step_9.pt"))
+    assert_equal(results(fit(run, tmp_path)), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", ["true", "false"])
+@pytest.mark.parametrize("extra", ["plain", "everything", "fp16"])
+def test_gpu_an_epoch_waits_for_nothing(tmp_path, monkeypatch, graphs, extra):
+    """But after the last step of the epoch, and where the evaluation's sums are read."""
+    extras = EXTRAS.get(extra, [])
+    run = make_trainer(tmp_path, *extras, f"train.cuda_graph={graphs}", device=CUDA)
+    fit_one_epoch(run, tmp_path)  # compiles, chooses algorithms, captures
+    waits = []
+
+    def allowed(owner, name):
+        original = getattr(owner, name)
+
+        def wait(*arguments):
+            waits.append(name)
+            torch.cuda.set_sync_debug_mode("default")
+            try:
+                return original(*arguments)
+            finally:
+                torch.cuda.set_sync_debug_mode("error")
+
+        monkeypatch.setattr(owner, name, wait)
+
+    allowed(run, "_check_finite")
+    allowed(run, "_log_step")
+    allowed(run.evaluation.sums, "means")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        optimizer.set_learning_rate(run.optimizer, 0.05)
+        run.model.set_progress(0.5)
+        run._train_epoch(0.05)
+        run._evaluate()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert waits == ["_check_finite", "_log_step", "means"]
+
+
+def fit_one_epoch(run, folder):
+    """The first epoch of several."""
+    run.metrics, run.wandb = JsonLines(folder / "metrics.jsonl"), Wandb("disabled", "", folder, {})
+    run._epoch()
+
+
+@pytest.mark.gpu
+def test_gpu_what_cannot_be_captured_is_named(tmp_path, monkeypatch):
+    run = make_trainer(tmp_path, "train.cuda_graph=true", device=CUDA)
+    update = run.sums.update
+
+    def look(logits, labels, loss, *watch):
+        loss.item()
+        update(logits, labels, loss, *watch)
+
+    monkeypatch.setattr(run.sums, "update", look)
+    with pytest.raises(UserError, match="cannot be captured.*train.cuda_graph=false"):
+        fit(run, tmp_path)
