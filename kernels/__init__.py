@@ -1,7 +1,7 @@
 """The maths: binarization, batch norm fused with it, signs as bits, augmentation,
 and what a step counts."""
 
-from kernels._compiled import compile_reference
+from kernels._compiled import compiled_reference
 from kernels.count import tally
 from kernels.crop import crop_flip_normalize
 from kernels.estimators import ESTIMATORS, Estimator, get_estimator
@@ -16,7 +16,7 @@ __all__ = [
     "batch_statistics",
     "binarize",
     "binarize_weights",
-    "compile_reference",
+    "compiled_reference",
     "crop_flip_normalize",
     "get_estimator",
     "norm_binarize",

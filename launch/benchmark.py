@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kernels import compile_reference
+from kernels import compiled_reference
 from launch.bench import kernels as micro
 from launch.bench import results, training
 from launch.bench.results import Row, device_name, new_figure, results_file, row, take_turns, write
@@ -53,8 +53,8 @@ def main(arguments: Sequence[str]) -> None:
     config = load_config(options.config, options.overrides)
     device = get_device(config)
     if options.bench == "kernels":
-        compile_reference(device.type == "cpu")  # as a training does
-        rows = kernels(config, device, options.batch)
+        with compiled_reference(device.type == "cpu"):  # as in a training
+            rows = kernels(config, device, options.batch)
     elif options.bench == "loader":
         rows = loaders(config, device, options.rounds)
     else:

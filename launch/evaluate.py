@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from launch.command import command, get_device
-from launch.train import seed_everything
 from models import ARCHS, IMAGENET_ARCHS, build_model
 from pipeline.data.open import build_eval_loader
 from pipeline.run import checkpoint, processes, rendezvous
 from pipeline.run.config import make_config
-from pipeline.run.console import Progress, logger, start_console
+from pipeline.run.console import ProgressBar, logger, start_console
 from pipeline.run.errors import UserError
-from pipeline.run.weights import identify, load_weights, network_weights
-from pipeline.train import precision
+from pipeline.run.weights import CLASSIFIERS, identify, network_weights
 from pipeline.train.evaluation import Evaluation
+from pipeline.train.metrics import METRICS
+from pipeline.train.network import load_weights
+from pipeline.train.precision import to_device
+from pipeline.train.randomness import seed_everything
 
 USAGE = "usage: python -m launch.evaluate CHECKPOINT [key=value ...]"
 # A checkpoint may come from anybody: where files lie and what is fetched is not for it to say.
@@ -39,20 +41,17 @@ def main(arguments: Sequence[str]) -> None:
     config = make_config(values_of(state), arguments[1:], name="evaluation")
     device = get_device(config)
     start_console()
-    seed_everything(config)
+    seed_everything(config.seed, deterministic=config.deterministic)
     model = build_model(config.model.arch, config.model.bits, config.model.num_classes)
     load_weights(model, state, path)
-    model = precision.prepare(model, config, device)
+    model = to_device(model, config, device)
     loader = build_eval_loader(config, device)
     logger.info("%s: %s %s on %d images", path, model.arch, model.bits, loader.images)
-    bar = Progress("evaluation", len(loader))
-    try:
-        evaluation = Evaluation(model, loader, config, device)
-        result = evaluation(lambda done: bar.step())
-    finally:
-        bar.close()
+    evaluation = Evaluation(model, loader, config, device)
+    with ProgressBar("evaluation", len(loader)) as bar:
+        result = evaluation(lambda done: bar.advance())
     if processes.is_main():
-        print(json.dumps({name: result[name] for name in ("top1", "top5", "loss", "images")}))
+        print(json.dumps({name: result[name] for name in (*METRICS, "images")}))
     rendezvous.stop()
 
 
@@ -70,7 +69,7 @@ def values_of(state: dict[str, Any]) -> dict[str, Any]:
     if arch not in ARCHS:
         return {}  # not said: model.arch and model.bits must be given
     weights = network_weights(state)
-    classifier = next(w for k, w in weights.items() if k in ("fc.weight", "linear.weight"))
+    classifier = next(w for k, w in weights.items() if k in CLASSIFIERS)
     model = {"arch": arch, "bits": bits, "num_classes": classifier.shape[0]}
     return {
         "model": model,

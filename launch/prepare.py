@@ -26,7 +26,7 @@ from launch.command import command
 from pipeline.data.exclude import SPLITS, printable
 from pipeline.data.image import unreadable
 from pipeline.data.tree import walk
-from pipeline.run.console import Progress, logger, start_console
+from pipeline.run.console import ProgressBar, logger, start_console
 from pipeline.run.errors import Interrupted, UserError
 
 USAGE = "usage: python -m launch.prepare verify DATA [--report FILE] [--workers N]"
@@ -215,19 +215,17 @@ def _digest(path: str) -> bytes | None:
 
 
 def _with_progress(verdicts: Iterable[Verdict], total: int) -> Iterator[Verdict]:
-    progress, bad, start = Progress("verify", total), 0, time.monotonic()
-    spoken = start
-    try:
+    bad = 0
+    start = spoken = time.monotonic()
+    with ProgressBar("verify", total) as progress:
         for done, verdict in enumerate(verdicts, 1):
-            progress.step()
+            progress.advance()
             bad += verdict.reason is not None
             now = time.monotonic()
             if now - spoken > SPEAK_EVERY:
                 spoken = now
                 progress.show(done, (now - start) / done * (total - done), bad=bad)
             yield verdict
-    finally:
-        progress.close()
 
 
 if __name__ == "__main__":

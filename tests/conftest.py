@@ -16,15 +16,6 @@ settings.register_profile("house", deadline=None)  # a first call compiles
 settings.load_profile("house")
 
 
-@pytest.fixture(autouse=True)
-def reference_as_it_is():
-    """A training on the CPU may have compiled it."""
-    yield
-    from kernels import compile_reference
-
-    compile_reference(False)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not GPU and item.get_closest_marker("gpu"):

@@ -21,15 +21,17 @@ from launch.bench import scaling
 from launch.bench.results import Row, row, take_turns, write
 from launch.bench.training import FixedBatch
 from launch.command import command, get_device
-from launch.train import divide, make_model
 from models.layers import NormBinarize
+from pipeline.data.open import divide_batch
 from pipeline.run import processes, rendezvous
 from pipeline.run.checkpoint import CheckpointStore
 from pipeline.run.config import Config, load_config
 from pipeline.run.errors import UserError
+from pipeline.run.recorder import Recorder
 from pipeline.run.signals import StopSignal
-from pipeline.train.optimizer import make_optimizer
-from pipeline.train.precision import prepare
+from pipeline.train.network import make_network
+from pipeline.train.precision import to_device
+from pipeline.train.state import make_state
 from pipeline.train.trainer import Trainer
 
 
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     device = get_device(config)
     if processes.size() == 1:
         raise UserError("one process has nobody to talk to; start it with torchrun")
-    rows = measure(divide(config, processes.size()), device, options.rounds)
+    rows = measure(divide_batch(config, processes.size()), device, options.rounds)
     if processes.is_main():
         write("collectives", rows, device)
         if config.model.arch in scaling.MOVED:
@@ -55,14 +57,13 @@ def main(arguments: Sequence[str]) -> None:
 def measure(config: Config, device: torch.device, rounds: int) -> list[Row]:
     """Microseconds of steps, and of what they say to the others."""
     size, total = processes.size(), config.data.batch_size
-    share = dataclasses.replace(config.data, batch_size=total // size)
-    loader = FixedBatch(dataclasses.replace(config, data=share), device)
-    local = trainer(config, device, loader, parallel=False, sync=False)
-    summed = trainer(config, device, loader, parallel=True, sync=False)
-    whole = trainer(config, device, loader, parallel=True, sync=True)
-    norms = [m.num_features for m in whole.model.modules() if isinstance(m, NormBinarize)]
+    loader = FixedBatch(config.changed({"data.batch_size": total // size}), device)
+    local = make_trainer(config, device, loader, parallel=False, sync=False)
+    summed = make_trainer(config, device, loader, parallel=True, sync=False)
+    whole = make_trainer(config, device, loader, parallel=True, sync=True)
+    norms = [m.num_features for m in whole.state.model.modules() if isinstance(m, NormBinarize)]
     values = [2 * channels + 1 for channels in norms]
-    parameters = sum(p.numel() for p in whole.model.parameters())
+    parameters = sum(p.numel() for p in whole.state.model.parameters())
     calls: dict[str, Callable[[], object]] = {
         "step_local": lambda: local.train_step(loader.batch),
         "step_gradients": lambda: summed.train_step(loader.batch),
@@ -77,21 +78,24 @@ def measure(config: Config, device: torch.device, rounds: int) -> list[Row]:
     return [row(case, "ours", mode, "time", "us", each * 1e6) for mode, each in times.items()]
 
 
-def trainer(
+def make_trainer(
     config: Config, device: torch.device, loader: FixedBatch, *, parallel: bool, sync: bool
 ) -> Trainer:
     """A trainer whose processes sum their gradients, or not, and share statistics, or not."""
     torch.manual_seed(config.seed)
     store = CheckpointStore(config.run_folder, 1)  # stays empty
-    run = Trainer(config, make_model(config), (loader, loader), device, store, StopSignal())
+    loaders = loader, loader
+    trainer = Trainer(
+        config, make_network(config), loaders, device, store, StopSignal(), Recorder()
+    )
     if not parallel:
-        run.network = run.model = prepare(make_model(config), config, device)
-        run.optimizer = make_optimizer(config, run.model)
-    for module in run.model.modules():
+        trainer.network = to_device(make_network(config), config, device)
+        trainer.state = make_state(config, trainer.network, device)
+    for module in trainer.state.model.modules():
         if isinstance(module, NormBinarize):
             module.sync = sync
-    run.model.train()
-    return run
+    trainer.state.model.train()
+    return trainer
 
 
 def reduce(values: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:

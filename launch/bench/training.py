@@ -13,6 +13,7 @@ launch/bench/breakdown.py; gaps are the rest of the step.
 
 import dataclasses
 import gc
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,22 +23,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kernels import compiled_reference
 from launch.bench import breakdown
 from launch.bench.official import build_official, load_official, make_exact, set_official_o
 from launch.bench.results import Row, device_name, row, take_turns
 from launch.bench.rivals import Compiled, Official, PlainConv2d, Splits
-from models import IMAGENET_ARCHS, build_model
+from models import ARCHS, build_model
 from pipeline.data.cifar_files import CifarSplit, load_cifar10
-from pipeline.data.loader import Batch, Loader
+from pipeline.data.loader import Batch, Loader, image_dtype
 from pipeline.data.loader_resident import CifarLoader
-from pipeline.data.open import image_dtype
+from pipeline.data.open import DATASETS
 from pipeline.run.checkpoint import CheckpointStore
 from pipeline.run.config import Config
 from pipeline.run.console import logger
-from pipeline.run.recorder import JsonLines, Wandb
+from pipeline.run.recorder import JsonLines, Recorder
 from pipeline.run.signals import StopSignal
 from pipeline.train.metrics import cross_entropy
-from pipeline.train.precision import AUTOCAST, autocast, prepare
+from pipeline.train.precision import AUTOCAST, autocast, to_device
 from pipeline.train.trainer import Trainer
 
 CIFAR_IMAGES, CPU_IMAGES = 50_000, 1024  # of an epoch, by default
@@ -65,7 +67,7 @@ def measure(
     torch.backends.cudnn.benchmark = True
     check_agreement(config)
     rows, seconds = steps(config, device, rounds, checkout)
-    if config.data.dataset == "cifar10":
+    if is_resident(config):
         rows += epochs(config, device, images)
     return rows + parts(config, device, seconds)  # last: graphs and a profiler do not mix
 
@@ -87,6 +89,16 @@ def check_agreement(config: Config) -> None:
     assert spread < 1e-9, f"the networks disagree, so nothing is timed: {losses}"
 
 
+def is_resident(config: Config) -> bool:
+    """Whether the images of the data set of ``config`` lie on the device."""
+    return DATASETS[config.data.dataset].is_resident
+
+
+def dtype_of(config: Config, device: torch.device) -> torch.dtype:
+    """The dtype in which the loader of ``config`` gives images."""
+    return image_dtype(config.train.precision, device, resident=is_resident(config))
+
+
 class FixedBatch:
     """A ``Loader`` of one batch of noise, which lies on the device all the time."""
 
@@ -95,8 +107,8 @@ class FixedBatch:
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.images, classes = config.data.batch_size, config.model.num_classes
-        size = config.data.size if config.model.arch in IMAGENET_ARCHS else 32
-        images = torch.randn(self.images, 3, size, size, dtype=image_dtype(config, device))
+        side = config.data.size if ARCHS[config.model.arch].image_size > 32 else 32
+        images = torch.randn(self.images, 3, side, side, dtype=dtype_of(config, device))
         labels = torch.randint(classes, (self.images,))
         layout = torch.channels_last
         self.batch = Batch(images.to(device, memory_format=layout), labels.to(device))
@@ -149,10 +161,11 @@ def make_trainer(
     """Our training at o = 2, that writes into ``folder``."""
     model = build_model(config.model.arch, config.model.bits, config.model.num_classes)
     store = CheckpointStore(folder, config.checkpoint.keep)
-    run = Trainer(config, model, loaders, device, store, StopSignal())
-    run.model.set_progress(2 / 3)
-    run.model.train()
-    return run
+    recorder = Recorder()
+    trainer = Trainer(config, model, loaders, device, store, StopSignal(), recorder)
+    trainer.state.model.set_progress(2 / 3)
+    trainer.state.model.train()
+    return trainer
 
 
 def rival_dtype(config: Config, device: torch.device) -> torch.dtype:
@@ -202,8 +215,9 @@ def steps(
 ) -> tuple[list[Row], float]:
     """images/s of training steps; and the seconds of one of ours."""
     with tempfile.TemporaryDirectory() as folder:
-        run = our_steps(config, device, Path(folder))
-    weights = {name: value.clone() for name, value in run.model.state_dict().items()}
+        trainer = our_steps(config, device, Path(folder))
+    network = trainer.state.model
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
     torch.manual_seed(config.seed)
     rivals = make_rivals(config, device, weights, checkout)
     losses = {name: _first_loss(call, name) for name, call in rivals.items()}
@@ -213,7 +227,8 @@ def steps(
     calls = {name: call for name, call in rivals.items() if losses[name] is not None}
     count, batch = STEPS[device.type], config.data.batch_size
     many = {
-        name: partial(_times, count, call) for name, call in {**calls, "ours": repeat(run)}.items()
+        name: partial(_times, count, call)
+        for name, call in {**calls, "ours": repeat(trainer)}.items()
     }
     times = {name: t / count for name, t in take_turns(many, rounds, device).items()}
     rows = []
@@ -232,25 +247,23 @@ def _times(count: int, call: Callable[[], object]) -> None:
 
 def our_steps(config: Config, device: torch.device, folder: Path) -> Trainer:
     """Our training of whole steps: on resident noise for CIFAR, else on one fixed batch."""
-    if config.data.dataset != "cifar10":
+    if not is_resident(config):
         loader = FixedBatch(config, device)
         return make_trainer(config, device, (loader, loader), folder)
     splits = _noise(STEPS["cuda"] * config.data.batch_size), _noise(config.data.eval_batch_size)
-    loaders = open_loaders(config, device, splits, image_dtype(config, device))
+    loaders = open_loaders(config, device, splits, dtype_of(config, device))
     return make_trainer(config, device, loaders, folder)
 
 
-def repeat(run: Trainer) -> Callable[[], None]:
-    """What takes one step of ``run`` after the other, through as many epochs as it takes."""
+def repeat(trainer: Trainer) -> Callable[[], object]:
+    """A function that takes the next step of ``trainer``, through as many epochs as it takes."""
+    steps = itertools.chain.from_iterable(trainer.stepper.epoch(0) for _ in itertools.count())
 
-    def forever() -> Iterator[None]:
-        while True:
-            take_step = run._begin_steps()
-            for _ in range(len(run.loader)):
-                yield take_step()
+    def take_step() -> None:
+        with compiled_reference(trainer.compiles):
+            next(steps)
 
-    steps = forever()
-    return lambda: next(steps)
+    return take_step
 
 
 def _first_loss(call: Callable[[], Tensor], name: str) -> float | None:
@@ -271,7 +284,7 @@ def _our_loss(
     model = build_model(config.model.arch, config.model.bits, config.model.num_classes)
     model.load_state_dict(weights)
     model.set_progress(2 / 3)
-    model = prepare(model, config, device)
+    model = to_device(model, config, device)
     with torch.no_grad(), autocast(config, device):
         return cross_entropy(model(batch.images), batch.labels).item()
 
@@ -296,9 +309,9 @@ def share_of_roofline(
 def parts(config: Config, device: torch.device, step: float) -> list[Row]:
     """Microseconds of one of our steps by group, of which there are ``step`` seconds in all."""
     with tempfile.TemporaryDirectory() as folder:
-        eager = dataclasses.replace(config.train, cuda_graph="false")
-        run = our_steps(dataclasses.replace(config, train=eager), device, Path(folder))
-    spent = breakdown.groups(repeat(run), device)
+        eager = config.changed({"train.cuda_graph": "false"})
+        trainer = our_steps(eager, device, Path(folder))
+    spent = breakdown.groups(repeat(trainer), device)
     spent["gaps"] = max(0.0, step * 1e6 - sum(spent.values()))
     name = case(config, "ours", device)
     breakdown.plot(spent, f"train_{config.run.name}", name, device)
@@ -386,11 +399,15 @@ def _compile_epochs(
 def _our_epochs(
     config: Config, device: torch.device, splits: Splits, folder: Path
 ) -> Callable[[], None]:
-    loaders = open_loaders(config, device, splits, image_dtype(config, device))
-    run = make_trainer(config, device, loaders, folder)
-    run.metrics = JsonLines(folder / "metrics.jsonl")
-    run.wandb = Wandb("disabled", "", folder, {})
-    return run._epoch
+    loaders = open_loaders(config, device, splits, dtype_of(config, device))
+    trainer = make_trainer(config, device, loaders, folder)
+    trainer.recorder.lines = JsonLines(folder / "metrics.jsonl")
+
+    def epoch() -> None:
+        with compiled_reference(trainer.compiles):
+            trainer.run_epoch()
+
+    return epoch
 
 
 EPOCH_MAKERS: dict[str, Maker] = {

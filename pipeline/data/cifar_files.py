@@ -6,9 +6,7 @@ kept in a cache file."""
 
 import hashlib
 import os
-import secrets
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -20,9 +18,10 @@ from torchvision.datasets import CIFAR10
 
 from pipeline.data.draws import Ints
 from pipeline.data.image import open_rgb
-from pipeline.data.tree import ImageFolder, scan
-from pipeline.run.console import Progress, logger
+from pipeline.data.tree import ImageFolder, check_same_classes, class_folders, scan
+from pipeline.run.console import ProgressBar, logger
 from pipeline.run.errors import UserError
+from pipeline.run.files import replacing
 
 SIDE = 32
 
@@ -110,7 +109,11 @@ def _load_tree(path: Path, split: str, cache: Path | None, excluded: str | None)
         if not (path / needed).is_dir():
             raise UserError(f"data.path: {path} has no folder {needed}/; add it")
     folder = scan(path, split, excluded)
-    _check_classes(folder, path / ("test" if split == "train" else "train"))
+    other = "test" if split == "train" else "train"
+    if (path / other).is_dir():
+        check_same_classes(path, {split: folder.classes, other: class_folders(path / other)})
+    if len(folder.classes) < 2:
+        raise UserError(f"data.path: {folder.root} has one class only; add the folders of others")
     source = _state(folder)
     file = _cache_file(path, split, cache)
     loaded = _read_cache(file, source, folder)
@@ -118,19 +121,6 @@ def _load_tree(path: Path, split: str, cache: Path | None, excluded: str | None)
         loaded = _split(_decode(folder, split), folder.labels, folder.classes)
         _write_cache(file, source, loaded)
     return loaded
-
-
-def _check_classes(folder: ImageFolder, other: Path) -> None:
-    """At least two classes, the same ones in the ``other`` split where there is one."""
-    if len(folder.classes) < 2:
-        raise UserError(f"data.path: {folder.root} has one class only; add the folders of others")
-    names = next(os.walk(other), ("", [], []))[1]
-    odd = {name for name in names if not name.startswith(".")} ^ set(folder.classes)
-    if odd and other.is_dir():
-        raise UserError(
-            f"data.path: under {folder.root}, class {min(odd)} is in one of train/ and test/ only; "
-            "give both the same class folders"
-        )
 
 
 def _state(folder: ImageFolder) -> str:
@@ -152,13 +142,13 @@ def _decode(folder: ImageFolder, split: str) -> Pixels:
 
     logger.info("decoding the %d images of %s once", len(paths), folder.root / split)
     starts = range(0, len(paths), BLOCK)
-    progress, pool = Progress(f"decoding {split}/", len(starts)), ThreadPoolExecutor()
-    try:
-        for _ in pool.map(decode_block, starts):
-            progress.step()
-    finally:
-        pool.shutdown(cancel_futures=True)  # a bad file or Ctrl-C does not wait for the rest
-        progress.close()
+    with ProgressBar(f"decoding {split}/", len(starts)) as bar:
+        pool = ThreadPoolExecutor()
+        try:
+            for _ in pool.map(decode_block, starts):
+                bar.advance()
+        finally:
+            pool.shutdown(cancel_futures=True)  # a bad file or Ctrl-C does not wait for the rest
     return images
 
 
@@ -197,19 +187,11 @@ def _read_cache(file: Path, source: str, folder: ImageFolder) -> CifarSplit | No
 
 
 def _write_cache(file: Path, source: str, split: CifarSplit) -> None:
-    """Whole or not at all: the file gets its name when all of it is on the disk."""
-    temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}.tmp")
     images, fingerprint = split.images.numpy(), split.fingerprint
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
+        with replacing(file) as stream:
             np.savez(stream, source=source, fingerprint=fingerprint, images=images)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
     except OSError as error:
         reason = error.strerror
         logger.warning("no cache in %s (%s): every run decodes again", file.parent, reason)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

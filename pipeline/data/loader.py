@@ -46,8 +46,8 @@ class Cursor(Protocol):
         """Let the next batch be number ``start`` of ``epoch`` (both from 0)."""
         ...
 
-    def prepare(self, epoch: int) -> None:
-        """Get ready to ``seek`` in ``epoch``, while the device is still at work."""
+    def look_ahead(self, epoch: int) -> None:
+        """Make ready what ``seek`` in ``epoch`` needs, while the device is still at work."""
         ...
 
     def draw(self) -> Batch:
@@ -66,3 +66,16 @@ class ResidentLoader(Loader, Protocol):
     def cursor(self) -> Cursor:
         """A new place in the epochs."""
         ...
+
+
+def image_dtype(precision: str, device: torch.device, *, resident: bool = False) -> torch.dtype:
+    """The dtype in which images reach the network under ``train.precision`` on ``device``.
+
+    Half precision where the network casts to it anyway, float64 to verify, else float32. Only a
+    ``resident`` loader gives bfloat16, which DALI does not.
+    """
+    if precision == "fp64":
+        return torch.float64
+    if device.type != "cuda" or precision == "fp32":
+        return torch.float32
+    return torch.bfloat16 if resident and precision == "bf16" else torch.float16

@@ -1,17 +1,41 @@
 """Images that lie on the training device as uint8: shuffled, cropped, flipped, normalised there."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from kernels.crop import PADDING, crop_flip_normalize
-from pipeline.data.cifar_files import CifarSplit
+from pipeline.data.cifar_files import CifarSplit, load_cifar10
 from pipeline.data.draws import MEAN, STD, uniforms
-from pipeline.data.loader import IGNORED, Batch
+from pipeline.data.loader import IGNORED, Batch, Loader, image_dtype
 from pipeline.data.plan import Plan
 from pipeline.run import processes
+from pipeline.run.config import Config
 from pipeline.run.errors import UserError
+
+
+def open_cifar10(config: Config, device: torch.device, splits: Sequence[str]) -> list[Loader]:
+    """The loaders of CIFAR-10 as ``config`` describes it; the test set is for validation."""
+    data = config.data
+    return [
+        CifarLoader(
+            load_cifar10(
+                None if data.path is None else Path(data.path),
+                split="train" if split == "train" else "test",
+                download=data.download,
+                excluded=data.exclude,
+            ),
+            batch_size=data.batch_size if split == "train" else data.eval_batch_size,
+            train=split == "train",
+            augment=data.augment,
+            seed=config.seed,
+            dtype=image_dtype(config.train.precision, device, resident=True),
+            device=device,
+        )
+        for split in splits
+    ]
 
 
 class CifarLoader:
@@ -110,13 +134,13 @@ class Cursor:
     def seek(self, epoch: int, start: int = 0) -> None:
         """Let the next batch be number ``start`` of ``epoch`` (both from 0)."""
         if epoch != self.epoch:
-            self.prepare(epoch)
+            self.look_ahead(epoch)
             assert self.following is not None
             self.epoch = epoch
             self.table.copy_(self.following[1])
         self.at.fill_(start)
 
-    def prepare(self, epoch: int) -> None:
+    def look_ahead(self, epoch: int) -> None:
         """Make the table of ``epoch`` now, which ``seek`` will want: the host takes milliseconds
         for its order, and the device still has the steps of this epoch to do."""
         if self.following is None or self.following[0] != epoch:

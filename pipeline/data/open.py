@@ -1,115 +1,104 @@
-"""From a config to its loaders."""
+"""From a config to its loaders. A data set or a loader is added by a line in a registry here."""
 
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
+from pipeline.data import synthetic
+from pipeline.data.loader import Loader, image_dtype
+from pipeline.data.tree import ImageFolder, scan, scan_train_val
 from pipeline.run import processes
 from pipeline.run.config import Config
+from pipeline.run.console import logger
 from pipeline.run.errors import UserError
 
-if TYPE_CHECKING:
-    from pipeline.data.loader_stream import FolderLoader
-    from pipeline.data.tree import ImageFolder
-from pipeline.data.loader import Loader
+# Opens the named splits, of "train" and "val", of the data set that a config describes.
+Opener = Callable[[Config, torch.device, Sequence[str]], list[Loader]]
 
 
 def build_loaders(config: Config, device: torch.device) -> tuple[Loader, Loader]:
     """The training and the evaluation loader of ``config``.
 
-    Raises ``UserError`` for whatever is wrong with the data or with how the config uses them.
+    Raises UserError, in all processes, for whatever is wrong with the data or with how the config
+    uses them.
     """
     with processes.main_first():  # it draws, decodes and caches for all
-        loaders = _build_loaders(config, device)
-    _check_agreement(loaders, config)
-    return loaders
-
-
-def _check_agreement(loaders: tuple[Loader, Loader], config: Config) -> None:
-    """Raise unless all processes, on whatever machines, found the same images."""
-    text = "".join(loader.fingerprint for loader in loaders)
-    mine = torch.tensor(list(text.encode()), dtype=torch.uint8)
-    if not (processes.gather(mine) == mine).all():
+        train, val = _open(config, device, ("train", "val"))
+    if not processes.is_same_everywhere((train.fingerprint, val.fingerprint)):
         raise UserError(
             f"data.path={config.data.path} and data.exclude={config.data.exclude} are not the same "
             "images in all processes; give every machine the same data and the same list"
         )
-
-
-def _build_loaders(config: Config, device: torch.device) -> tuple[Loader, Loader]:
-    data = config.data
-    if data.dataset == "cifar10":
-        train, val = (
-            _cifar_loader(config, device, train=split == "train") for split in ("train", "test")
-        )
-        return _checked(train, config), _checked(val, config)
-    root = _tree(config)
-    from pipeline.data.tree import scan_train_val
-
-    folders = scan_train_val(root, config.data.exclude)
-    return (
-        _checked(open_folder(folders[0], config, device, train=True), config),
-        _checked(open_folder(folders[1], config, device, train=False), config),
-    )
+    return train, val
 
 
 def build_eval_loader(config: Config, device: torch.device) -> Loader:
     """The evaluation loader alone; the training images are not touched."""
-    if config.data.dataset == "cifar10":
-        return _checked(_cifar_loader(config, device, train=False), config)
-    root = _tree(config)
-    from pipeline.data.tree import scan
-
-    folder = scan(root, "val", config.data.exclude)
-    return _checked(open_folder(folder, config, device, train=False), config)
+    return _open(config, device, ("val",))[0]
 
 
-def _tree(config: Config) -> Path:
-    from pipeline.data import synthetic
-
-    if config.data.path is not None:
-        return Path(config.data.path)
-    if config.data.dataset == "synthetic":
-        return synthetic.draw(synthetic.default_root())
-    raise UserError("data.path is not set: give the folder that holds train/ and val/ (make DATA=)")
-
-
-def _folder_loader(config: Config) -> "type[FolderLoader]":
-    choice = config.data.loader
-    if choice != "torchvision":
-        try:
-            from pipeline.data.loader_dali import DaliLoader
-
-            return DaliLoader
-        except ImportError as error:
-            if choice == "dali":
-                raise UserError(
-                    f"data.loader=dali, but DALI cannot be imported ({error}); install "
-                    "nvidia-dali-cuda130 or set data.loader=torchvision"
-                ) from None
-    from pipeline.data.loader_torchvision import TorchvisionLoader
-
-    return TorchvisionLoader
+def divide_batch(config: Config, size: int) -> Config:
+    """``config`` with a batch size that ``size`` processes can share equally, and a line if it is
+    another one."""
+    batch = config.data.batch_size
+    if batch % size == 0:
+        return config
+    nearest = max(1, round(batch / size)) * size
+    logger.info("data.batch_size: %d -> %d, a multiple of %d processes", batch, nearest, size)
+    return config.changed({"data.batch_size": nearest})
 
 
-def image_dtype(config: Config, device: torch.device) -> torch.dtype:
-    """What loaders deliver: half precision where the network casts anyway, fp64 to verify, else
-    fp32."""
-    if config.train.precision == "fp64":
-        return torch.float64
-    if device.type != "cuda" or config.train.precision == "fp32":
-        return torch.float32
-    is_resident = config.data.dataset == "cifar10"  # DALI gives no bf16
-    return torch.bfloat16 if is_resident and config.train.precision == "bf16" else torch.float16
+def _open(config: Config, device: torch.device, splits: Sequence[str]) -> list[Loader]:
+    openers = {name: dataset.opener for name, dataset in DATASETS.items()}
+    opener: Opener = _look_up("data.dataset", config.data.dataset, openers)
+    loaders = opener(config, device, splits)
+    for loader in loaders:
+        if (count := len(loader.classes)) != config.model.num_classes:
+            raise UserError(
+                f"model.num_classes is {config.model.num_classes}, but "
+                f"data.path={config.data.path} has {count} classes; set model.num_classes={count}"
+            )
+    return loaders
+
+
+def open_tree(config: Config, device: torch.device, splits: Sequence[str]) -> list[Loader]:
+    """The loaders of an image tree: ``data.path`` holds train/ and val/ with class folders."""
+    if config.data.path is None:
+        raise UserError(
+            "data.path is not set: give the folder that holds train/ and val/ (make DATA=)"
+        )
+    return _open_folders(Path(config.data.path), config, device, splits)
+
+
+def open_synthetic(config: Config, device: torch.device, splits: Sequence[str]) -> list[Loader]:
+    """The loaders of the drawn data set; it is drawn first where ``data.path`` is not set."""
+    path = config.data.path
+    root = synthetic.draw(synthetic.default_root()) if path is None else Path(path)
+    return _open_folders(root, config, device, splits)
+
+
+def _open_folders(
+    root: Path, config: Config, device: torch.device, splits: Sequence[str]
+) -> list[Loader]:
+    excluded = config.data.exclude
+    both = len(splits) > 1  # then they must have the same classes
+    folders = scan_train_val(root, excluded) if both else [scan(root, splits[0], excluded)]
+    return [
+        open_folder(folder, config, device, train=split == "train")
+        for split, folder in zip(splits, folders, strict=True)
+    ]
 
 
 def open_folder(
-    folder: "ImageFolder", config: Config, device: torch.device, *, train: bool
+    folder: ImageFolder, config: Config, device: torch.device, *, train: bool
 ) -> Loader:
     """The loader of a scanned image folder that ``data.loader`` asks for."""
     data = config.data
-    return _folder_loader(config)(
+    return _loader_class(data.loader)(
         folder,
         batch_size=data.batch_size if train else data.eval_batch_size,
         train=train,
@@ -119,39 +108,59 @@ def open_folder(
         augment=data.augment,
         seed=config.seed,
         workers=data.workers,
-        dtype=image_dtype(config, device),
+        dtype=image_dtype(config.train.precision, device),
         device=device,
     )
 
 
-def _cifar_loader(config: Config, device: torch.device, *, train: bool) -> Loader:
-    from pipeline.data.cifar_files import load_cifar10
-    from pipeline.data.loader_resident import CifarLoader
+@dataclass(frozen=True)
+class DataSet:
+    """A kind of data set: what opens it, or where to find that, "module:name", so that only what is
+    in use is imported; and whether its images lie on the training device (``is_resident``)."""
 
-    data = config.data
-    path = None if data.path is None else Path(data.path)
-    split = load_cifar10(
-        path,
-        split="train" if train else "test",
-        download=data.download,
-        excluded=data.exclude,
-    )
-    return CifarLoader(
-        split,
-        batch_size=data.batch_size if train else data.eval_batch_size,
-        train=train,
-        augment=data.augment,
-        seed=config.seed,
-        dtype=image_dtype(config, device),
-        device=device,
-    )
+    opener: Opener | str
+    is_resident: bool = False
 
 
-def _checked(loader: Loader, config: Config) -> Loader:
-    count = len(loader.classes)
-    if count != config.model.num_classes:
+DATASETS = {
+    "cifar10": DataSet("pipeline.data.loader_resident:open_cifar10", is_resident=True),
+    "imagenet": DataSet(open_tree),
+    "synthetic": DataSet(open_synthetic),
+}
+# The loaders of image trees, or where to find them; data.loader=auto takes the first that can be
+# imported.
+LOADERS: dict[str, Callable[..., Loader] | str] = {
+    "dali": "pipeline.data.loader_dali:DaliLoader",
+    "torchvision": "pipeline.data.loader_torchvision:TorchvisionLoader",
+}
+
+
+def _loader_class(choice: str) -> Callable[..., Loader]:
+    if choice != "auto":
+        return _look_up("data.loader", choice, LOADERS, "auto")
+    *fast, last = LOADERS
+    for name in fast:
+        try:
+            return _resolve(LOADERS[name])
+        except ImportError:
+            continue
+    return _look_up("data.loader", last, LOADERS)
+
+
+def _look_up(key: str, name: str, registry: dict[str, Any], *further: str) -> Any:
+    if name not in registry:
+        raise UserError(f"{key} is {name!r}; choose one of {', '.join((*further, *registry))}")
+    try:
+        return _resolve(registry[name])
+    except ImportError as error:
         raise UserError(
-            f"model.num_classes is {config.model.num_classes}, but data.path={config.data.path} "
-            f"has {count} classes; set model.num_classes={count}"
-        )
-    return loader
+            f"{key}={name}, but what it needs cannot be imported ({error}); make setup installs "
+            f"it, or take another of {', '.join(registry)}"
+        ) from None
+
+
+def _resolve(entry: Any) -> Any:
+    if not isinstance(entry, str):
+        return entry
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)

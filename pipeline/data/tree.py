@@ -4,7 +4,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,23 +48,29 @@ def scan(root: Path, split: str, excluded: str | None = None) -> ImageFolder:
 def scan_train_val(root: Path, excluded: str | None = None) -> tuple[ImageFolder, ImageFolder]:
     """Both splits of a data set; they must have the same classes."""
     train, val = scan(root, "train", excluded), scan(root, "val", excluded)
+    check_same_classes(root, {"train": train.classes, "val": val.classes})
+    return train, val
+
+
+def check_same_classes(root: Path, classes: Mapping[str, Collection[str]]) -> None:
+    """Raise UserError unless the two splits of ``classes`` have the same class folders."""
+    (a, ours), (b, theirs) = classes.items()
     differences = [
-        f"only in {split}/: {_some(sorted(set(here.classes) - set(there.classes)))}"
-        for split, here, there in (("train", train, val), ("val", val, train))
-        if set(here.classes) - set(there.classes)
+        f"only in {split}/: {_some(names)}"
+        for split, names in ((a, sorted({*ours} - {*theirs})), (b, sorted({*theirs} - {*ours})))
+        if names
     ]
     if differences:
         raise UserError(
-            f"data.path: the class folders of train/ and val/ under {root} differ "
+            f"data.path: the class folders of {a}/ and {b}/ under {root} differ "
             f"({'; '.join(differences)}); give both the same class folders"
         )
-    return train, val
 
 
 def walk(root: Path, split: str) -> Iterator[str]:
     """The names that ``scan`` lists, in its order, one class folder at a time; no class folders
     or an empty one are no error."""
-    for name in _folders(root / split):
+    for name in class_folders(root / split):
         yield from sorted(file for file, _ in _images(root, f"{split}/{name}"))
 
 
@@ -114,7 +120,7 @@ def _class_names(root: Path, split: str) -> list[str]:
         raise UserError(f"data.path: {root} {state}; give the folder that holds {layout}")
     if not (root / split).is_dir():
         raise UserError(f"data.path: {root} has no folder {split}/; it must hold {layout}")
-    names = _folders(root / split)
+    names = class_folders(root / split)
     if not names:
         raise UserError(
             f"data.path: {root / split} holds no class folders, so no images; sort the images "
@@ -123,7 +129,8 @@ def _class_names(root: Path, split: str) -> list[str]:
     return names
 
 
-def _folders(path: Path) -> list[str]:
+def class_folders(path: Path) -> list[str]:
+    """The names of the class folders in that of a split, sorted; hidden ones are none."""
     with os.scandir(path) as entries:
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 

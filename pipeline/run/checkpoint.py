@@ -16,7 +16,7 @@ import torch
 from pipeline.run.errors import UserError
 from pipeline.run.files import write_atomically
 
-FORMAT = 3  # of the dict that the trainer saves
+FORMAT = 4  # of the dict that the trainer saves
 
 _NAME = re.compile(r"(epoch|step)_(\d+)\.pt")
 
@@ -95,3 +95,5 @@ class CheckpointStore:
         others = [path for path in self.files() if path != newest]
         for path in others[self.keep - 1 :]:
             path.unlink()
+        for part in self.folder.glob(".*.tmp"):  # left by a process that was killed as it wrote
+            part.unlink()

@@ -150,6 +150,10 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     indicators: IndicatorsConfig = field(default_factory=IndicatorsConfig)
 
+    def changed(self, values: Mapping[str, Any]) -> "Config":
+        """This config with other values for dotted keys."""
+        return make_config(to_dict(self), [f"{key}={value}" for key, value in values.items()])
+
     @property
     def run_folder(self) -> Path:
         """The folder of this run."""

@@ -1,4 +1,4 @@
-"""What a run says: log.txt and the console, metrics.jsonl, and wandb when asked."""
+"""What a run says to people: on the console and in log.txt."""
 
 import logging
 import sys
@@ -8,11 +8,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pipeline.run import processes
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger("reste")
 
@@ -41,13 +36,16 @@ def start_console() -> None:
 
 def start_file(path: Path) -> None:
     """Let ``logger`` append to ``path`` too, with the time before every line."""
-    handler = logging.FileHandler(path)
+    handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
 
 
-class Progress:
-    """How an epoch goes: a bar on a terminal, a plain line now and then elsewhere."""
+class ProgressBar:
+    """How far an epoch is: a bar on a terminal, a plain line now and then elsewhere.
+
+    Its context takes the bar away at the end.
+    """
 
     def __init__(self, label: str, total: int, done: int = 0) -> None:
         self.label, self.total = label, total
@@ -62,8 +60,14 @@ class Progress:
             bar_format="{desc} {bar} {n_fmt}/{total_fmt} {postfix} {remaining} left",
         )
 
-    def step(self) -> None:
-        """One batch more."""
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def advance(self) -> None:
+        """Count one batch more."""
         self.bar.update()
 
     def show(self, done: int, left: float, **values: float) -> None:
@@ -75,10 +79,6 @@ class Progress:
             )
         else:
             self.bar.set_postfix_str(text)
-
-    def close(self) -> None:
-        """Take the bar away."""
-        self.bar.close()
 
 
 def clock(seconds: float) -> str:

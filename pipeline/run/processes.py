@@ -1,9 +1,10 @@
 """Several processes, started by torchrun, that train as one.
 
-Alone, without torchrun, a process is rank 0 of 1 and every function here does nothing."""
+Alone, without torchrun, a process is rank 0 of 1 and every function here does nothing.
+"""
 
 import contextlib
-import json
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
@@ -11,8 +12,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.run.errors import UserError
-
-AGREE_EVERY = 8  # steps between two looks at what the other processes were asked
 
 
 def rank() -> int:
@@ -91,14 +90,23 @@ def from_main(make: Callable[[], bytes]) -> bytes:
     return content
 
 
+def is_same_everywhere(value: object) -> bool:
+    """Whether all processes gave an equal ``value``, which must have a ``repr`` of its own; the
+    same answer in all of them."""
+    digest = hashlib.sha256(repr(value).encode()).digest()
+    mine = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
+    return bool((gather(mine) == mine).all())
+
+
 def agree(values: Mapping[str, object]) -> None:
-    """Raise a ``UserError`` that names the first of ``values`` which the main process has
-    otherwise."""
-    theirs = json.loads(from_main(lambda: json.dumps(values, default=str).encode()))
-    for name, value in json.loads(json.dumps(values, default=str)).items():
-        if theirs.get(name) != value:
+    """Raise a ``UserError`` in all processes that names the first of ``values`` which is not the
+    same in all of them."""
+    if is_same_everywhere(values):
+        return
+    for name, value in values.items():
+        if not is_same_everywhere(value):
             raise UserError(
-                f"{name} is {value} here and {theirs.get(name)} in the main process; start all "
+                f"{name} is {value} in this process and something else in another; start all "
                 "processes with the same"
             )
 

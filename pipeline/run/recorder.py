@@ -10,8 +10,71 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+from pipeline.run.config import Config, to_dict
 from pipeline.run.console import logger
 from pipeline.run.errors import UserError
+
+
+class Recorder:
+    """Takes the records of a run; does nothing before ``open``, as in all but the main process."""
+
+    def __init__(self) -> None:
+        self.lines: JsonLines | None = None
+        self.wandb: Wandb | None = None
+
+    def open(self, config: Config, size: int = 0) -> None:
+        """Begin or go on: metrics.jsonl in the run's folder, cut to ``size`` bytes, and wandb."""
+        folder = config.run_folder
+        self.lines = JsonLines(folder / "metrics.jsonl", size)
+        self.wandb = Wandb(config.log.wandb, config.log.project, folder, to_dict(config))
+
+    def write(self, record: dict[str, Any], step: int) -> None:
+        """Add ``record``, of plain values, made after ``step`` steps."""
+        if self.lines:
+            self.lines.write(record)
+        if self.wandb:
+            self.wandb.write(record, step)
+
+    def size(self) -> int:
+        """The length of metrics.jsonl in bytes."""
+        return self.lines.size() if self.lines else 0
+
+    def close(self, exit_code: int = 0) -> None:
+        """End wandb's run; ``exit_code`` is not 0 where the training did not come to its end."""
+        if self.wandb:
+            self.wandb.finish(exit_code)
+
+
+class JsonLines:
+    """metrics.jsonl: one JSON object a line, flushed at once; one process writes it.
+
+    ``size`` is how many bytes long the file was at the checkpoint that the run goes on from: what
+    came after it is cut off. Raises UserError while another process writes the file.
+    """
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        self.path = path
+        self.file: TextIO = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        _lock(self.file)
+        if path.stat().st_size < size:
+            logger.warning("%s is shorter than at the checkpoint: lines are missing", path)
+        elif path.stat().st_size > size:
+            os.truncate(path, size)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append ``record``; raises UserError where it cannot be written."""
+        try:
+            self.file.write(json.dumps(record) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; make room or set run.dir"
+            ) from None
+
+    def size(self) -> int:
+        """The length of the file in bytes."""
+        return self.path.stat().st_size
 
 
 def _lock(file: TextIO) -> None:
@@ -29,38 +92,8 @@ def _lock(file: TextIO) -> None:
         pass
 
 
-class JsonLines:
-    """metrics.jsonl: one JSON object a line, flushed at once; one process writes it.
-
-    ``size`` of a checkpoint says how long the file was then; resuming cuts off what came after.
-    """
-
-    def __init__(self, path: Path, size: int = 0) -> None:
-        self.path = path
-        self.file: TextIO = open(path, "a")  # noqa: SIM115
-        _lock(self.file)
-        if path.stat().st_size < size:
-            logger.warning("%s is shorter than at the checkpoint: lines are missing", path)
-        elif path.stat().st_size > size:
-            os.truncate(path, size)
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Append ``record``."""
-        try:
-            self.file.write(json.dumps(record) + "\n")
-            self.file.flush()
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self.path}: {error.strerror}; make room or set run.dir"
-            ) from None
-
-    def size(self) -> int:
-        """Its length in bytes."""
-        return self.path.stat().st_size
-
-
 class Wandb:
-    """Weights & Biases, if asked for; a failure is one warning and never the run's end."""
+    """Weights & Biases, if asked for; a failure is one warning and never the end of a run."""
 
     def __init__(self, mode: str, project: str, folder: Path, config: dict[str, Any]) -> None:
         self.run: Any = None
@@ -96,7 +129,7 @@ class Wandb:
             self._give_up(error)
 
     def finish(self, exit_code: int = 0) -> None:
-        """End it."""
+        """End wandb's run."""
         if self.run is None:
             return
         try:

@@ -1,21 +1,23 @@
 """The weights of a network in a checkpoint file, ours or the official code's."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from models import BinaryNetwork
 from pipeline.run.errors import UserError
 
+CLASSIFIERS = ("fc.weight", "linear.weight")
 
-def network_weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+
+def network_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The network's weights in a checkpoint: the averaged ones where it has them."""
     weights = state.get("ema") or state["state_dict"]
     return {key.removeprefix("module."): value for key, value in weights.items()}
 
 
-def identify(state: dict[str, Any]) -> tuple[str, str]:
+def identify(state: Mapping[str, Any]) -> tuple[str, str]:
     """(arch, bits) of a checkpoint; the official ``resnet18_1w1a`` is told by its classifier.
 
     A network that the official code trained with --a32 also says 1w1a: give model.bits then.
@@ -28,24 +30,29 @@ def identify(state: dict[str, Any]) -> tuple[str, str]:
     return arch, bits
 
 
-def load_weights(
-    model: BinaryNetwork, state: dict[str, Any], path: Path, *, new_classifier: bool = False
-) -> bool:
-    """Load a checkpoint's network into ``model``; whether its classifier was left out.
+def fit_weights(
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    path: Path,
+    network: str,
+    *,
+    new_classifier: bool = False,
+) -> tuple[dict[str, Tensor], bool]:
+    """The weights in the checkpoint ``state`` for a network whose ``state_dict`` is ``own``.
 
-    ``new_classifier`` leaves out one for another number of classes, for fine-tuning.
+    ``new_classifier`` leaves out a classifier for another number of classes, for fine-tuning; the
+    second value says whether that was done. Raises UserError, which names ``path`` and ``network``,
+    where names or shapes do not fit.
     """
     weights = network_weights(state)
-    own = model.state_dict()
     wrong = sorted(own.keys() ^ weights.keys()) or [
         key for key in own if own[key].shape != weights[key].shape
     ]
-    classifier = [key for key in wrong if key.startswith(("fc.", "linear."))]
+    classifier = [key for key in wrong if key.replace(".bias", ".weight") in CLASSIFIERS]
     skips = new_classifier and bool(wrong) and wrong == classifier and own.keys() == weights.keys()
     if wrong and not skips:
         raise UserError(
-            f"checkpoint {path} is not of a {model.arch} {model.bits} with these classes "
+            f"checkpoint {path} is not of a {network} with these classes "
             f"(first difference: {wrong[0]}); set model.arch, model.bits or model.num_classes"
         )
-    model.load_state_dict({**weights, **{key: own[key] for key in wrong}})
-    return skips
+    return {**weights, **{key: own[key] for key in wrong}}, skips

@@ -1,4 +1,4 @@
-"""What a network is worth: loss and accuracies over every validation image once."""
+"""What a network is worth: all metrics over every validation image once."""
 
 import itertools
 import math
@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.loader import Batch, Loader, ResidentLoader
+from pipeline.data.loader import Batch, Loader
 from pipeline.run.config import Config
-from pipeline.train import graph
+from pipeline.train.graph import Graphs
 from pipeline.train.metrics import Sums, cross_entropy
 from pipeline.train.precision import autocast
+from pipeline.train.stepper import Stepper
 
 
 class Evaluation:
-    """loss, top1, top5 (per cent) and images of ``model`` over every image of ``loader`` once.
+    """Evaluates ``model`` on every image of ``loader`` once.
 
     With ``graphs``, a batch is one replay where the images lie on the device.
     """
@@ -26,25 +27,24 @@ class Evaluation:
         loader: Loader,
         config: Config,
         device: torch.device,
-        graphs: graph.Graphs | None = None,
+        graphs: Graphs | None = None,
     ) -> None:
         self.model, self.loader, self.config, self.device = model, loader, config, device
         self.sums = Sums(device)
-        self.captured: graph.Captured | None = None
-        if graphs and isinstance(loader, ResidentLoader):
-            self.cursor = loader.cursor()
-            self.captured = graph.Captured(graphs, self._draw_and_add, self._tensors)
+        self.stepper = Stepper(loader, self._add, self._tensors, graphs)
 
     @torch.no_grad()
     def __call__(self, after_batch: Callable[[int], None] = lambda done: None) -> dict[str, float]:
-        """Evaluate; ``after_batch`` is told how many batches came before. Waits for the device."""
+        """The figure of each metric by its name, and the number of ``images``.
+
+        ``after_batch`` is called after each batch with the number of batches before it. The loss is
+        NaN if that of a batch was not finite. Waits for the device.
+        """
         was_training = self.model.training
         self.model.eval()
         self.sums.reset()
         try:
-            add_batch = self._begin()
-            for done in range(len(self.loader)):
-                add_batch()
+            for done, _ in enumerate(self.stepper.epoch(0)):
                 after_batch(done)
         finally:
             self.model.train(was_training)
@@ -53,27 +53,11 @@ class Evaluation:
             means["loss"] = math.nan
         return means
 
-    def _begin(self) -> Callable[[], None]:
-        if self.captured:
-            self.captured.check()
-            self.cursor.seek(0)
-            return self.captured
-        batches = self.loader.epoch(0)
-
-        def add_batch() -> None:
-            if (batch := next(batches, None)) is not None:  # this process may have one less
-                self._add(batch)
-
-        return add_batch
-
-    def _draw_and_add(self) -> None:
-        self._add(self.cursor.draw())
-
     def _add(self, batch: Batch) -> None:
         with autocast(self.config, self.device):
             logits = self.model(batch.images)
         self.sums.update(logits, batch.labels, cross_entropy(logits, batch.labels))
 
     def _tensors(self) -> Iterator[Tensor]:
-        yield from (self.sums.values, *self.cursor.tensors())
+        yield self.sums.values
         yield from itertools.chain(self.model.parameters(), self.model.buffers())

@@ -11,10 +11,17 @@ from torch.nn.parallel import DistributedDataParallel
 from models import IMAGENET_ARCHS, BinaryNetwork
 
 
-def _parallel(model: BinaryNetwork, device: torch.device, timeout: float) -> nn.Module:
-    # Statistics are the same everywhere or, without sync_bn, the main process's count.
+def parallelize(model: BinaryNetwork, device: torch.device, timeout: float) -> nn.Module:
+    """``model`` as one that sums its gradients over all processes while the backward pass goes on.
+
+    ``timeout`` in seconds bounds the wait for another process. The weights are binarized stage by
+    stage from now on, so that the gradients of the last stages are there early.
+    """
+    model.binarize_by_stage = True
+    # Batch norm's statistics need no broadcast: they are the same everywhere or, without sync_bn,
+    # those of the main process count.
     options: dict[str, Any] = {"gradient_as_bucket_view": True, "static_graph": True}
-    # A group of their own: batch norm's small sums need not queue behind the gradients.
+    # Gradients have a group of their own: batch norm's small sums need not queue behind them.
     limit = datetime.timedelta(seconds=timeout)
     options["process_group"] = torch.distributed.new_group(timeout=limit)
     name = "broadcast_buffers"
@@ -29,9 +36,12 @@ def _parallel(model: BinaryNetwork, device: torch.device, timeout: float) -> nn.
 
 
 def _settle_buckets(parallel: DistributedDataParallel, device: torch.device) -> None:
-    """Make steps of zeros, without a trace: DDP lays out its buckets anew after two, and with them
-    changes the order in which the gradients of more than two processes add up. A run that goes on
-    would differ from one never interrupted in its last bits."""
+    """Make two backward passes of zeros, which leave no trace.
+
+    DDP lays out its buckets anew after two passes, and with them the order in which the gradients
+    of more than two processes add up: a run that goes on would differ in its last bits from one
+    that was never interrupted.
+    """
     was_training = parallel.training
     dtype = next(parallel.parameters()).dtype
     side = 64 if parallel.module.arch in IMAGENET_ARCHS else 32

@@ -23,7 +23,7 @@ def is_compiled(config: Config, device: torch.device, loader: Loader) -> bool:
     return device.type == "cpu" and (choice == "true" or (choice == "auto" and is_worth_it))
 
 
-def prepare(model: BinaryNetwork, config: Config, device: torch.device) -> BinaryNetwork:
+def to_device(model: BinaryNetwork, config: Config, device: torch.device) -> BinaryNetwork:
     """``model`` on ``device``, channels_last, in the precision's master dtype."""
     dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
     model = model.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]

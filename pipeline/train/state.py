@@ -1,31 +1,153 @@
-"""Everything that a training needs to go on to the bit, as plain values and tensors."""
+"""Everything that changes during a training, and its form in a checkpoint."""
 
-import random
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor, nn
+
+from models import BinaryNetwork
+from pipeline.run import processes
+from pipeline.run.config import Config
+from pipeline.run.console import logger
+from pipeline.run.errors import UserError
+from pipeline.train.average import MovingAverage
+from pipeline.train.indicators import Indicators
+from pipeline.train.metrics import Sums
+from pipeline.train.optimizer import make_optimizer
+from pipeline.train.randomness import rng_state, set_rng_state
+from pipeline.train.watch import Watch
 
 
-def rng_state() -> dict[str, Any]:
-    """The states of all random generators: Python's, NumPy's, torch's, CUDA's."""
-    numpy_state = np.random.get_state(legacy=True)  # noqa: NPY002
-    assert isinstance(numpy_state, tuple)
-    name, keys, *rest = numpy_state
-    return {
-        "python": random.getstate(),
-        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+@dataclass
+class TrainState:
+    """A training as it stands: ``state_dict`` and ``load_state_dict`` take it to a checkpoint and
+    back, to the bit."""
+
+    model: BinaryNetwork
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: MovingAverage | None
+    sums: Sums
+    watch: Watch
+    indicators: Indicators | None
+    epoch: int = 0  # epochs done
+    batch: int = 0  # batches done in the epoch after them
+    seconds: float = 0.0  # this epoch's training so far
+    waited: float = 0.0  # seconds of it that were spent waiting for data
+    best: dict[str, Any] = field(default_factory=lambda: {"epoch": -1, "val_top1": -1.0})
+    last: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is evaluated: of the averaged weights, if weights are averaged."""
+        return self.ema.module if self.ema else self.model
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors that outlive a training step and that it reads or writes."""
+        yield from (self.watch.counts, self.sums.values)
+        for module in (self.model, *([self.ema.module] if self.ema else [])):
+            yield from itertools.chain(module.parameters(), module.buffers())
+        for group in self.optimizer.param_groups:
+            yield group["lr"]
+        for values in self.optimizer.state.values():
+            yield from values.values()
+        if self.indicators:
+            yield from self.indicators.tensors()
+
+    def finish_epoch(self) -> None:
+        """Count the epoch and start the figures of the next one anew."""
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.seconds = self.waited = 0.0
+        self.sums.reset()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors that a checkpoint holds. All processes must call it."""
+        return {
+            "state_dict": self.model.state_dict(),
+            "model": f"{self.model.arch}_{self.model.bits}".removesuffix("_32w32a"),
+            "epoch": self.epoch,
+            "best_prec1": self.best["val_top1"],
+            "batch": self.batch,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "rng": rng_state(),
+            "sums": processes.gather(self.sums.values),  # (processes, sums)
+            "metrics": self.sums.names,
+            "times": [self.seconds, self.waited],
+            "indicators": self.indicators.state() if self.indicators else None,
+            "best": self.best,
+            "last": self.last,
+            "watch": self.watch.counts,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` gave, also from another number of processes.
+
+        Raises UserError for a checkpoint in the middle of an epoch that counts other metrics.
+        """
+        self.model.load_state_dict(state["state_dict"])
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate  # each epoch sets its value
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        if self.indicators:
+            self.indicators.load_state(state["indicators"])
+        set_rng_state(state["rng"])
+        self.watch.load(state["watch"])
+        self.seconds, self.waited = state["times"]
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.best, self.last = state["best"], state["last"]
+        self._load_sums(state["sums"], tuple(state["metrics"]))
+
+    def _load_sums(self, sums: Tensor, names: tuple[str, ...]) -> None:
+        if not self.batch:
+            return  # they are zero
+        if names != self.sums.names:
+            raise UserError(
+                f"the checkpoint is in the middle of an epoch and counts {', '.join(names)}, but "
+                f"this version counts {', '.join(self.sums.names)}; go on from the end of an epoch"
+            )
+        if len(sums) != processes.size():  # the main process takes those of all
+            parts = sums.new_zeros(processes.size(), len(names))
+            parts[0] = sums.sum(0)
+            sums = parts
+        self.sums.values.copy_(sums[processes.rank()])
 
 
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Restore what ``rng_state`` gave."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+def make_state(config: Config, model: BinaryNetwork, device: torch.device) -> TrainState:
+    """The beginning of a training of ``model``, which lies on ``device`` in its final dtype."""
+    is_mixed = config.train.precision == "fp16"
+    decay, indicators = config.train.ema_decay, config.indicators
+    return TrainState(
+        model=model,
+        optimizer=make_optimizer(config, model),
+        scaler=torch.amp.GradScaler(device.type, enabled=is_mixed),
+        ema=MovingAverage(model, decay) if decay else None,
+        sums=Sums(device),
+        watch=Watch(model, device, skips=is_mixed),
+        indicators=Indicators(model, samples=indicators.samples, official=indicators.official)
+        if indicators.enabled
+        else None,
+    )
+
+
+def note_processes(config: Config, before: int) -> None:
+    """Say what changes for a run that ``before`` processes began, if their number is another."""
+    now = processes.size()
+    if now == before:
+        return
+    logger.info("%d processes now, %d before: the images come as before", now, before)
+    if config.train.sync_bn == "false":
+        logger.warning(
+            "train.sync_bn=false: batch norm sees %d images now, %d before; the training is "
+            "not the same",
+            config.data.batch_size // now,
+            config.data.batch_size // before,
+        )

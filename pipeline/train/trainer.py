@@ -1,40 +1,41 @@
-"""The training loop."""
+"""The training loop, from top to bottom: ``fit``, ``run_epoch``, ``train_step``."""
 
-import itertools
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from kernels import compile_reference
+from kernels import compiled_reference
 from models import BinaryNetwork
-from pipeline.data.loader import Batch, Loader, ResidentLoader
-from pipeline.run import checkpoint, processes
+from pipeline.data.loader import Batch, Loader
+from pipeline.run import processes
+from pipeline.run.checkpoint import FORMAT, CheckpointStore
 from pipeline.run.config import Config, to_dict
-from pipeline.run.console import Progress, clock, logger
+from pipeline.run.console import ProgressBar, clock, logger
 from pipeline.run.errors import Diverged, Interrupted
-from pipeline.run.recorder import JsonLines, Wandb
+from pipeline.run.recorder import Recorder
 from pipeline.run.signals import StopSignal
-from pipeline.train import graph
-from pipeline.train.average import MovingAverage
 from pipeline.train.evaluation import Evaluation
-from pipeline.train.indicators import Indicators
-from pipeline.train.metrics import Sums, cross_entropy
-from pipeline.train.optimizer import make_optimizer, set_learning_rate
-from pipeline.train.parallel import _parallel
-from pipeline.train.precision import autocast, is_compiled, prepare
+from pipeline.train.graph import make_graphs
+from pipeline.train.metrics import METRICS, cross_entropy
+from pipeline.train.optimizer import set_learning_rate
+from pipeline.train.parallel import parallelize
+from pipeline.train.precision import autocast, is_compiled, to_device
 from pipeline.train.schedule import learning_rate, progress
-from pipeline.train.state import rng_state, set_rng_state
-from pipeline.train.watch import MAX_SKIPPED, MIN_LOSS_SCALE, StatisticsGuard
+from pipeline.train.state import make_state, note_processes
+from pipeline.train.stepper import Stepper
 
 
 class Trainer:
-    """Trains ``model`` as ``config`` says; ``fit`` goes on from where ``restore`` left off."""
+    """Trains ``model`` as ``config`` says; ``fit`` goes on from where ``restore`` left off.
+
+    ``loaders`` are those of the training and of the validation images. ``store`` gets the
+    checkpoints and ``recorder`` the records; both are used in the main process only.
+    """
 
     def __init__(
         self,
@@ -42,351 +43,202 @@ class Trainer:
         model: BinaryNetwork,
         loaders: tuple[Loader, Loader],
         device: torch.device,
-        store: checkpoint.CheckpointStore,
-        stop: "StopSignal",
+        store: CheckpointStore,
+        stop: StopSignal,
+        recorder: Recorder,
     ) -> None:
-        self.config, self.device, self.store, self.stop = config, device, store, stop
+        self.config, self.device = config, device
+        self.store, self.stop, self.recorder = store, stop, recorder
         self.loader, self.val_loader = loaders
-        compile_reference(is_compiled(config, device, self.loader))
-        self.model = prepare(model, config, device)
-        self.network: nn.Module = self.model  # what a step goes through
+        model = to_device(model, config, device)
+        self.network: nn.Module = model  # what a step calls: it may sum gradients over processes
         if processes.size() > 1:
-            self.model.binarize_by_stage = True
-            self.network = _parallel(self.model, device, config.train.timeout)
-        self.optimizer = make_optimizer(config, self.model)
-        mixed = config.train.precision == "fp16"
-        self.scaler = torch.amp.GradScaler(device.type, enabled=mixed)
-        self.ema: MovingAverage | None = None
-        if decay := config.train.ema_decay:
-            self.ema = MovingAverage(self.model, decay)
-        self.sums = Sums(device)
-        # On the device: ``step``; steps in a row, and most in a row, whose loss is not finite; and
-        # the first of all such steps.
-        self.watch = torch.tensor([0, 0, 0, -1], device=device)
-        self.statistics = StatisticsGuard(self.model) if mixed else None
-        self.indicators: Indicators | None = None
-        if config.indicators.enabled:
-            self.indicators = Indicators(
-                self.model, samples=config.indicators.samples, official=config.indicators.official
-            )
-        self.epoch = self.batch = 0
-        self.seconds = self.waited = 0.0  # of this epoch's training
-        self.best: dict[str, Any] = {"epoch": -1, "val_top1": -1.0}
-        self.last: dict[str, Any] = {}
-        self.captured: graph.Captured | None = None
-        graphs = graph.make_graphs(config, device, self.loader)
-        if graphs and isinstance(self.loader, ResidentLoader):
-            self.cursor = self.loader.cursor()
-            self.captured = graph.Captured(graphs, self._draw_and_train, self._tensors)
-        network = self.ema.module if self.ema else self.model
-        self.evaluation = Evaluation(network, self.val_loader, config, device, graphs)
+            self.network = parallelize(model, device, config.train.timeout)
+        self.state = make_state(config, model, device)
+        graphs = make_graphs(config, device, self.loader)
+        self.stepper = Stepper(self.loader, self.train_step, self.state.tensors, graphs)
+        evaluated = self.state.evaluated
+        self.evaluation = Evaluation(evaluated, self.val_loader, config, device, graphs)
+        self.compiles = is_compiled(config, device, self.loader)
 
     @property
     def step(self) -> int:
         """Steps done since the training began."""
-        return self.epoch * len(self.loader) + self.batch
+        return self.state.epoch * len(self.loader) + self.state.batch
 
-    def fit(self, metrics: JsonLines, wandb: Wandb) -> None:
+    def fit(self) -> None:
         """Train to the end; raises ``Diverged``, or ``Interrupted`` after saving."""
-        self.metrics, self.wandb = metrics, wandb
         self.stop.can_save = True
-        while self.epoch < self.config.train.epochs:
-            self._epoch()
+        with compiled_reference(self.compiles):
+            while self.state.epoch < self.config.train.epochs:
+                self.run_epoch()
 
-    def _epoch(self) -> None:
-        config, epochs = self.config, self.config.train.epochs
-        lr = learning_rate(self.epoch, epochs, config.optim.lr, config.optim.warmup_epochs)
-        set_learning_rate(self.optimizer, lr)
-        self.model.set_progress(progress(self.epoch, epochs))
-        began = time.perf_counter()
-        self._train_epoch(lr)
-        train = self.sums.means()
-        val = self._evaluate()
+    def run_epoch(self) -> None:
+        """Train on what is left of an epoch, evaluate, record and save."""
+        began, state = time.perf_counter(), self.state
+        rate = self._set_schedules()
+        self._train(rate)
+        trained = state.sums.means()
+        validated, seconds = self._evaluate()
         record = {
             "kind": "epoch",
-            "epoch": self.epoch,
-            "lr": lr,
-            **self.model.estimator_parameters(),
-            "train_loss": train["loss"],
-            "train_top1": train["top1"],
-            **{f"val_{name}": val[name] for name in ("loss", "top1", "top5")},
-            "images_per_second": self.step_images() / max(self.seconds, 1e-9),
-            "data_wait": self.waited / max(self.seconds, 1e-9),
-            "seconds": self.seconds + val["seconds"],
+            "epoch": state.epoch,
+            "lr": rate,
+            **state.model.estimator_parameters(),
+            **{f"train_{name}": trained[name] for name in METRICS if METRICS[name].in_training},
+            **{f"val_{name}": validated[name] for name in METRICS},
+            "images_per_second": self._images_per_second(),
+            "data_wait": state.waited / max(state.seconds, 1e-9),
+            "seconds": state.seconds + seconds,
         }
-        if self.indicators:
-            record["indicators"] = self.indicators.record()
+        if state.indicators:
+            record["indicators"] = state.indicators.record()
         self._finish_epoch(record, time.perf_counter() - began)
 
-    def step_images(self) -> int:
-        """Images trained on in this epoch so far."""
-        return self.batch * self.config.data.batch_size
+    def _set_schedules(self) -> float:
+        config, epoch, epochs = self.config, self.state.epoch, self.config.train.epochs
+        rate = learning_rate(epoch, epochs, config.optim.lr, config.optim.warmup_epochs)
+        set_learning_rate(self.state.optimizer, rate)
+        self.state.model.set_progress(progress(epoch, epochs))
+        return rate
 
-    def _train_epoch(self, lr: float) -> None:
-        label = f"epoch {self.epoch + 1}/{self.config.train.epochs}"
-        bar = Progress(label, len(self.loader), self.batch)
-        self.model.train()
-        first, mark = self.batch, time.perf_counter()
-        take_step = self._begin_steps()
-        try:
-            for _ in range(self.batch, len(self.loader)):
-                take_step()
-                self.batch += 1
-                is_logged = self.batch % self.config.log.every == 0
-                if self.captured and self.batch == len(self.loader):
-                    self.cursor.prepare(self.epoch + 1)
-                if is_logged := is_logged or self.batch == len(self.loader):
+    def _train(self, rate: float) -> None:
+        state, steps, first = self.state, len(self.loader), self.state.batch
+        state.model.train()
+        state.watch.seek(self.step)
+        label = f"epoch {state.epoch + 1}/{self.config.train.epochs}"
+        with ProgressBar(label, steps, first) as bar:
+            mark = time.perf_counter()
+            for waited in self.stepper.epoch(state.epoch, first):
+                state.batch += 1
+                state.waited += waited
+                is_last = state.batch == steps
+                if is_last:
+                    self.stepper.look_ahead(state.epoch + 1)
+                if is_logged := is_last or state.batch % self.config.log.every == 0:
                     self._check_finite()  # waits for the device, whose work is timed
-                self.seconds += time.perf_counter() - mark
-                bar.step()
+                state.seconds += time.perf_counter() - mark
+                bar.advance()
                 if is_logged:
-                    self._log_step(bar, lr)
-                self._maybe_save(first)
+                    self._log_step(bar, rate)
+                self._save_if_due(first)
                 mark = time.perf_counter()
-        finally:
-            bar.close()
-
-    def _begin_steps(self) -> Callable[[], None]:
-        """What takes the next step of the epoch, and then each one after it."""
-        self.watch[0].fill_(self.step)
-        if self.captured:
-            self.captured.check()
-            self.cursor.seek(self.epoch, self.batch)
-            return self.captured
-        batches = self.loader.epoch(self.epoch, self.batch)
-
-        def take_step() -> None:
-            began = time.perf_counter()
-            batch = next(batches)
-            self.waited += time.perf_counter() - began
-            self.train_step(batch)
-
-        return take_step
-
-    def _draw_and_train(self) -> None:
-        self.train_step(self.cursor.draw())
 
     def train_step(self, batch: Batch) -> None:
         """Forward, backward, optimizer and metrics of one batch; waits for nothing.
 
-        All that changes from step to step it reads from tensors that stay where they are, so that
-        it can be captured.
+        All that changes from step to step is read from tensors that stay where they are, so that
+        the step can be captured.
         """
+        state = self.state
         with autocast(self.config, self.device):
             logits = self.network(batch.images)
         loss = cross_entropy(logits, batch.labels, self.config.train.label_smoothing)
-        self.scaler.scale(loss).backward()
-        self._count(logits.detach(), batch.labels, loss.detach())
-        if self.indicators:
-            self.scaler.unscale_(self.optimizer)
-            self.indicators.update()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema:
-            self.ema.update(self.model)
-
-    def _count(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        bad = None
-        if processes.size() > 1:
-            bad = processes.sum_((~loss.isfinite()).to(torch.int32))
-        self.sums.update(logits, labels, loss, self.watch, bad)
-        if self.statistics:
-            self.statistics.keep(self.watch[1] == 0)
-
-    def _tensors(self) -> Iterator[Tensor]:
-        """Those that outlive a step and that it reads or writes."""
-        yield from (self.watch, self.sums.values)
-        yield from self.cursor.tensors()
-        for module in (self.model, *([self.ema.module] if self.ema else [])):
-            yield from itertools.chain(module.parameters(), module.buffers())
-        for group in self.optimizer.param_groups:
-            yield group["lr"]
-        for state in self.optimizer.state.values():
-            yield from state.values()
-        if self.indicators:
-            yield from self.indicators.tensors()
+        state.scaler.scale(loss).backward()
+        logits, loss = logits.detach(), loss.detach()
+        bad = state.watch.is_bad(loss)
+        state.sums.update(logits, batch.labels, loss, state.watch.counts, bad)
+        state.watch.keep_statistics()
+        if state.indicators:
+            state.scaler.unscale_(state.optimizer)
+            state.indicators.update()
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        if state.ema:
+            state.ema.update(state.model)
 
     def _check_finite(self) -> None:
-        """Raise ``Diverged`` if a loss was not finite, or a gradient, which makes the weights so.
-        Waits for the device."""
-        _, _, in_a_row, first = self.watch.tolist()
-        remedy = "lower optim.lr, or go back to a checkpoint"
-        where = f"since step {first} (epoch {first // len(self.loader)})"
-        if self.statistics is None and first >= 0:
-            raise Diverged(f"the training loss is not finite {where}; {remedy}")
-        if in_a_row >= MAX_SKIPPED:
-            raise Diverged(f"{in_a_row} losses in a row were not finite {where}; {remedy}")
-        if self.statistics and self.scaler.get_scale() < MIN_LOSS_SCALE:
-            raise Diverged(
-                f"the gradients keep overflowing at step {self.step} (epoch {self.epoch}): the "
-                f"loss scale fell below {MIN_LOSS_SCALE}; {remedy}"
-            )
-        if not nn.utils.get_total_norm(self.model.parameters()).isfinite():
-            raise Diverged(
-                f"the weights are not finite at step {self.step} (epoch {self.epoch}): a gradient "
-                f"was not; {remedy}"
-            )
+        scale = self.state.scaler.get_scale()
+        self.state.watch.check(scale, self.step, self.state.epoch, len(self.loader))
 
-    def _log_step(self, bar: Progress, lr: float) -> None:
-        means = self.sums.means()
-        self._write(
-            {
-                "kind": "step",
-                "step": self.step,
-                "epoch": self.epoch,
-                "lr": lr,
-                "loss": means["loss"],
-            }
-        )
-        per_batch = self.seconds / self.batch
-        rate = self.step_images() / max(self.seconds, 1e-9)
-        left = per_batch * (self.config.train.epochs * len(self.loader) - self.step)
-        values = {"loss": means["loss"], "top1": means["top1"], "images/s": rate}
-        bar.show(self.batch, left, **values)
+    def _images_per_second(self) -> float:
+        images = self.state.batch * self.config.data.batch_size
+        return images / max(self.state.seconds, 1e-9)
 
-    def _write(self, record: dict[str, Any]) -> None:
-        if not processes.is_main():
-            return
-        self.metrics.write(record)
-        self.wandb.write(record, self.step)
+    def _log_step(self, bar: ProgressBar, rate: float) -> None:
+        state, means = self.state, self.state.sums.means()
+        record = {"kind": "step", "step": self.step, "epoch": state.epoch, "lr": rate}
+        self.recorder.write({**record, "loss": means["loss"]}, self.step)
+        steps_left = self.config.train.epochs * len(self.loader) - self.step
+        values = {name: means[name] for name in METRICS if METRICS[name].in_training}
+        values["images/s"] = self._images_per_second()
+        bar.show(state.batch, state.seconds / state.batch * steps_left, **values)
 
-    def _maybe_save(self, first: int) -> None:
-        every = self.config.checkpoint.every_steps
-        if self._asked_to_stop(self.batch, len(self.loader)):
-            self._stop()
-        if every and self.step % every == 0 and self.batch > first:
+    def _save_if_due(self, first: int) -> None:
+        batch, every = self.state.batch, self.config.checkpoint.every_steps
+        self._stop_if_asked(batch, len(self.loader))
+        if every and self.step % every == 0 and batch > first:
             self._save()
 
-    def _asked_to_stop(self, done: int, total: int) -> bool:
-        """Whether any process was; all learn it after the same step."""
-        if processes.size() > 1 and (done % processes.AGREE_EVERY == 0 or done == total):
-            agreed = processes.largest(self.stop.signal)
-            if agreed:  # else one that came meanwhile would be forgotten
-                self.stop.signal = agreed
-            return bool(agreed)
-        return bool(self.stop.signal) and processes.size() == 1
+    def _stop_if_asked(self, done: int, total: int) -> None:
+        if self.stop.is_asked(done, total):
+            path = self._save()
+            text = f"interrupted; saved {path}; start it again to go on"
+            raise Interrupted(self.stop.signal, text)
 
-    def _stop(self) -> None:
-        path = self._save()
-        raise Interrupted(self.stop.signal, f"interrupted; saved {path}; start it again to go on")
-
-    def _evaluate(self) -> dict[str, float]:
-        def show(done: int) -> None:
-            if self._asked_to_stop(done, len(self.val_loader)):
-                self._stop()
-
+    def _evaluate(self) -> tuple[dict[str, float], float]:
+        """The validation metrics, and the seconds that they took."""
         began = time.perf_counter()
         if self.config.train.sync_bn == "false":  # the main process's statistics count
-            processes.broadcast_(self.model.buffers())
+            processes.broadcast_(self.state.model.buffers())
             processes.broadcast_(self.evaluation.model.buffers())
-        result = self.evaluation(show)
+        batches = len(self.val_loader)
+        result = self.evaluation(lambda done: self._stop_if_asked(done, batches))
         if not math.isfinite(result["loss"]):
             raise Diverged(
-                f"the validation loss is not finite after epoch {self.epoch}; lower optim.lr"
+                f"the validation loss is not finite after epoch {self.state.epoch}; lower optim.lr"
             )
-        return {**result, "seconds": time.perf_counter() - began}
+        return result, time.perf_counter() - began
 
     def _finish_epoch(self, record: dict[str, Any], seconds: float) -> None:
-        is_best = record["val_top1"] > self.best["val_top1"]
-        if is_best:
-            self.best = {k: record[k] for k in ("epoch", "val_top1", "val_top5", "val_loss")}
-        self.last = {k: record[k] for k in ("epoch", "val_top1", "val_top5", "val_loss")}
-        self._write(record)
-        self.epoch, self.batch = self.epoch + 1, 0
-        self.seconds = self.waited = 0.0
-        self.sums.reset()
-        epochs, config = self.config.train.epochs, self.config
-        logger.info(
-            "epoch %d/%d  train loss %.4f top1 %.2f  val loss %.4f top1 %.2f top5 %.2f  "
-            "%.0f images/s  %s",
-            self.epoch,
-            epochs,
-            *(record[k] for k in ("train_loss", "train_top1", "val_loss", "val_top1", "val_top5")),
-            record["images_per_second"],
-            clock(record["seconds"]),
-        )
-        if config.log.eta and self.epoch % config.log.eta == 0 and self.epoch < epochs:
-            left = seconds * (epochs - self.epoch)
+        config, state, epochs = self.config, self.state, self.config.train.epochs
+        state.last = {name: record[name] for name in ("epoch", *(f"val_{m}" for m in METRICS))}
+        if is_best := record["val_top1"] > state.best["val_top1"]:
+            state.best = state.last
+        self.recorder.write(record, self.step)
+        state.finish_epoch()
+        logger.info("epoch %d/%d  %s", state.epoch, epochs, summary_of(record))
+        if config.log.eta and state.epoch % config.log.eta == 0 and state.epoch < epochs:
+            left = seconds * (epochs - state.epoch)
             finish = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left))
             logger.info("about %s left, finished at %s", clock(left), finish)
-        if is_best or self.epoch % config.checkpoint.every_epochs == 0 or self.epoch == epochs:
+        if is_best or state.epoch % config.checkpoint.every_epochs == 0 or state.epoch == epochs:
             self._save(best=is_best)
 
     def _save(self, *, best: bool = False) -> Path:
         self._check_finite()
-        state = self.state()
+        content = self.state_dict()
         if processes.is_main():
-            self.store.save(state, best=best)
+            self.store.save(content, best=best)
         processes.barrier()  # nobody goes on, or ends, before it is there
-        return self.store.path(state)
+        return self.store.path(content)
 
-    def state(self) -> dict[str, Any]:
-        """Everything that resuming needs, of plain values and tensors."""
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds: everything that resuming needs, as plain values and tensors."""
         return {
-            "format": checkpoint.FORMAT,
-            "state_dict": self.model.state_dict(),
-            "model": f"{self.model.arch}_{self.model.bits}".removesuffix("_32w32a"),
-            "epoch": self.epoch,
-            "best_prec1": self.best["val_top1"],
-            "batch": self.batch,
+            "format": FORMAT,
+            **self.state.state_dict(),
             "step": self.step,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema else None,
-            "rng": rng_state(),
-            "sums": processes.gather(self.sums.values),  # of every process
-            "times": [self.seconds, self.waited],
-            "indicators": self.indicators.state() if self.indicators else None,
-            "best": self.best,
-            "last": self.last,
-            "watch": self.watch,
             "config": to_dict(self.config),
-            "data": fingerprints(self.loader, self.val_loader),
-            "metrics_size": self.metrics.size() if processes.is_main() else 0,
+            "data": {"train": self.loader.fingerprint, "val": self.val_loader.fingerprint},
+            "metrics_size": self.recorder.size(),
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over what ``state`` gave."""
-        self.model.load_state_dict(state["state_dict"])
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate  # the epoch sets its value
-        self.scaler.load_state_dict(state["scaler"])
-        if self.ema:
-            self.ema.load_state_dict(state["ema"])
-        if self.indicators:
-            self.indicators.load_state(state["indicators"])
-        set_rng_state(state["rng"])
-        every = state["sums"]
-        if len(every) != processes.size():  # one takes all
-            self._note_processes(len(every))
-            every = torch.zeros(processes.size(), 4, dtype=every.dtype)
-            every[0] = state["sums"].sum(0)
-        self.sums.values.copy_(every[processes.rank()])
-        self.seconds, self.waited = state["times"]
-        self.epoch, self.batch = state["epoch"], state["batch"]
-        self.best, self.last = state["best"], state["last"]
-        self.watch.copy_(state["watch"])
-        if self.statistics:
-            self.statistics.keep(torch.ones((), dtype=torch.bool, device=self.device))
-        if self.captured:
-            self.captured.reset()  # the optimizer has other tensors now
-
-    def _note_processes(self, before: int) -> None:
-        now = processes.size()
-        logger.info("%d processes now, %d before: the images come as before", now, before)
-        if self.config.train.sync_bn == "false":
-            logger.warning(
-                "train.sync_bn=false: batch norm sees %d images now, %d before; the training is "
-                "not the same",
-                self.config.data.batch_size // now,
-                self.config.data.batch_size // before,
-            )
+    def restore(self, content: dict[str, Any]) -> None:
+        """Take over the ``state_dict`` of a checkpoint."""
+        note_processes(self.config, len(content["sums"]))
+        self.state.load_state_dict(content)
+        self.stepper.reset()  # the optimizer has other tensors now
 
 
-def fingerprints(train: Loader, val: Loader) -> dict[str, str]:
-    """What tells this data set from another."""
-    return {"train": train.fingerprint, "val": val.fingerprint}
+def summary_of(record: dict[str, Any]) -> str:
+    """An epoch's record in one line for people."""
+    parts = []
+    for split in ("train", "val"):
+        known = [metric for metric in METRICS.values() if f"{split}_{metric.name}" in record]
+        values = [f"{m.name} {m.digits(record[f'{split}_{m.name}'])}" for m in known]
+        parts.append(f"{split} {' '.join(values)}")
+    rate = f"{record['images_per_second']:.0f} images/s"
+    return "  ".join([*parts, rate, clock(record["seconds"])])

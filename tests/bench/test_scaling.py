@@ -28,7 +28,7 @@ from launch.train import divide
 from models import build_model
 from models.layers import NormBinarize
 from pipeline.run.config import load_config
-from pipeline.train.parallel import _parallel
+from pipeline.train.parallel import parallelize
 from tests import ROOT
 
 ARCHS = ("resnet18", "resnet20")
@@ -114,7 +114,7 @@ def test_ddp_sums_the_buckets_that_are_counted(arch, alone):
         done.set_result(bucket.buffer())
         return done
 
-    parallel = _parallel(model, torch.device("cpu"), 60)
+    parallel = parallelize(model, torch.device("cpu"), 60)
     parallel.register_comm_hook(None, record)
 
     def mark(module, inputs, z):

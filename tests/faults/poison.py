@@ -23,7 +23,7 @@ def poisoned_step(self: Trainer, batch) -> None:
         if KIND == "loss":
             batch = batch._replace(images=batch.images * torch.nan)
         else:
-            self.model.conv1.weight.register_hook(lambda gradient: gradient * torch.nan)
+            self.state.model.conv1.weight.register_hook(lambda gradient: gradient * torch.nan)
     train_step(self, batch)
 
 

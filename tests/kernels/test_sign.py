@@ -118,7 +118,9 @@ def test_schedules_at_both_ends(estimator, options, begin, end):
     entry = ESTIMATORS[estimator]
     assert entry.schedule(0.0, **options) == pytest.approx(begin)
     assert entry.schedule(1.0, **options) == pytest.approx(end)
-    assert entry.schedule(0.6) == entry.schedule(0.6, **{n: o.default for n, o in entry.options.items()})
+    assert entry.schedule(0.6) == entry.schedule(
+        0.6, **{n: o.default for n, o in entry.options.items()}
+    )
 
 
 def test_schedules_in_between():

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from models import build_model
-from pipeline.run import weights
 from pipeline.run.checkpoint import CheckpointStore, load
 from pipeline.run.errors import Interrupted, UserError
 from pipeline.run.files import write_atomically
-from pipeline.train.state import rng_state, set_rng_state
+from pipeline.run.weights import identify
+from pipeline.train.network import load_weights
+from pipeline.train.randomness import rng_state, set_rng_state
 
 
 def state(epoch, step=0, batch=0):
@@ -140,9 +141,9 @@ def test_official_checkpoints(tmp_path, arch, name, bits, prefix):
     path = tmp_path / "checkpoint.pth.tar"
     torch.save(content, path)
     loaded = load(path)
-    assert weights.identify(loaded) == (arch, bits)
+    assert identify(loaded) == (arch, bits)
     other = build_model(arch)
-    assert weights.load_weights(other, loaded, path) is False
+    assert load_weights(other, loaded, path) is False
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
     )
@@ -153,11 +154,11 @@ def test_fine_tuning_and_wrong_networks(tmp_path):
     path = tmp_path / "c.pt"
     other = build_model("resnet20", num_classes=7)
     with pytest.raises(UserError, match="num_classes"):
-        weights.load_weights(other, content, path)
-    assert weights.load_weights(other, content, path, new_classifier=True) is True
+        load_weights(other, content, path)
+    assert load_weights(other, content, path, new_classifier=True) is True
     assert torch.equal(other.conv1.weight, content["state_dict"]["conv1.weight"])
     with pytest.raises(UserError, match="vgg_small"):
-        weights.load_weights(build_model("vgg_small"), content, path, new_classifier=True)
+        load_weights(build_model("vgg_small"), content, path, new_classifier=True)
 
 
 def test_random_generators_go_on(tmp_path):

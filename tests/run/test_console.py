@@ -127,10 +127,9 @@ def test_disabled_wandb_is_not_even_imported(tmp_path, monkeypatch, warnings):
 @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()], ids=["pipe", "terminal"])
 def test_progress_is_a_bar_or_plain_lines(stream, monkeypatch):
     stderr = speak(monkeypatch, stream)
-    bar = console.Progress("epoch 1/2", 4, done=1)
-    bar.step()
-    bar.show(2, 3725.0, loss=1.23456, top1=50.0)
-    bar.close()
+    with console.ProgressBar("epoch 1/2", 4, done=1) as bar:
+        bar.advance()
+        bar.show(2, 3725.0, loss=1.23456, top1=50.0)
     text = stderr.getvalue()
     if stderr.isatty():
         assert "epoch 1/2" in text and "2/4" in text and "loss 1.235  top1 50" in text

@@ -10,13 +10,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from models.resnet_cifar import CifarResNet
 from pipeline.data.cifar_files import CifarSplit
+from pipeline.data.loader import image_dtype
 from pipeline.data.loader_resident import CifarLoader
-from pipeline.data.open import image_dtype
 from pipeline.run import processes, signals
 from pipeline.run.checkpoint import CheckpointStore, load
 from pipeline.run.config import load_config
 from pipeline.run.errors import UserError
-from pipeline.run.recorder import JsonLines, Wandb
+from pipeline.run.recorder import JsonLines, Recorder
 from pipeline.train import graph, optimizer, trainer
 
 CPU = torch.device("cpu")
@@ -41,14 +41,20 @@ def split(images):
 def make_trainer(folder, *overrides, device=CPU, images=26):
     """A training on noise: 6 steps an epoch, 3 batches of evaluation, the last one ragged."""
     config = load_config(CONFIG, [*SMALL, f"run.dir={folder}", *overrides])
-    options = {"seed": 1, "augment": True, "dtype": image_dtype(config, device), "device": device}
+    options = {
+        "seed": 1,
+        "augment": True,
+        "dtype": image_dtype(config.train.precision, device, resident=True),
+        "device": device,
+    }
     train = CifarLoader(split(images), batch_size=config.data.batch_size, train=True, **options)
     val = CifarLoader(split(20), batch_size=config.data.eval_batch_size, train=False, **options)
     torch.manual_seed(0)
     store = CheckpointStore(Path(folder), config.checkpoint.keep)
     name = config.estimator.name
     model = CifarResNet("resnet20", "1w1a", 10, name, widths=(4, 8, 16), depth=1)
-    return trainer.Trainer(config, model, (train, val), device, store, signals.StopSignal())
+    loaders = train, val
+    return trainer.Trainer(config, model, loaders, device, store, signals.StopSignal(), Recorder())
 
 
 class Traced:
@@ -60,10 +66,11 @@ class Traced:
         step()
 
     def record(self, step):
-        owner = step.__self__
-        tensors = list(owner._tensors())
+        stepper = step.__self__
+        tensors = list(stepper.all_tensors())
         before = [tensor.detach().clone() for tensor in tensors]
-        scaler = getattr(owner, "scaler", torch.amp.GradScaler("cpu"))
+        state = getattr(stepper.work.__self__, "state", None)  # None in an evaluation
+        scaler = state.scaler if state else torch.amp.GradScaler("cpu")
         scale = scaler.state_dict()
         replay = make_fx(lambda: (step(), None)[1])()  # takes the step, other than a capture
         with torch.no_grad():
@@ -81,7 +88,7 @@ def traced(monkeypatch):
 
     def make(*arguments, **options):
         with monkeypatch.context() as patch:
-            patch.setattr(graph, "make_graphs", lambda *_: Traced())
+            patch.setattr(trainer, "make_graphs", lambda *_: Traced())
             return make_trainer(*arguments, **options)
 
     return make
@@ -89,14 +96,14 @@ def traced(monkeypatch):
 
 def fit(run, folder):
     folder.mkdir(parents=True, exist_ok=True)
-    metrics = JsonLines(folder / "metrics.jsonl")
-    run.fit(metrics, Wandb("disabled", "", folder, {}))
+    run.recorder.lines = JsonLines(folder / "metrics.jsonl")
+    run.fit()
     return run
 
 
 def results(run):
     """All that a training leaves, but times."""
-    state = run.state()
+    state = run.state_dict()
     return {
         key: state[key]
         for key in ("state_dict", "optimizer", "scaler", "ema", "sums", "best", "last", "watch")
@@ -136,11 +143,11 @@ def records(monkeypatch):
     """What every training writes, without times."""
     written = {}
 
-    def write(run, record):
+    def write(recorder, record, step):
         kept = {k: v for k, v in record.items() if k not in TIMES}
-        written.setdefault(run, []).append(kept)
+        written.setdefault(recorder, []).append(kept)
 
-    monkeypatch.setattr(trainer.Trainer, "_write", write)
+    monkeypatch.setattr(Recorder, "write", write)
     return written
 
 
@@ -151,8 +158,10 @@ def test_replays_equal_eager_steps(tmp_path, traced, records, extra):
     captured = fit(traced(tmp_path, *EXTRAS[extra]), tmp_path)
     assert Traced.recorded == 2
     assert_equal(results(captured), results(plain))
-    assert records[captured] == records[plain]
-    losses = [record["train_loss"] for record in records[plain] if record["kind"] == "epoch"]
+    assert records[captured.recorder] == records[plain.recorder]
+    losses = [
+        record["train_loss"] for record in records[plain.recorder] if record["kind"] == "epoch"
+    ]
     assert len(set(losses)) == len(losses)
 
 
@@ -171,30 +180,31 @@ def test_a_captured_training_is_resumed(tmp_path, traced, extra):
 
 def test_a_replaced_tensor_is_noticed(tmp_path, traced):
     run = fit(traced(tmp_path, "train.epochs=1"), tmp_path)
-    run.captured.check()
-    run.model.conv1.weight.data = run.model.conv1.weight.data.clone()
+    run.stepper.captured.check()
+    weight = run.state.model.conv1.weight
+    weight.data = weight.data.clone()
     with pytest.raises(AssertionError, match="replaced"):
-        run.captured.check()
+        run.stepper.captured.check()
 
 
 def test_a_host_that_looks_at_a_tensor_is_noticed(tmp_path, traced, monkeypatch):
     """The stand-in is able to fail."""
     run = traced(tmp_path)
-    monkeypatch.setattr(run.sums, "update", lambda logits, labels, loss, *_: loss.item())
+    monkeypatch.setattr(run.state.sums, "update", lambda logits, labels, loss, *_: loss.item())
     with pytest.raises(RuntimeError, match="get value out of a tracing tensor"):
         fit(run, tmp_path)
 
 
 def test_the_learning_rate_stays_one_tensor(tmp_path):
     run = make_trainer(tmp_path)
-    (group,) = run.optimizer.param_groups
+    (group,) = run.state.optimizer.param_groups
     rate = group["lr"]
-    optimizer.set_learning_rate(run.optimizer, 0.25)
+    optimizer.set_learning_rate(run.state.optimizer, 0.25)
     assert group["lr"] is rate and rate == 0.25
     for impl in ("torch", "torch_fused"):
         other = make_trainer(tmp_path, f"optim.impl={impl}", "train.precision=fp64")
-        optimizer.set_learning_rate(other.optimizer, 0.3)
-        assert other.optimizer.param_groups[0]["lr"] == 0.3
+        optimizer.set_learning_rate(other.state.optimizer, 0.3)
+        assert other.state.optimizer.param_groups[0]["lr"] == 0.3
 
 
 CUDA = torch.device("cuda")
@@ -250,11 +260,11 @@ def test_gpu_replays_equal_eager_steps(tmp_path, records, deterministic, extra):
         make_trainer(tmp_path, *EXTRAS[extra], f"train.cuda_graph={choice}", device=CUDA)
         for choice in ("false", "true")
     )
-    assert eager.captured is None
+    assert eager.stepper.captured is None
     for run in (eager, captured):
         fit(run, tmp_path)
-    assert captured.captured.replay and captured.evaluation.captured.replay
-    assert records[captured] == records[eager]
+    assert captured.stepper.captured.replay and captured.evaluation.stepper.captured.replay
+    assert records[captured.recorder] == records[eager.recorder]
     assert_equal(results(captured), results(eager))
 
 
@@ -296,9 +306,9 @@ def test_gpu_an_epoch_waits_for_nothing(tmp_path, monkeypatch, graphs, extra):
     allowed(run.evaluation.sums, "means")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        optimizer.set_learning_rate(run.optimizer, 0.05)
-        run.model.set_progress(0.5)
-        run._train_epoch(0.05)
+        optimizer.set_learning_rate(run.state.optimizer, 0.05)
+        run.state.model.set_progress(0.5)
+        run._train(0.05)
         run._evaluate()
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -307,19 +317,19 @@ def test_gpu_an_epoch_waits_for_nothing(tmp_path, monkeypatch, graphs, extra):
 
 def fit_one_epoch(run, folder):
     """The first epoch of several."""
-    run.metrics, run.wandb = JsonLines(folder / "metrics.jsonl"), Wandb("disabled", "", folder, {})
-    run._epoch()
+    run.recorder.lines = JsonLines(folder / "metrics.jsonl")
+    run.run_epoch()
 
 
 @pytest.mark.gpu
 def test_gpu_what_cannot_be_captured_is_named(tmp_path, monkeypatch):
     run = make_trainer(tmp_path, "train.cuda_graph=true", device=CUDA)
-    update = run.sums.update
+    update = run.state.sums.update
 
     def look(logits, labels, loss, *watch):
         loss.item()
         update(logits, labels, loss, *watch)
 
-    monkeypatch.setattr(run.sums, "update", look)
+    monkeypatch.setattr(run.state.sums, "update", look)
     with pytest.raises(UserError, match="cannot be captured.*train.cuda_graph=false"):
         fit(run, tmp_path)

@@ -289,7 +289,7 @@ def test_the_wait_for_the_device_is_timed(arguments, tmp_path, monkeypatch):
     original = trainer.Trainer._check_finite
 
     def check_finite(self):
-        if self.batch == len(self.loader):
+        if self.state.batch == len(self.loader):
             time.sleep(2)
         original(self)
 
