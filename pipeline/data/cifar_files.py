@@ -1,8 +1,7 @@
-"""CIFAR-10 as uint8 on the training device: shuffled, cropped, flipped and normalised there.
+"""CIFAR-10 in host memory, from torchvision's files or from an image-folder tree.
 
-No workers, no queues: 50 000 images are 154 MB, and a batch is one pass over its own pixels. The
-images come from torchvision's files or from an image-folder tree; a tree is decoded once and
-kept in a cache file."""
+A tree is decoded once and kept in a cache file.
+"""
 
 import hashlib
 import os
@@ -33,7 +32,7 @@ Pixels = NDArray[np.uint8]
 
 
 class _TestOnly(CIFAR10):  # type: ignore[misc]
-    """The test split alone: evaluation neither needs nor reads the training files."""
+    """Reads the test split alone: evaluation needs no training files."""
 
     train_list: list[list[str]] = []
 
@@ -56,7 +55,7 @@ def load_cifar10(
     cache: Path | None = None,
     excluded: str | None = None,
 ) -> CifarSplit:
-    """Split ``split`` ("train" or "test") of the data set at ``path``; the other is not read.
+    """The split "train" or "test" of the data set at ``path``; the other split is not read.
 
     ``path`` is, or holds, torchvision's folder ``cifar-10-batches-py`` (its checksums are
     verified; ``download`` fetches what is missing), or it is a tree of 32x32 images,
@@ -84,7 +83,7 @@ def load_cifar10(
 
 
 def _load_official(root: Path, split: str, download: bool) -> CifarSplit:
-    """Torchvision's files, ``root/cifar-10-batches-py``."""
+    """A split of torchvision's files, which lie in ``root/cifar-10-batches-py``."""
     source = CIFAR10 if split == "train" else _TestOnly
     try:
         data = source(root, train=split == "train", download=download)
@@ -104,7 +103,7 @@ def _split(images: Pixels, labels: Ints, classes: tuple[str, ...]) -> CifarSplit
 
 
 def _load_tree(path: Path, split: str, cache: Path | None, excluded: str | None) -> CifarSplit:
-    """An image-folder tree, from the cache where that still describes it."""
+    """A split of an image-folder tree, taken from the cache where that still describes it."""
     for needed in {"test", split}:  # what is given to evaluate need not hold training images
         if not (path / needed).is_dir():
             raise UserError(f"data.path: {path} has no folder {needed}/; add it")
@@ -124,7 +123,7 @@ def _load_tree(path: Path, split: str, cache: Path | None, excluded: str | None)
 
 
 def _state(folder: ImageFolder) -> str:
-    """Changes when a file is added, removed, excluded, renamed, resized or touched."""
+    """A digest that changes if a file is added, removed, excluded, renamed, resized or touched."""
     digest = hashlib.sha256(folder.fingerprint.encode())
     for path in folder.paths(range(len(folder.files))):
         digest.update(b"%d " % os.stat(path).st_mtime_ns)
@@ -132,7 +131,10 @@ def _state(folder: ImageFolder) -> str:
 
 
 def _decode(folder: ImageFolder, split: str) -> Pixels:
-    """The pixels of all files, (N, 32, 32, 3). The first bad file in their order is named."""
+    """The pixels of all files, (N, 32, 32, 3).
+
+    Raises UserError that names the first bad file in their order.
+    """
     paths = folder.paths(range(len(folder.files)))
     images = np.empty((len(paths), SIDE, SIDE, 3), np.uint8)
 
@@ -162,7 +164,8 @@ def _read_image(path: str) -> Pixels:
 
 
 def _cache_file(path: Path, split: str, cache: Path | None) -> Path:
-    """Named after the tree's place, so that several trees can share one cache folder."""
+    """The cache file of a split, named after the place of the tree, so that several trees can share
+    one cache folder."""
     folder = cache or (path if os.access(path, os.W_OK) else Path("data/cache"))
     place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]
     return folder / f"cifar-{split}-{place}.npz"
@@ -179,7 +182,7 @@ def _read_cache(file: Path, source: str, folder: ImageFolder) -> CifarSplit | No
                 return split
             problem = "wrong checksum"
     except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return None  # whether the folder can be written, writing tells
+        return None  # if the folder cannot be written, the attempt to write will say so
     except Exception as error:  # a damaged archive raises almost anything
         problem = str(error) or type(error).__name__
     logger.warning("%s is damaged (%s): the images are decoded again", file, problem)

@@ -1,18 +1,18 @@
-"""Which images a batch holds and how each is cropped and flipped: pure functions of
-(seed, epoch, index).
+"""How each image is cropped and flipped: pure functions of (seed, epoch, index).
 
-Nothing here has a state, so resuming needs none, the number of workers or processes changes
-nothing, and every loader that uses these functions sees the same pixels."""
+Nothing here has a state. So resuming needs none, the number of workers or processes changes
+nothing, and every loader that uses these functions sees the same pixels.
+"""
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-MEAN = (0.485, 0.456, 0.406)  # ImageNet's, red green blue, pixels on the scale 0..1
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet's red, green and blue, for pixels from 0 to 1
 
 STD = (0.229, 0.224, 0.225)
 
-ATTEMPTS = 10  # random_resized_crop: rectangles tried before the central one
+ATTEMPTS = 10  # rectangles that random_resized_crop tries before it takes the central one
 
 CROP_UNIFORMS = 2 * ATTEMPTS + 2  # areas, aspects, and where to put the window
 
@@ -28,7 +28,7 @@ _FACTORS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
 def uniforms(seed: int, epoch: int, index: torch.Tensor, count: int) -> torch.Tensor:
-    """(len(index), count) float64 in [0, 1) on the device of ``index`` (N,), integers.
+    """Uniform random numbers in [0, 1), (N, count) float64, for integers ``index`` (N,).
 
     Element (i, k) depends on ``seed``, ``epoch``, ``index[i]`` and ``k`` alone: it is element
     ``k`` of the splitmix64 stream that starts at a hash of the first three (Steele, Lea and

@@ -1,8 +1,8 @@
 """The list of images that ``data.exclude`` leaves out of a data set.
 
-One path a line, relative to data.path, such as train/<class>/1.jpg. Empty lines and lines that
-begin with "#" say nothing. A name that is no printable UTF-8 stands as a JSON string. Listed paths
-are only compared with the names in the data set, never opened.
+A list holds one path a line, relative to data.path, such as train/<class>/1.jpg. Empty lines and
+lines that begin with "#" are skipped. A name that is not printable UTF-8 stands there as a JSON
+string. Listed paths are only compared with the names in the data set, never opened.
 """
 
 import json
@@ -14,7 +14,7 @@ REMEDY = "name the list that python -m launch.prepare verify writes, or set data
 
 
 def printable(text: str) -> str:
-    """``text``, if need be as a JSON string: one line of ASCII or of printable UTF-8."""
+    """``text`` as one printable line, which is a JSON string where need be."""
     return text if text.isprintable() else json.dumps(text)
 
 

@@ -9,14 +9,15 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.run.errors import UserError
 
-# Whatever a file is called. Those that DALI knows; Pillow would run Ghostscript for an EPS file.
+# The formats that DALI knows, by content and not by name. Pillow knows more, and would even start
+# Ghostscript for an EPS file.
 FORMATS = ("JPEG", "JPEG2000", "PNG", "PPM", "BMP", "TIFF", "WEBP")
 
 VERIFY = "python -m launch.prepare verify finds all such, data.exclude leaves them out"
 
 
 def open_rgb(path: str) -> Image.Image:
-    """Decode an image file completely, without regard to an EXIF orientation, as RGB.
+    """Decode an image file completely, as RGB; an orientation in its EXIF data is not applied.
 
     A file that cannot be read, whatever the reason, is a UserError that names it.
     """
@@ -60,7 +61,10 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _check_png(path: str) -> None:
-    """Raise unless a PNG is whole to its last chunk: DALI refuses one that only has its pixels."""
+    """Raise OSError or SyntaxError unless a PNG is whole to its last chunk.
+
+    DALI refuses one that has all pixels but no end, which Pillow decodes.
+    """
     with open(path, "rb") as file, Image.open(file, formats=["PNG"]) as image:
         image.verify()
         if len(file.read(4)) < 4:  # the last checksum, which Pillow does not look at

@@ -19,8 +19,8 @@ IGNORED = -100  # the label of an image that only fills a batch up; torch's loss
 class Batch(NamedTuple):
     """One batch on the training device."""
 
-    images: torch.Tensor  # (N, 3, H, W), see image_dtype, channels_last, normalised
-    labels: torch.Tensor  # (N,), int64, or IGNORED
+    images: torch.Tensor  # (N, 3, H, W), channels_last, normalised, of the dtype of image_dtype
+    labels: torch.Tensor  # (N,) int64; IGNORED where an image only fills the batch up
 
 
 class Loader(Protocol):
@@ -55,7 +55,7 @@ class Cursor(Protocol):
         ...
 
     def tensors(self) -> list[torch.Tensor]:
-        """These tensors."""
+        """The tensors that ``draw`` reads and writes."""
         ...
 
 

@@ -1,5 +1,5 @@
-"""Image folders through NVIDIA DALI, on a GPU or on the CPU: reads, decodes, crops, resizes,
-flips and normalises.
+"""Image folders through NVIDIA DALI, which reads, decodes, crops, resizes, flips and normalises on
+a GPU or on the CPU.
 
 Which image comes when, and with which crop and flip, is decided in draws.py and plan.py. Only the
 last step from the random numbers to a window needs the size of the image, which DALI sees first:
@@ -29,7 +29,7 @@ fn: Any = dali.fn  # the type stubs that come with DALI know only part of these 
 math: Any = dali.math
 types: Any = dali.types
 
-PREFETCH = 3  # batches under way, the one that is waited for included
+PREFETCH = 3  # batches under way, including the one that is waited for
 DECODER = {
     "adjust_orientation": False,
     "hw_decoder_load": 0.75,  # share of the JPEGs that goes to the GPU's JPEG engines
@@ -39,7 +39,7 @@ DECODER = {
 
 
 class DaliLoader(FolderLoader):
-    """The fast ``Loader`` of an image folder. ``workers``: the number of DALI's CPU threads.
+    """The fast ``Loader`` of an image folder. ``workers`` is the number of DALI's CPU threads.
 
     Only the window of a JPEG is decoded: in training, a file that is cut off below it passes
     (``launch.prepare verify`` finds it).
@@ -132,7 +132,7 @@ def _images_and_labels(
         window = fn.decoders.image(file, **decoder)
         start, end = _central_window(hw, resize, size)
         roi = {"roi_start": start, "roi_end": end}
-    # The same filter in training and in evaluation; other pairs are known to cost accuracy.
+    # Training and evaluation take the same filter: mixed ones are known to cost accuracy.
     image = fn.resize(
         window, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True, **roi
     )
@@ -148,7 +148,8 @@ def _images_and_labels(
 
 
 def _crop_window(hw: Any, sides: Any, place: Any) -> tuple[Any, Any]:
-    """``augment.random_resized_crop`` of one image: (top, left) and (height, width), int32.
+    """The window of one image as ``draws.random_resized_crop`` gives it: (top, left) and (height,
+    width), int32.
 
     hw (2,), sides (ATTEMPTS, 2) and place (2,) are float64, so that both round alike.
     """
@@ -166,8 +167,8 @@ def _crop_window(hw: Any, sides: Any, place: Any) -> tuple[Any, Any]:
 
 
 def _central_window(hw: Any, resize: int, size: int) -> tuple[Any, Any]:
-    """What torchvision's Resize(resize) and CenterCrop(size) see of one image: start and end,
-    (2,) float32, in pixels of the image.
+    """The part of one image that torchvision's Resize(resize) and CenterCrop(size) show: its start
+    and end, (2,) float32, in pixels of the image.
 
     Resize rounds the long side down, CenterCrop halves the margin and rounds half to even.
     """

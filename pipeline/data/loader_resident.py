@@ -1,4 +1,9 @@
-"""Images that lie on the training device as uint8: shuffled, cropped, flipped, normalised there."""
+"""Images that lie on the training device as uint8, and are shuffled, cropped, flipped and
+normalised there.
+
+There are no workers and no queues: CIFAR-10's 50,000 images are 154 MB, and a batch takes one pass
+over its own pixels.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,13 +44,13 @@ def open_cifar10(config: Config, device: torch.device, splits: Sequence[str]) ->
 
 
 class CifarLoader:
-    """A split on ``device``, as the trainer's Loader.
+    """The ``Loader`` of a split that lies on ``device``.
 
-    Training shuffles, drops the ragged last batch, and crops and flips if ``augment``, by draws
-    that depend on (seed, epoch, image) alone. Evaluation delivers every image once, in order,
-    as it is; images whose label is IGNORED fill its last batch up. Images are
-    (x / 255 - mean) / std, computed in float32 and given as ``dtype``.
-    Raises UserError where a training batch is larger than the set.
+    Training images come in a new order in each epoch, and are cropped and flipped if ``augment``,
+    by draws that depend on (seed, epoch, image) alone; the last images that fill no batch are left
+    out. Evaluation delivers every image once, in order and as it is; images whose label is IGNORED
+    fill its last batch up. Images are (x / 255 - mean) / std, computed in float32 and given as
+    ``dtype``. Raises UserError where a training batch is larger than the set.
     """
 
     def __init__(
@@ -85,12 +90,15 @@ class CifarLoader:
             yield cursor.draw()
 
     def cursor(self) -> "Cursor":
-        """A place in the epochs; those of one loader know nothing of each other."""
+        """A place in the epochs; the cursors of one loader are independent of each other."""
         return Cursor(self)
 
-    def table(self, epoch: int) -> torch.Tensor:
-        """What the batches of an epoch hold: rows of (batches, images in a batch) int64, which are
-        the index of the image, its label and, if they are augmented, top, left and flip."""
+    def contents(self, epoch: int) -> torch.Tensor:
+        """What the batches of an epoch hold, (rows, batches, images in a batch) int64.
+
+        The rows are the index of the image, its label and, if images are augmented, the top and the
+        left of its crop and whether it is flipped.
+        """
         order = self._order(epoch)
         index = order.clamp(min=0)
         labels = self._labels.index_select(0, index).masked_fill_(order < 0, IGNORED)
@@ -102,7 +110,8 @@ class CifarLoader:
         return torch.stack(rows).view(len(rows), self._plan.batches, -1)
 
     def _order(self, epoch: int) -> torch.Tensor:
-        """The images of all batches, one after the other, int64; -1 fills the last batch up."""
+        """The images of all batches, one batch after the other, (N,) int64; -1 fills the last batch
+        up."""
         plan = self._plan
         order = np.full(plan.batches * plan.local_batch_size, -1, np.int64)
         for batch in range(plan.batches):
@@ -115,7 +124,7 @@ class CifarLoader:
         return host.to(self._device, non_blocking=True)
 
     def batch(self, rows: torch.Tensor) -> Batch:
-        """The batch that a ``table``'s rows (rows, images) describe."""
+        """The batch that one batch's rows of ``contents``, (rows, images), describe."""
         index, labels, *draws = rows.unbind()
         crop = (draws[0], draws[1], draws[2].bool()) if draws else None
         images = crop_flip_normalize(self._pixels, index, self._mean, self._std, self._dtype, crop)
@@ -123,12 +132,12 @@ class CifarLoader:
 
 
 class Cursor:
-    """``pipeline.data.loader.Cursor`` of a CifarLoader; ``seek`` waits for nothing."""
+    """The ``pipeline.data.loader.Cursor`` of a CifarLoader; its ``seek`` waits for nothing."""
 
     def __init__(self, loader: CifarLoader, epoch: int = 0) -> None:
         self.loader, self.epoch = loader, epoch
-        self.table = loader.table(epoch)
-        self.at = self.table.new_zeros(1)
+        self.contents = loader.contents(epoch)
+        self.at = self.contents.new_zeros(1)
         self.following: tuple[int, torch.Tensor] | None = None
 
     def seek(self, epoch: int, start: int = 0) -> None:
@@ -137,21 +146,21 @@ class Cursor:
             self.look_ahead(epoch)
             assert self.following is not None
             self.epoch = epoch
-            self.table.copy_(self.following[1])
+            self.contents.copy_(self.following[1])
         self.at.fill_(start)
 
     def look_ahead(self, epoch: int) -> None:
-        """Make the table of ``epoch`` now, which ``seek`` will want: the host takes milliseconds
-        for its order, and the device still has the steps of this epoch to do."""
+        """Make the contents of ``epoch`` now, which ``seek`` will need: the host takes milliseconds
+        for the order, while the device still has steps of this epoch to do."""
         if self.following is None or self.following[0] != epoch:
-            self.following = epoch, self.loader.table(epoch)
+            self.following = epoch, self.loader.contents(epoch)
 
     def tensors(self) -> list[torch.Tensor]:
-        """Those that ``draw`` reads and writes."""
-        return [self.table, self.at]
+        """The tensors that ``draw`` reads and writes."""
+        return [self.contents, self.at]
 
     def draw(self) -> Batch:
         """The next batch."""
-        rows = self.table.index_select(1, self.at).squeeze(1)
+        rows = self.contents.index_select(1, self.at).squeeze(1)
         self.at += 1
         return self.loader.batch(rows)

@@ -1,4 +1,4 @@
-"""What the two loaders of image folders share: a stream of batches that is read ahead."""
+"""What the two loaders of image folders share: a stream of batches that is read ahead of use."""
 
 import abc
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ class FolderLoader(abc.ABC):
             )
         self.classes, self.fingerprint = folder.classes, folder.fingerprint
         self.images = len(self.plan) * batch_size if train else len(folder.files)
-        self._stream: Any = None  # what delivers the batches, read ahead
+        self._stream: Any = None  # delivers the batches, which it reads ahead
         self._upcoming: Position | None = None  # the position it delivers next
 
     def __len__(self) -> int:
@@ -77,8 +77,8 @@ class FolderLoader(abc.ABC):
 
     @abc.abstractmethod
     def _open(self, position: Position) -> Any:
-        """A stream of all batches from ``position`` on."""
+        """Begin a stream of all batches from ``position`` on."""
 
     @abc.abstractmethod
     def _read(self) -> Batch:
-        """The stream's next batch."""
+        """The next batch of the stream."""

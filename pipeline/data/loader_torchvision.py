@@ -1,5 +1,8 @@
-"""Image folders through torchvision, for machines without DALI: the same images in the same
-order with the same crops and flips as in loader_dali.py; only the resize rounds differently."""
+"""Image folders through torchvision, for machines without DALI.
+
+The images come in the same order and with the same crops and flips as in loader_dali.py; only the
+resize rounds differently.
+"""
 
 import gc
 import os
@@ -22,8 +25,8 @@ from pipeline.run.errors import UserError
 
 
 class TorchvisionLoader(FolderLoader):
-    """The portable ``Loader`` of an image folder. ``workers``: processes that decode, one batch
-    each; 0 decodes in this process."""
+    """The portable ``Loader`` of an image folder. ``workers`` is the number of processes that
+    decode, one batch each; 0 decodes in this process."""
 
     def _open(self, position: Position) -> Any:
         mean, std = torch.tensor([MEAN, STD], device=self.device).mul(255)[..., None, None]
@@ -51,7 +54,8 @@ class TorchvisionLoader(FolderLoader):
 
 
 def _leave_signals_to_the_trainer(_: int) -> None:
-    """A forked worker has the trainer's handlers, and the terminal interrupts both."""
+    """Ignore Ctrl-C and end at SIGTERM: a forked worker has the trainer's handlers, and a terminal
+    interrupts both."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -74,7 +78,8 @@ class _Batches(Dataset[Any]):
         self._min_area, self._random = loader.min_area, loader.random
 
     def __getitem__(self, position: Position) -> tuple[torch.Tensor, torch.Tensor] | str:
-        """The message of a ``UserError`` is returned: raised in a worker, it would be wrapped."""
+        """The images and labels of a batch, or the message of a ``UserError``: torch would wrap one
+        that is raised in a worker."""
         indices = self._plan.indices(position)
         images = np.empty((len(indices), self._size, self._size, 3), dtype=np.uint8)
         try:

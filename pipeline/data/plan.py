@@ -23,8 +23,10 @@ def permutation(seed: int, epoch: int, n: int) -> Ints:
 
 @dataclass(frozen=True)
 class Plan:
-    """What every batch holds. Training: a new order each epoch, ragged last batch dropped.
-    Evaluation: every image once, in the order of the files.
+    """Which images every batch holds.
+
+    In training the order is a new one in each epoch, and the last images that fill no batch are
+    left out. In evaluation every image comes once, in the order of the files.
 
     ``batch_size`` is that of all ``size`` processes together, and this is the share of ``rank``:
     in training an equal part of every batch, so that their number changes nothing; in evaluation
@@ -43,7 +45,7 @@ class Plan:
 
     @property
     def local_batch_size(self) -> int:
-        """The images of a batch in this process, at most."""
+        """The most images that a batch has in this process."""
         return max(1, self.batch_size // self.size)
 
     def __len__(self) -> int:
@@ -54,7 +56,8 @@ class Plan:
 
     @property
     def batches(self) -> int:
-        """Those in which this process has images: one less may be in evaluation."""
+        """The number of batches in which this process has images; in evaluation it may be one less
+        than the length."""
         if self.train:
             return len(self)
         first, stop = self._share
@@ -66,7 +69,7 @@ class Plan:
         return first, stop
 
     def following(self, position: Position) -> Position:
-        """The position after ``position``. Evaluation goes round in one epoch, number 0."""
+        """The position after ``position``; evaluation stays in epoch 0 and begins it again."""
         epoch, batch = position
         return (epoch, batch + 1) if batch + 1 < self.batches else (epoch + self.train, 0)
 
@@ -88,7 +91,8 @@ class Plan:
         return np.arange(self.images)[chosen]
 
     def uniforms(self, position: Position) -> Floats:
-        """The random numbers of one batch, (N, FLIP_COLUMN + 1): for the crop, then the flip."""
+        """The random numbers of one batch, (N, FLIP_COLUMN + 1), first for the crop, then for the
+        flip."""
         index = torch.from_numpy(self.indices(position))
         return uniforms(self.seed, position[0], index, FLIP_COLUMN + 1).numpy()
 

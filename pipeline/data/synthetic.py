@@ -1,9 +1,10 @@
-"""A drawn stand-in for ImageNet: ten shapes, told apart by their form alone, as JPEG files.
+"""A drawn stand-in for ImageNet: JPEG files of ten shapes that are told apart by their form alone.
 
-Layout ``<root>/train/<class>/<number>.JPEG`` and ``<root>/val/...``, as torchvision's ImageFolder
-and DALI's file reader expect it. Colours, backgrounds, places, sizes and small rotations are
-random and the same for all classes, so neither single pixels nor colours tell a class. No class
-is another's mirror image. Every file depends on ``(seed, split, class, number)`` alone.
+Its layout is ``<root>/train/<class>/<number>.JPEG`` and ``<root>/val/...``, as torchvision's
+ImageFolder and DALI's file reader expect it. Colours, backgrounds, places, sizes and small
+rotations are random and the same for all classes, so that neither single pixels nor colours tell a
+class. No class is another's mirror image. Every file depends on ``(seed, split, class, number)``
+alone.
 """
 
 import io
@@ -39,7 +40,8 @@ def _arc(radius: float, start: float, stop: float, centre: complex = 0j, n: int 
     return centre + radius * np.exp(2j * np.pi * np.linspace(start, stop, n))
 
 
-# A shape is its outline followed by holes: points x + iy, y downwards, about within |z| <= 1.
+# A shape is its outline, followed by its holes, as points x + iy with y downwards, which lie about
+# within |z| <= 1.
 
 
 def disc() -> list[Points]:
@@ -97,8 +99,11 @@ SHAPES: dict[str, Callable[[], list[Points]]] = {
 
 
 def _mask(rng: Generator, name: str, size: Size) -> Image.Image:
-    """The shape's share of every pixel: radius 36 to 47 % of the shorter side, wholly inside,
-    turned by up to 15 degrees, stretched by up to 15 %."""
+    """How much of every pixel the shape covers.
+
+    Its radius is 36 to 47 % of the shorter side. It lies wholly inside, turned by up to 15 degrees
+    and stretched by up to 15 %.
+    """
     radius = rng.uniform(0.36, 0.47) * min(size)
     centre = complex(*(rng.uniform(radius, side - radius) for side in size))
     turn, stretch = np.exp(1j * np.deg2rad(rng.uniform(-15, 15))), np.exp(rng.uniform(-0.14, 0.14))
@@ -124,7 +129,7 @@ def _wave(rng: Generator, size: Size) -> Field:
 
 
 def _image(field: Field) -> Image.Image:
-    """-1 to 1 becomes black to white."""
+    """A grey image of a field in which -1 is black and 1 is white."""
     return Image.fromarray(np.uint8(np.clip(127.5 * field + 128, 0, 255)))
 
 
@@ -158,7 +163,7 @@ BACKGROUNDS = (gradient, stripes, checks, clouds, scribble)
 
 
 def _colours(rng: Generator) -> NDArray[np.uint8]:
-    """Two similar colours for the background and two for the shape, (4, 3) in 0 to 255: grey
+    """Two similar colours for the background and two for the shape, (4, 3) from 0 to 255: grey
     levels at least 100 apart, either the lighter (else pixels tell the shape by template), with
     tints of up to 50 that keep the luma, each channel then varied by up to 25."""
     dark = rng.uniform(15, 135)

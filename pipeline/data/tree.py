@@ -1,6 +1,7 @@
-"""A data set in ImageNet's layout: which images it holds.
+"""Which images a data set in ImageNet's layout holds.
 
-<data.path>/train/<class>/*.JPEG    <data.path>/val/<class>/*.JPEG"""
+The layout is ``<data.path>/train/<class>/*.JPEG`` and ``<data.path>/val/<class>/*.JPEG``.
+"""
 
 import hashlib
 import os
@@ -68,8 +69,10 @@ def check_same_classes(root: Path, classes: Mapping[str, Collection[str]]) -> No
 
 
 def walk(root: Path, split: str) -> Iterator[str]:
-    """The names that ``scan`` lists, in its order, one class folder at a time; no class folders
-    or an empty one are no error."""
+    """The names that ``scan`` lists, in its order, one class folder at a time.
+
+    Here it is no error if there are no class folders, or an empty one.
+    """
     for name in class_folders(root / split):
         yield from sorted(file for file, _ in _images(root, f"{split}/{name}"))
 
@@ -102,7 +105,8 @@ def _scan(root: Path, split: str, excluded: str | None) -> ImageFolder:
 
 
 def _no_images(folder: Path, excluded: str | None) -> UserError:
-    """``excluded``: the list that left none, if there were any."""
+    """The error for a class folder without images; ``excluded`` names the list that left none of
+    them, if there were some."""
     if excluded is not None:
         return UserError(
             f"data.exclude={excluded} leaves no images in the class folder {folder}; add good ones"

@@ -1,7 +1,8 @@
-"""Checkpoints: atomic, checked, complete; and those of the official code.
+"""Checkpoints: written whole or not at all, checked when they are read, complete.
 
-A checkpoint is one ``torch.save`` file, loaded with ``weights_only=True``: no code in it ever
-runs. It is a zip archive, whose checksums tell a truncated or altered file from a whole one."""
+A checkpoint is one ``torch.save`` file, loaded with ``weights_only=True``, so that no code in it
+ever runs. It is a zip archive, whose checksums tell a truncated or altered file from a whole one.
+"""
 
 import io
 import pickle
@@ -22,7 +23,9 @@ _NAME = re.compile(r"(epoch|step)_(\d+)\.pt")
 
 
 def load(path: Path | BinaryIO) -> dict[str, Any]:
-    """The dict in a checkpoint file, on the CPU; ours is checked, an official one is accepted.
+    """The dict in a checkpoint file, with its tensors on the CPU.
+
+    A file of ours is checked; one of the official code is accepted.
 
     Raises:
         UserError: no file, a damaged file, no checkpoint, or pickled code in it (not executed).
@@ -61,7 +64,8 @@ class CheckpointStore:
         self.folder, self.keep = folder, keep
 
     def save(self, state: dict[str, Any], *, best: bool = False) -> Path:
-        """Save a trainer's state and drop all but the ``keep`` newest."""
+        """Save a trainer's state, if it is the ``best`` as best.pt too, and remove all checkpoints
+        but the ``keep`` newest."""
         path = self.path(state)
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -73,7 +77,7 @@ class CheckpointStore:
         return path
 
     def path(self, state: dict[str, Any]) -> Path:
-        """Where ``save`` puts a trainer's state."""
+        """The file that ``save`` writes a trainer's state to."""
         if state["batch"]:
             return self.folder / f"step_{state['step']}.pt"
         return self.folder / f"epoch_{state['epoch']:04d}.pt"

@@ -13,7 +13,8 @@ logger = logging.getLogger("reste")
 
 
 class _Console(logging.Handler):
-    """Lines above a progress bar, if there is one; yellow warnings on a terminal."""
+    """Writes lines to stderr, above a progress bar if there is one; warnings are yellow on a
+    terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
@@ -25,7 +26,7 @@ class _Console(logging.Handler):
 
 
 def start_console() -> None:
-    """Let ``logger`` speak on stderr; of all processes but the main one, errors only."""
+    """Let ``logger`` write to stderr; processes other than the main one show errors only."""
     if not processes.is_main():
         warnings.simplefilter("ignore")
     logger.handlers.clear()
@@ -42,9 +43,9 @@ def start_file(path: Path) -> None:
 
 
 class ProgressBar:
-    """How far an epoch is: a bar on a terminal, a plain line now and then elsewhere.
+    """Shows how far an epoch is, by a bar on a terminal and by a plain line now and then elsewhere.
 
-    Its context takes the bar away at the end.
+    It is a context, whose end takes the bar away.
     """
 
     def __init__(self, label: str, total: int, done: int = 0) -> None:

@@ -11,9 +11,11 @@ class Diverged(RuntimeError):
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to stop, and it did; exit code 128 + ``signal``. ``together``: so did
-    all its processes, after saving. No Exception: it may come anywhere, and is nobody's mistake
-    to mend."""
+    """A signal asked the run to stop, and it did; the exit code is 128 + ``signal``.
+
+    ``together`` says that all processes of the run stopped so, after saving. It is no Exception,
+    because it may be raised anywhere and no handler of mistakes should catch it.
+    """
 
     def __init__(self, signal: int, message: str, *, together: bool = True) -> None:
         super().__init__(message)

@@ -67,9 +67,9 @@ def broadcast_(tensors: Iterable[Tensor]) -> None:
 
 
 def from_main(make: Callable[[], bytes]) -> bytes:
-    """What ``make`` gives in the main process; a ``UserError`` of it is raised in all.
+    """What ``make`` returns in the main process, in all processes; so is a ``UserError`` raised.
 
-    The others need not see the main one's disk.
+    The other processes need not see the disk of the main one.
     """
     if size() == 1:
         return make()
@@ -91,8 +91,7 @@ def from_main(make: Callable[[], bytes]) -> bytes:
 
 
 def is_same_everywhere(value: object) -> bool:
-    """Whether all processes gave an equal ``value``, which must have a ``repr`` of its own; the
-    same answer in all of them."""
+    """Whether all processes gave a ``value`` with the same ``repr``; all get the same answer."""
     digest = hashlib.sha256(repr(value).encode()).digest()
     mine = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
     return bool((gather(mine) == mine).all())
@@ -113,7 +112,7 @@ def agree(values: Mapping[str, object]) -> None:
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """Let the main process go through this block, and write its files, before the others."""
+    """Let the main process go through this block, and write its files, before the others do."""
     if not is_main():
         barrier()
     try:

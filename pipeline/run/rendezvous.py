@@ -30,7 +30,7 @@ class _Group:
     """What this process knows of the others besides torch's process group."""
 
     store: Store | None = None
-    traces = ""  # where NCCL leaves its flight recorder: this and the rank
+    traces = ""  # NCCL leaves its flight recorder in files whose names begin so
 
 
 def start(device: str, timeout: float, folder: Path) -> None:
@@ -45,7 +45,7 @@ def start(device: str, timeout: float, folder: Path) -> None:
     if device == "cuda":
         _take_gpu(int(os.environ["LOCAL_RANK"]))
         _Group.traces = _record_flights(folder)
-        # DDP's sums and batch norm's are under way at once: in the order in which they were asked.
+        # DDP's sums and batch norm's are under way at once; they run in the order of their calls.
         os.environ.setdefault("NCCL_LAUNCH_ORDER_IMPLICIT", "1")
     _end_with_parent()
     rank, limit = int(os.environ["RANK"]), datetime.timedelta(seconds=timeout)
@@ -77,7 +77,7 @@ def _record_flights(folder: Path) -> str:
         ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1"),
         ("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000"),  # collectives
         ("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", path),
-        ("TORCH_FR_BUFFER_SIZE", "2000"),  # the same two, by the names they are about to have
+        ("TORCH_FR_BUFFER_SIZE", "2000"),  # newer names of the same two settings
         ("TORCH_FR_DUMP_TEMP_FILE", path),
     ):
         os.environ.setdefault(name, value)
@@ -147,17 +147,17 @@ def _meet(store: Store, rank: int, size: int, timeout: float) -> str:
 
 
 def stop() -> None:
-    """Leave the others, in good order."""
+    """Leave the other processes in good order."""
     if dist.is_initialized():
         dist.destroy_process_group()
         _Group.store = None
 
 
 def explain(error: BaseException) -> str | None:
-    """Tell the others that this process ends with ``error``; or, if it ends because it cannot
-    reach them, which of them are at fault, and why. None: by its own fault.
+    """Tell the other processes that this one ends with ``error``.
 
-    Bounded in time, whatever state the others are in.
+    If it ends because it cannot reach them, the result says which of them are at fault and why;
+    None stands for an error of its own. It takes a bounded time, whatever state the others are in.
     """
     if not dist.is_initialized() or _Group.store is None:
         return None

@@ -20,14 +20,13 @@ FILE = "job.json"  # in the run's folder
 
 
 class _Job:
-    """torchrun itself, which outlives its processes; the main process's, where there are several
-    nodes and so several of it."""
+    """The torchrun that started the main process; it outlives its processes."""
 
     name = ""
 
 
 def begin(config: Config) -> None:
-    """Note in the run's folder whose it is now. The main process calls it."""
+    """Note in the run's folder which job it belongs to now. Only the main process calls it."""
     if _Job.name:
         _write(config, {"job": _Job.name})
 
@@ -64,7 +63,7 @@ def is_restart(config: Config) -> bool:
 
 
 def _read(config: Config) -> dict[str, Any]:
-    """What these processes' predecessors left, or nothing."""
+    """What the predecessors of these processes left, or nothing."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         word = json.loads(_path(config).read_text())
         if _Job.name and word["job"] == _Job.name:

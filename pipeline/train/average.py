@@ -1,4 +1,4 @@
-"""Averaged weights."""
+"""The exponential moving average of a network's weights."""
 
 import copy
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class MovingAverage:
-    """``module``: a copy of ``model`` whose parameters are an exponential moving average.
+    """``module`` is a copy of ``model`` whose parameters are an exponential moving average.
 
     The first update takes the model's parameters over, each later one moves the average by
     1 - ``decay`` towards them; buffers are the model's. (torch's AveragedModel reads its counter
@@ -33,13 +33,13 @@ class MovingAverage:
             torch._foreach_copy_(mine, theirs)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from an average that had begun."""
+        """Go on from an average that was begun earlier."""
         self.module.load_state_dict(state)
         self.started = True
 
 
 def _by_kind(model: nn.Module) -> Iterable[list[Tensor]]:
-    """The buffers, floating and other: lists of one kind are copied in one launch."""
+    """The floating and the other buffers apart: a list of one kind is copied in one launch."""
     buffers = [buffer for buffer in model.buffers() if buffer.numel()]
     floating = [buffer for buffer in buffers if buffer.is_floating_point()]
     return floating, [buffer for buffer in buffers if not buffer.is_floating_point()]

@@ -1,4 +1,4 @@
-"""One call for many launches: a step captured into a CUDA graph once, and replayed from then on.
+"""CUDA graphs: a step is captured once, and from then on one call replays its many launches.
 
 A captured step is a function without arguments that reads and writes the same tensors every time;
 whatever changes from call to call (batch, learning rate, the estimator's parameters) it has to read
@@ -38,7 +38,7 @@ def obstacle(config: Config, device: torch.device, loader: Loader) -> str | None
 
 
 def make_graphs(config: Config, device: torch.device, loader: Loader) -> "Graphs | None":
-    """What captures steps, or None where they run eagerly, as ``train.cuda_graph`` says.
+    """An object that captures steps, or None where steps run eagerly, as ``train.cuda_graph`` says.
 
     Raises UserError for ``true`` where it is impossible.
     """
@@ -50,7 +50,7 @@ def make_graphs(config: Config, device: torch.device, loader: Loader) -> "Graphs
 
 
 class Graphs:
-    """Captures on one stream into one pool of memory.
+    """Captures steps on one stream into one pool of memory.
 
     The pool can be shared because nothing in it outlives a replay and replays never overlap.
     """
@@ -67,7 +67,7 @@ class Graphs:
         torch.cuda.current_stream().wait_stream(self.stream)
 
     def record(self, step: Step) -> Step:
-        """Capture ``step``, which does not run it; returns what does, again and again."""
+        """Capture ``step`` without running it; the result runs it each time it is called."""
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream()
         try:
@@ -83,9 +83,9 @@ class Graphs:
 
 
 class Captured:
-    """``step``, run eagerly ``WARMUP`` times, then captured and replayed; every call counts.
+    """Each call takes one step: eagerly for ``WARMUP`` times, then as replays of a captured graph.
 
-    ``tensors`` gives those that it works on and that outlive it.
+    ``tensors`` gives the tensors that the step works on and that outlive it.
     """
 
     def __init__(self, graphs: Graphs, step: Step, tensors: Callable[[], Iterable[Tensor]]) -> None:
@@ -109,7 +109,7 @@ class Captured:
         self.replay()
 
     def check(self) -> None:
-        """Assert that the graph still works on the tensors that the others see."""
+        """Assert that no tensor was replaced, so that the graph works on those that others see."""
         replaced = self.replay is not None and self.addresses != self._addresses()
         assert not replaced, "a tensor was replaced since the step was captured: call reset"
 

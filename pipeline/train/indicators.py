@@ -27,13 +27,13 @@ class Indicators:
         self.convs = model.binary_convs()
         self.surrogate = get_estimator(model.estimator).surrogate
         device = next(model.parameters()).device
-        # Always the same tensors, which a captured step adds to.
+        # These tensors stay the same, because a captured step adds to them.
         self.sums: dict[str, Tensor] = {}
         self.steps = torch.zeros((), dtype=torch.int64, device=device)
         self.last_official = torch.zeros(len(OFFICIAL), dtype=torch.float64, device=device)
-        # --cal_ind: the ReSTE curve at o_end, whatever the estimator.
+        # The official --cal_ind takes the ReSTE curve at o_end, whatever the estimator is.
         self.o_end = torch.tensor([model.options.get("o_end", 3.0)], device=device)
-        own = getattr(model, "binarize", None)  # where a pooling stands before the sign
+        own = getattr(model, "binarize", None)  # of networks that pool before they take the sign
         signs = {"binarize": (own, own)} | {
             name: (norm, norm.binarize)
             for name, norm in model.named_modules()
@@ -88,15 +88,15 @@ class Indicators:
             self.last_official.copy_(self._official())
 
     def _official(self) -> Tensor:
-        # --cal_ind: weights only, sums over layers, sign(0) = 0. It keeps the epoch's last step,
-        # as every step overwrites the one before.
+        # The official --cal_ind looks at weights only, sums over layers, and has sign(0) = 0. Each
+        # step overwrites the one before, so that an epoch keeps its last step.
         weights = [conv.weight for conv in self.convs.values()]
         errors = [(w.sign() - reste_surrogate(w, self.o_end.to(w.dtype))).norm() for w in weights]
         stability = [_gradient(conv).abs().var() for conv in self.convs.values()]
         return torch.stack([torch.stack(each).double().sum() for each in (errors, stability)])
 
     def record(self) -> dict[str, Any]:
-        """The epoch's figures; starts anew. Waits for the device."""
+        """The figures of the epoch, as plain values; starts anew. Waits for the device."""
         steps = int(self.steps)
         means = {name: float(total) / steps for name, total in self.sums.items()}
         result: dict[str, Any] = {"steps": steps}
@@ -116,11 +116,11 @@ class Indicators:
             tensor.zero_()
 
     def tensors(self) -> list[Tensor]:
-        """All that ``update`` adds to."""
+        """All tensors that ``update`` adds to."""
         return [*self.sums.values(), self.steps, self.last_official]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint in mid-epoch needs."""
+        """What a checkpoint in the middle of an epoch needs."""
         return {"sums": self.sums, "steps": self.steps, "last_official": self.last_official}
 
     def load_state(self, state: dict[str, Any]) -> None:

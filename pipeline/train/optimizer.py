@@ -10,7 +10,10 @@ from pipeline.run.errors import UserError
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD over all parameters, as ``optim`` says."""
+    """SGD over all parameters of ``model``, as ``optim`` of the config says.
+
+    Raises UserError for apex where apex is not installed.
+    """
     optim = config.optim
     options: dict[str, Any] = {
         "lr": _first_rate(config, next(model.parameters()).device),
@@ -22,22 +25,22 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     fused = True if optim.impl == "torch_fused" else None  # None: torch's own choice
     sgd = torch.optim.SGD(model.parameters(), fused=fused, **options)
     if optim.momentum:
-        # The fused one leaves its buffers uninitialised if loss scaling skips the first step.
+        # The fused SGD leaves its buffers uninitialised if loss scaling skips the first step.
         for parameter in model.parameters():
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return sgd
 
 
 def _first_rate(config: Config, device: torch.device) -> float | Tensor:
-    # The fused SGD reads a tensor on its device, so a captured step follows it; it must be fp32.
-    # The others would read it on the host.
+    # The fused SGD reads the rate from an fp32 tensor on its device, so that a captured step follows
+    # it. The other ones would read such a tensor on the host.
     if config.optim.impl != "torch_fused" or config.train.precision == "fp64":
         return config.optim.lr
     return torch.tensor(config.optim.lr, dtype=torch.float32, device=device)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set it for all parameters, in place where it is a tensor."""
+    """Set the learning rate of all parameters, in place where it is a tensor."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(lr)

@@ -1,4 +1,4 @@
-"""The number formats of a training: the network's own, and those of autocast."""
+"""The number formats of a training: that of the network, and those of autocast."""
 
 import contextlib
 from typing import Any
@@ -24,7 +24,7 @@ def is_compiled(config: Config, device: torch.device, loader: Loader) -> bool:
 
 
 def to_device(model: BinaryNetwork, config: Config, device: torch.device) -> BinaryNetwork:
-    """``model`` on ``device``, channels_last, in the precision's master dtype."""
+    """``model`` on ``device``, in channels_last and in the dtype in which its weights are kept."""
     dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
     model = model.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.set_progress(model.progress)  # in the new dtype

@@ -1,4 +1,4 @@
-"""The schedules, as pure functions of numbers."""
+"""Schedules of a training, as pure functions of numbers."""
 
 import math
 
