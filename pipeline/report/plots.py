@@ -1,0 +1,156 @@
+"""The picture of a training, drawn by matplotlib where that is installed."""
+
+import io
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.report.runs import Record, Run, read_run
+from pipeline.run.console import logger
+from pipeline.run.files import write_atomically
+
+FEW_EPOCHS = 30  # up to here every epoch gets a dot
+OTHER_NUMBERS = ("epoch", "lr", "images_per_second", "data_wait", "seconds")
+
+
+class Theme(NamedTuple):
+    """The colours of a picture: its background, its words, its grid, and its lines."""
+
+    background: str
+    text: str
+    grid: str
+    train: str
+    val: str
+    parameters: tuple[str, ...]
+
+
+LIGHT = Theme("#ffffff", "#24292f", "#e4e8ec", "#8c959f", "#0969da", ("#bc4c00", "#8250df"))
+DARK = Theme("#0d1117", "#d1d7e0", "#2a313c", "#8b949e", "#58a6ff", ("#f0883e", "#bc8cff"))
+
+
+def draw_run(folder: Path) -> Path | None:
+    """Draw the run in ``folder`` to its ``plots/training.png``; the path, or None if that fails.
+
+    Whatever fails is one warning: a picture is no reason to end a run.
+    """
+    path = folder / "plots" / "training.png"
+    try:
+        content = training(read_run(folder))
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, content)
+    except ImportError:
+        logger.warning("no picture of the training: matplotlib is not installed")
+    except Exception as error:  # matplotlib raises what it likes
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        logger.warning("no picture of the training: %s", reason)
+    else:
+        return path
+    return None
+
+
+def training(run: Run, theme: Theme = LIGHT) -> bytes:
+    """A PNG file of loss, top-1 and the estimator's changing parameters over the epochs.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: the run has not finished an epoch.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    if not run.epochs:
+        raise ValueError(f"{run.name} has not finished an epoch")
+    file = io.BytesIO()
+    with matplotlib.rc_context(_style(theme)):
+        figure = Figure(figsize=(8.4, 2.9), layout="constrained")
+        _draw(figure, run, theme)
+        figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
+    return file.getvalue()
+
+
+def changing_parameters(epochs: list[Record]) -> dict[str, list[float]]:
+    """The estimator's parameters that do not stay as they are, by name, with a value per epoch."""
+    names = [
+        name
+        for name, value in epochs[0].items()
+        if isinstance(value, int | float)
+        and name not in OTHER_NUMBERS
+        and not name.startswith(("train_", "val_"))
+    ]
+    values = {name: [epoch[name] for epoch in epochs] for name in names}
+    return {name: each for name, each in values.items() if len(set(each)) > 1}
+
+
+def _draw(figure: Any, run: Run, theme: Theme) -> None:
+    parameters = changing_parameters(run.epochs)
+    widths = [1, 1, 0.6] if parameters else [1, 1]
+    loss, top1, *others = figure.subplots(1, len(widths), width_ratios=widths)
+    done = [epoch["epoch"] + 1 for epoch in run.epochs]
+    marker = "." if len(done) <= FEW_EPOCHS else ""
+    figure.suptitle(run.name, x=0.01, ha="left", weight="bold")
+    for axes, metric, title in (
+        (loss, "loss", "cross-entropy (nats)"),
+        (top1, "top1", "top-1 (%)"),
+    ):
+        for split, colour in (("train", theme.train), ("val", theme.val)):
+            values = [epoch[f"{split}_{metric}"] for epoch in run.epochs]
+            axes.plot(done, values, color=colour, marker=marker, label=split)
+        axes.set_title(title)
+    loss.legend(loc="upper right")
+    _mark_best(top1, run.epochs, theme)
+    for axes in others:
+        for (name, values), colour in zip(parameters.items(), theme.parameters, strict=False):
+            axes.plot(done, values, color=colour, marker=marker, label=name)
+        axes.set_title(f"estimator: {', '.join(parameters)}")
+        _scale(axes, parameters)
+    for axes in (loss, top1, *others):
+        axes.set_xlabel("epochs done")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _mark_best(axes: Any, epochs: list[Record], theme: Theme) -> None:
+    best = max(epochs, key=lambda epoch: epoch["val_top1"])
+    axes.axhline(best["val_top1"], color=theme.val, linewidth=0.8, linestyle=(0, (2, 3)))
+    axes.annotate(
+        f"best val {best['val_top1']:.2f} %", (1, best["val_top1"]),
+        xycoords=axes.get_yaxis_transform(), xytext=(0, 4), textcoords="offset points",
+        ha="right", color=theme.val,
+    )  # fmt: skip
+
+
+def _scale(axes: Any, parameters: dict[str, list[float]]) -> None:
+    values = sum(parameters.values(), [])
+    if min(values) > 0 and max(values) > 100 * min(values):
+        axes.set_yscale("log")
+    if len(parameters) > 1:
+        axes.legend()
+
+
+def _style(theme: Theme) -> Any:
+    return {
+        "figure.facecolor": theme.background,
+        "savefig.facecolor": theme.background,
+        "axes.facecolor": theme.background,
+        "axes.edgecolor": theme.grid,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.ymargin": 0.1,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlelocation": "left",
+        "axes.titlesize": 9.5,
+        "axes.labelsize": 9,
+        "axes.labelcolor": theme.text,
+        "figure.titlesize": 11,
+        "font.size": 9,
+        "grid.color": theme.grid,
+        "legend.frameon": False,
+        "lines.linewidth": 1.8,
+        "lines.markersize": 7,
+        "text.color": theme.text,
+        "text.usetex": False,
+        "xtick.color": theme.grid,
+        "ytick.color": theme.grid,
+        "xtick.labelcolor": theme.text,
+        "ytick.labelcolor": theme.text,
+    }

@@ -1,0 +1,112 @@
+"""The picture of a training, and that it never ends one."""
+
+import json
+import logging
+import sys
+
+import pytest
+
+from pipeline.report.plots import DARK, changing_parameters, draw_run, training
+from pipeline.report.runs import Run, read_run
+from tests import ROOT
+
+PNG = b"\x89PNG\r\n"
+RUNS = sorted(ROOT.glob("docs/results/*.jsonl"))
+
+
+def epochs(count, **parameters):
+    """Records of ``count`` epochs; a parameter has a value for each of them."""
+    return [
+        {
+            "kind": "epoch",
+            "epoch": epoch,
+            "lr": 0.1 / (epoch + 1),
+            **{name: values[epoch] for name, values in parameters.items()},
+            **{f"{split}_loss": 2 / (epoch + 1) for split in ("train", "val")},
+            **{f"{split}_top1": 10.0 * epoch for split in ("train", "val")},
+            "images_per_second": 100.0 + epoch,
+            "data_wait": 0.1 * epoch,
+            "seconds": 2.0 + epoch,
+        }
+        for epoch in range(count)
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    text = "".join(json.dumps(record) + "\n" for record in epochs(3, o=[1, 2, 3], t=[1.5] * 3))
+    (tmp_path / "metrics.jsonl").write_text(text)
+    return tmp_path
+
+
+def test_only_parameters_that_change_are_drawn():
+    records = epochs(3, o=[1, 2, 3], t=[1.5, 1.5, 1.5])
+    assert changing_parameters(records) == {"o": [1, 2, 3]}
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_committed_runs_are_drawn(path):
+    pytest.importorskip("matplotlib")
+    assert training(read_run(path), DARK).startswith(PNG)
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        epochs(1),
+        epochs(2, t=[1e-3, 10.0], k=[1e3, 1.0], n=[9, 10]),
+        epochs(40, t=[-1.0] * 39 + [float("nan")]),
+    ],
+    ids=["one epoch", "three parameters", "many epochs"],
+)
+def test_any_training_is_drawn(records):
+    pytest.importorskip("matplotlib")
+    assert training(Run("any", records)).startswith(PNG)
+
+
+def test_a_finished_run_gets_its_picture(folder):
+    pytest.importorskip("matplotlib")
+    path = draw_run(folder)
+    assert path == folder / "plots/training.png" and path.read_bytes().startswith(PNG)
+    assert draw_run(folder) == path  # drawn again, it is replaced
+
+
+def without_matplotlib(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+
+def without_epochs(folder, monkeypatch):
+    (folder / "metrics.jsonl").write_text("")
+
+
+def without_metrics(folder, monkeypatch):
+    (folder / "metrics.jsonl").unlink()
+
+
+def without_room(folder, monkeypatch):
+    (folder / "plots").write_text("a file is in the way")
+
+
+def with_a_broken_matplotlib(folder, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure")
+    monkeypatch.setattr(figure.Figure, "savefig", lambda *_, **__: 1 / 0)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (without_matplotlib, "matplotlib is not installed"),
+        (without_epochs, "has not finished an epoch"),
+        (without_metrics, "No such file"),
+        (without_room, "plots"),
+        (with_a_broken_matplotlib, "division by zero"),
+    ],
+)
+def test_whatever_fails_is_one_warning(folder, monkeypatch, caplog, spoil, reason):
+    if spoil is not without_matplotlib:
+        pytest.importorskip("matplotlib")
+    spoil(folder, monkeypatch)
+    monkeypatch.setattr(logging.getLogger("reste"), "propagate", True)
+    assert draw_run(folder) is None
+    assert len(caplog.messages) == 1 and reason in caplog.text
+    assert caplog.messages[0].startswith("no picture of the training: ")
