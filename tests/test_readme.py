@@ -57,7 +57,7 @@ def test_files_that_are_named_exist(page):
 @each_page
 def test_make_targets_that_are_named_exist(page):
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
-    code = re.findall(r"`([^`]+)`|^    (.*)", PAGES[page], re.M)
+    code = re.findall(r"`([^`\n]+)`|^    (.*)", PAGES[page], re.M)
     words = [re.findall(r"\bmake((?: [a-z0-9-]+)+)(?![\w=])", a or b) for a, b in code]
     named = {target for found in sum(words, []) for target in found.split()}
     assert named <= targets

@@ -113,7 +113,7 @@ def _mark_best(axes: Any, epochs: list[Record], theme: Theme) -> None:
     axes.annotate(
         f"best val {best['val_top1']:.2f} %", (1, best["val_top1"]),
         xycoords=axes.get_yaxis_transform(), xytext=(0, 4), textcoords="offset points",
-        ha="right", color=theme.val,
+        ha="right", color=theme.val, bbox={"facecolor": theme.background, "linewidth": 0, "pad": 0},
     )  # fmt: skip
 
 
@@ -121,6 +121,7 @@ def _scale(axes: Any, parameters: dict[str, list[float]]) -> None:
     values = sum(parameters.values(), [])
     if min(values) > 0 and max(values) > 100 * min(values):
         axes.set_yscale("log")
+        axes.minorticks_off()
     if len(parameters) > 1:
         axes.legend()
 
@@ -145,7 +146,7 @@ def _style(theme: Theme) -> Any:
         "font.size": 9,
         "grid.color": theme.grid,
         "legend.frameon": False,
-        "lines.linewidth": 1.8,
+        "lines.linewidth": 1.5,
         "lines.markersize": 7,
         "text.color": theme.text,
         "text.usetex": False,
