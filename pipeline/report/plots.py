@@ -112,7 +112,7 @@ def _mark_best(axes: Any, epochs: list[Record], theme: Theme) -> None:
     axes.axhline(best["val_top1"], color=theme.val, linewidth=0.8, linestyle=(0, (2, 3)))
     axes.annotate(
         f"best val {best['val_top1']:.2f} %", (1, best["val_top1"]),
-        xycoords=axes.get_yaxis_transform(), xytext=(0, 4), textcoords="offset points",
+        xycoords=axes.get_yaxis_transform(), xytext=(0, 6), textcoords="offset points",
         ha="right", color=theme.val, bbox={"facecolor": theme.background, "linewidth": 0, "pad": 0},
     )  # fmt: skip
 
