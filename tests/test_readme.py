@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from models import build_model
+from pipeline.run.config import Config, flatten
 from tests import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -75,8 +76,6 @@ def test_commands_and_configs_that_are_named_exist(page):
 
 @each_page
 def test_keys_that_are_named_exist(page):
-    from pipeline.run.config import Config, flatten
-
     known = set(flatten(Config()))
     sections = {key.partition(".")[0] for key in known}
     named = re.findall(r"(?<![\w/.])([a-z]+\.[a-z_]+)=", PAGES[page])

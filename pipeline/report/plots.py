@@ -1,6 +1,7 @@
 """The picture of a training, drawn by matplotlib where that is installed."""
 
 import io
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from pipeline.run.console import logger
 from pipeline.run.files import write_atomically
 
 FEW_EPOCHS = 30  # up to here every epoch gets a dot
+TITLES = {"loss": "cross-entropy (nats)", "top1": "top-1 (%)"}
 OTHER_NUMBERS = ("epoch", "lr", "images_per_second", "data_wait", "seconds")
 
 
@@ -48,7 +50,7 @@ def draw_run(folder: Path) -> Path | None:
 
 
 def training(run: Run, theme: Theme = LIGHT) -> bytes:
-    """A PNG file of loss, top-1 and the estimator's changing parameters over the epochs.
+    """A PNG file of metrics and the estimator's changing parameters over the epochs.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -68,7 +70,7 @@ def training(run: Run, theme: Theme = LIGHT) -> bytes:
 
 
 def changing_parameters(epochs: list[Record]) -> dict[str, list[float]]:
-    """The estimator's parameters that do not stay as they are, by name, with a value per epoch."""
+    """The estimator's parameters that change in the run, by name: a value for each epoch."""
     names = [
         name
         for name, value in epochs[0].items()
@@ -80,31 +82,50 @@ def changing_parameters(epochs: list[Record]) -> dict[str, list[float]]:
     return {name: each for name, each in values.items() if len(set(each)) > 1}
 
 
+def metrics(epochs: list[Record]) -> list[str]:
+    """The names of the metrics that were recorded in training and in evaluation alike."""
+    names = [name.removeprefix("train_") for name in epochs[0] if name.startswith("train_")]
+    return [name for name in names if f"val_{name}" in epochs[0]]
+
+
 def _draw(figure: Any, run: Run, theme: Theme) -> None:
-    parameters = changing_parameters(run.epochs)
-    widths = [1, 1, 0.6] if parameters else [1, 1]
-    loss, top1, *others = figure.subplots(1, len(widths), width_ratios=widths)
-    done = [epoch["epoch"] + 1 for epoch in run.epochs]
-    marker = "." if len(done) <= FEW_EPOCHS else ""
+    names, parameters = metrics(run.epochs), changing_parameters(run.epochs)
+    widths = [1.0] * len(names) + [0.6] * bool(parameters)
+    panels = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
     figure.suptitle(run.name, x=0.01, ha="left", weight="bold")
-    for axes, metric, title in (
-        (loss, "loss", "cross-entropy (nats)"),
-        (top1, "top1", "top-1 (%)"),
-    ):
-        for split, colour in (("train", theme.train), ("val", theme.val)):
-            values = [epoch[f"{split}_{metric}"] for epoch in run.epochs]
-            axes.plot(done, values, color=colour, marker=marker, label=split)
-        axes.set_title(title)
-    loss.legend(loc="upper right")
-    _mark_best(top1, run.epochs, theme)
-    for axes in others:
-        for (name, values), colour in zip(parameters.items(), theme.parameters, strict=False):
-            axes.plot(done, values, color=colour, marker=marker, label=name)
-        axes.set_title(f"estimator: {', '.join(parameters)}")
-        _scale(axes, parameters)
-    for axes in (loss, top1, *others):
+    for axes, name in zip(panels, names, strict=False):
+        _draw_metric(axes, name, run.epochs, theme)
+    panels[0].legend(loc="upper right")
+    if parameters:
+        _draw_parameters(panels[-1], parameters, theme)
+    for axes in panels:
         axes.set_xlabel("epochs done")
         axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _draw_metric(axes: Any, name: str, epochs: list[Record], theme: Theme) -> None:
+    axes.set_title(TITLES.get(name, name))
+    for split, colour in (("train", theme.train), ("val", theme.val)):
+        _line(axes, [epoch[f"{split}_{name}"] for epoch in epochs], colour, split)
+    if name == "top1":
+        _mark_best(axes, epochs, theme)
+
+
+def _draw_parameters(axes: Any, parameters: dict[str, list[float]], theme: Theme) -> None:
+    axes.set_title(f"estimator: {', '.join(parameters)}")
+    for (name, values), colour in zip(parameters.items(), cycle(theme.parameters), strict=False):
+        _line(axes, values, colour, name)
+    everything = sum(parameters.values(), [])
+    if min(everything) > 0 and max(everything) > 100 * min(everything):
+        axes.set_yscale("log")
+        axes.minorticks_off()
+    if len(parameters) > 1:
+        axes.legend()
+
+
+def _line(axes: Any, values: list[float], colour: str, label: str) -> None:
+    done = range(1, len(values) + 1)
+    axes.plot(done, values, color=colour, marker="." * (len(values) <= FEW_EPOCHS), label=label)
 
 
 def _mark_best(axes: Any, epochs: list[Record], theme: Theme) -> None:
@@ -115,15 +136,6 @@ def _mark_best(axes: Any, epochs: list[Record], theme: Theme) -> None:
         xycoords=axes.get_yaxis_transform(), xytext=(0, 6), textcoords="offset points",
         ha="right", color=theme.val, bbox={"facecolor": theme.background, "linewidth": 0, "pad": 0},
     )  # fmt: skip
-
-
-def _scale(axes: Any, parameters: dict[str, list[float]]) -> None:
-    values = sum(parameters.values(), [])
-    if min(values) > 0 and max(values) > 100 * min(values):
-        axes.set_yscale("log")
-        axes.minorticks_off()
-    if len(parameters) > 1:
-        axes.legend()
 
 
 def _style(theme: Theme) -> Any:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipeline.report.plots import DARK, changing_parameters, draw_run, training
+from pipeline.report.plots import DARK, changing_parameters, draw_run, metrics, training
 from pipeline.report.runs import Run, read_run
 from tests import ROOT
 
@@ -42,6 +42,14 @@ def folder(tmp_path):
 def test_only_parameters_that_change_are_drawn():
     records = epochs(3, o=[1, 2, 3], t=[1.5, 1.5, 1.5])
     assert changing_parameters(records) == {"o": [1, 2, 3]}
+
+
+def test_a_metric_of_training_and_evaluation_gets_a_panel():
+    pytest.importorskip("matplotlib")
+    further = {"train_margin": 1.0, "val_margin": 2.0, "val_top5": 90.0}
+    records = [{**record, **further} for record in epochs(2)]
+    assert metrics(records) == ["loss", "top1", "margin"]
+    assert training(Run("any", records)).startswith(PNG)
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
