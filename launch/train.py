@@ -8,6 +8,7 @@ import torch
 
 from launch.command import command, get_device
 from pipeline.data.open import build_loaders, divide_batch
+from pipeline.report.plots import draw_run
 from pipeline.run import processes, rendezvous, restart
 from pipeline.run.checkpoint import CheckpointStore
 from pipeline.run.config import Config, flatten, load_config
@@ -90,6 +91,8 @@ def train(config: Config, stop: StopSignal, only_check: int = 0) -> None:
         exit_code = 0
     finally:
         recorder.close(exit_code)
+    if processes.is_main():
+        draw_run(config.run_folder)
     summarise(config, trainer.state.best, trainer.state.last)
 
 

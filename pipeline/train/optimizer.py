@@ -32,7 +32,7 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _first_rate(config: Config, device: torch.device) -> float | Tensor:
-    # The fused SGD reads the rate from an fp32 tensor on its device, so that a captured step follows
+    # The fused SGD reads the rate from an fp32 tensor on its device, where a captured step follows
     # it. The other ones would read such a tensor on the host.
     if config.optim.impl != "torch_fused" or config.train.precision == "fp64":
         return config.optim.lr

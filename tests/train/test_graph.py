@@ -2,59 +2,19 @@
 it replays what was recorded, in the same tensors, and no Python runs again. Tracing fails where
 the host reads a tensor, as capturing does."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from models.resnet_cifar import CifarResNet
-from pipeline.data.cifar_files import CifarSplit
-from pipeline.data.loader import image_dtype
-from pipeline.data.loader_resident import CifarLoader
-from pipeline.run import processes, signals
-from pipeline.run.checkpoint import CheckpointStore, load
+from pipeline.run import processes
+from pipeline.run.checkpoint import load
 from pipeline.run.config import load_config
 from pipeline.run.errors import UserError
 from pipeline.run.recorder import JsonLines, Recorder
 from pipeline.train import graph, optimizer, trainer
+from tests.train.tiny import CONFIG, CPU, fit, make_trainer
 
-CPU = torch.device("cpu")
-CONFIG = "configs/cifar10_resnet20.yaml"
 TIMES = ("images_per_second", "data_wait", "seconds")
-SMALL = [
-    "data.batch_size=4",
-    "data.eval_batch_size=8",
-    "train.epochs=3",
-    "optim.warmup_epochs=0",
-    "log.eta=0",
-]
-
-
-def split(images):
-    generator = torch.Generator().manual_seed(images)
-    pixels = torch.randint(0, 256, (images, 32, 32, 3), generator=generator).to(torch.uint8)
-    labels = torch.randint(0, 10, (images,), generator=generator)
-    return CifarSplit(pixels, labels, tuple("abcdefghij"), str(images))
-
-
-def make_trainer(folder, *overrides, device=CPU, images=26):
-    """A training on noise: 6 steps an epoch, 3 batches of evaluation, the last one ragged."""
-    config = load_config(CONFIG, [*SMALL, f"run.dir={folder}", *overrides])
-    options = {
-        "seed": 1,
-        "augment": True,
-        "dtype": image_dtype(config.train.precision, device, resident=True),
-        "device": device,
-    }
-    train = CifarLoader(split(images), batch_size=config.data.batch_size, train=True, **options)
-    val = CifarLoader(split(20), batch_size=config.data.eval_batch_size, train=False, **options)
-    torch.manual_seed(0)
-    store = CheckpointStore(Path(folder), config.checkpoint.keep)
-    name = config.estimator.name
-    model = CifarResNet("resnet20", "1w1a", 10, name, widths=(4, 8, 16), depth=1)
-    loaders = train, val
-    return trainer.Trainer(config, model, loaders, device, store, signals.StopSignal(), Recorder())
 
 
 class Traced:
@@ -94,13 +54,6 @@ def traced(monkeypatch):
     return make
 
 
-def fit(run, folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    run.recorder.lines = JsonLines(folder / "metrics.jsonl")
-    run.fit()
-    return run
-
-
 def results(run):
     """All that a training leaves, but times."""
     state = run.state_dict()
@@ -125,7 +78,7 @@ def assert_equal(found, expected):
 
 
 EXTRAS = {
-    "200 steps": ["train.epochs=34"],
+    "60 steps": ["train.epochs=10"],
     "everything": [
         "train.ema_decay=0.9",
         "train.label_smoothing=0.1",

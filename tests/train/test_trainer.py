@@ -19,6 +19,7 @@ from pipeline.run.checkpoint import load
 from pipeline.run.errors import Diverged, Interrupted, UserError
 from pipeline.train import trainer, watch
 from tests.data.fixtures import cifar_tree
+from tests.train.tiny import fit, make_trainer
 
 TIMES = ("seconds", "images_per_second", "data_wait")
 
@@ -98,7 +99,6 @@ EXTRAS = {
     "plain": [],
     "ema": ["train.ema_decay=0.9", "train.label_smoothing=0.1"],
     "indicators": ["indicators.enabled=true", "indicators.official=true"],
-    "fp16": ["train.precision=fp16"],
     "bf16": ["train.precision=bf16", "optim.impl=torch"],
 }
 
@@ -185,7 +185,7 @@ def test_divergence_says_where(arguments, tmp_path):
         train_command.main([*arguments, "optim.lr=1e6", "optim.weight_decay=1e6"])
 
 
-def test_fp16_skips_a_bad_step_and_keeps_the_statistics(arguments, tmp_path, monkeypatch):
+def test_fp16_skips_a_bad_step_and_keeps_the_statistics(tmp_path, monkeypatch):
     original = trainer.Trainer.train_step
 
     def train_step(self, batch):
@@ -194,11 +194,12 @@ def test_fp16_skips_a_bad_step_and_keeps_the_statistics(arguments, tmp_path, mon
         original(self, batch)
 
     monkeypatch.setattr(trainer.Trainer, "train_step", train_step)
-    train_command.main([*arguments, "train.precision=fp16"])
-    assert all(v.isfinite().all() for v in weights(tmp_path / "runs" / "tiny").values())
+    options = ["train.precision=fp16", "train.epochs=1"]
+    trained = fit(make_trainer(tmp_path, *options), tmp_path)
+    assert all(value.isfinite().all() for value in trained.state.model.state_dict().values())
     monkeypatch.setattr(watch, "MAX_SKIPPED", 1)
     with pytest.raises(Diverged, match="1 losses in a row"):
-        train_command.main([*arguments, "train.precision=fp16", "run.name=other"])
+        fit(make_trainer(tmp_path, *options), tmp_path / "other")
 
 
 def test_fork_and_fine_tune(arguments, tmp_path):

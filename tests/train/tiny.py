@@ -1,0 +1,55 @@
+"""A training in small: a network of 4 to 16 channels on noise that lies in memory."""
+
+from pathlib import Path
+
+import torch
+
+from models.resnet_cifar import CifarResNet
+from pipeline.data.cifar_files import CifarSplit
+from pipeline.data.loader import image_dtype
+from pipeline.data.loader_resident import CifarLoader
+from pipeline.run.checkpoint import CheckpointStore
+from pipeline.run.config import load_config
+from pipeline.run.recorder import JsonLines, Recorder
+from pipeline.run.signals import StopSignal
+from pipeline.train.trainer import Trainer
+from tests import ROOT
+
+CPU = torch.device("cpu")
+CONFIG = ROOT / "configs/cifar10_resnet20.yaml"
+SMALL = [
+    "data.batch_size=4",
+    "data.eval_batch_size=8",
+    "train.epochs=3",
+    "optim.warmup_epochs=0",
+    "log.eta=0",
+]
+
+
+def split(images):
+    generator = torch.Generator().manual_seed(images)
+    pixels = torch.randint(0, 256, (images, 32, 32, 3), generator=generator).to(torch.uint8)
+    labels = torch.randint(0, 10, (images,), generator=generator)
+    return CifarSplit(pixels, labels, tuple("abcdefghij"), str(images))
+
+
+def make_trainer(folder, *overrides, device=CPU, images=26):
+    """A training on noise: 6 steps an epoch, 3 batches of evaluation, the last one ragged."""
+    config = load_config(CONFIG, [*SMALL, f"run.dir={folder}", *overrides])
+    dtype = image_dtype(config.train.precision, device, resident=True)
+    options = {"seed": 1, "augment": True, "dtype": dtype, "device": device}
+    train = CifarLoader(split(images), batch_size=config.data.batch_size, train=True, **options)
+    val = CifarLoader(split(20), batch_size=config.data.eval_batch_size, train=False, **options)
+    torch.manual_seed(0)
+    store = CheckpointStore(Path(folder), config.checkpoint.keep)
+    name = config.estimator.name
+    model = CifarResNet("resnet20", "1w1a", 10, name, widths=(4, 8, 16), depth=1)
+    return Trainer(config, model, (train, val), device, store, StopSignal(), Recorder())
+
+
+def fit(trainer, folder):
+    """Train to the end; the records go to metrics.jsonl in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer.recorder.lines = JsonLines(folder / "metrics.jsonl")
+    trainer.fit()
+    return trainer
