@@ -1,0 +1,132 @@
+"""What a run records: metrics.jsonl, and wandb with its failures."""
+
+import json
+import logging
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.run import console
+from pipeline.run.config import load_config
+from pipeline.run.errors import UserError
+from pipeline.run.recorder import JsonLines, Recorder, Wandb
+from tests import ROOT
+
+
+@pytest.fixture
+def warnings(monkeypatch, caplog):
+    """The warnings so far."""
+    monkeypatch.setattr(console.logger, "propagate", True)
+    caplog.set_level(logging.WARNING, console.logger.name)
+    return lambda: caplog.messages
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A stand-in for the package; ``fails`` names what raises."""
+
+    class Package:
+        fails = ""
+        calls: list = []
+
+        def init(self, **options):
+            self._do("init", **options)
+            return SimpleNamespace(
+                log=lambda numbers, step: self._do("log", numbers=numbers, step=step),
+                finish=lambda exit_code: self._do("finish", exit_code=exit_code),
+            )
+
+        def _do(self, name, /, **what):
+            self.calls.append((name, what))
+            if name == self.fails:
+                raise RuntimeError(f"no {name} today\nsecond line")
+
+    package = Package()
+    package.calls = []
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    return package
+
+
+def test_json_lines_go_on_where_the_checkpoint_was(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = JsonLines(path)
+    first.write({"a": 1})
+    size = first.size()
+    first.write({"b": 2})
+    resumed = JsonLines(path, size)
+    resumed.write({"c": 3})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"a": 1}, {"c": 3}]
+
+
+def test_missing_json_lines_are_noticed(tmp_path, warnings):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("{}\n")
+    JsonLines(path, 100)
+    assert path.read_text() == "{}\n" and "lines are missing" in warnings()[0]
+
+
+def test_a_full_disk_is_one_line():
+    full = JsonLines.__new__(JsonLines)
+    full.path = "metrics.jsonl"
+    try:
+        full.file = open("/dev/full", "w")  # noqa: SIM115
+    except OSError:
+        pytest.skip("needs /dev/full")
+    with pytest.raises(UserError, match=r"cannot write metrics.jsonl: No space left.*; make room"):
+        full.write({"a": 1})
+
+
+def test_wandb_gets_the_numbers_and_one_identity(tmp_path, wandb):
+    for _ in range(2):
+        run = Wandb("offline", "project", tmp_path, {"seed": 1})
+        run.write({"kind": "epoch", "val_top1": 50.0, "indicators": {"a": 1}}, 7)
+        run.finish()
+    (init, first), logged, finished, (_, second), *_ = wandb.calls
+    assert init == "init" and first["mode"] == "offline" and first["resume"] == "allow"
+    assert first["id"] == second["id"]  # a resumed run goes on in the same curve
+    assert logged == ("log", {"numbers": {"epoch/val_top1": 50.0}, "step": 7})
+    assert finished == ("finish", {"exit_code": 0})
+
+
+@pytest.mark.parametrize("fails", ["init", "log", "finish"])
+def test_a_wandb_failure_is_one_warning(tmp_path, wandb, fails, warnings):
+    wandb.fails = fails
+    run = Wandb("online", "project", tmp_path, {})
+    for step in range(3):
+        run.write({"kind": "step", "loss": 1.0}, step)
+    run.finish(1)
+    assert warnings() == [f"wandb is off for this run: no {fails} today"]
+    assert sum(name == fails for name, _ in wandb.calls) == 1
+
+
+def test_wandb_that_is_not_installed_is_one_warning(tmp_path, monkeypatch, warnings):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    Wandb("offline", "project", tmp_path, {}).write({"kind": "step"}, 0)
+    assert len(warnings()) == 1 and "wandb is off" in warnings()[0]
+
+
+def test_disabled_wandb_is_not_even_imported(tmp_path, monkeypatch, warnings):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    Wandb("disabled", "project", tmp_path, {}).finish()
+    assert warnings() == [] and list(tmp_path.iterdir()) == []
+
+
+def test_a_recorder_that_is_not_open_takes_records_nowhere():
+    recorder = Recorder()
+    recorder.write({"kind": "step"}, 1)
+    recorder.close()
+    assert recorder.size() == 0
+
+
+def test_a_recorder_feeds_the_file_and_wandb(tmp_path, wandb):
+    overrides = [f"run.dir={tmp_path}", "log.wandb=offline"]
+    config = load_config(ROOT / "configs/quickstart.yaml", overrides)
+    config.run_folder.mkdir()
+    recorder = Recorder()
+    recorder.open(config)
+    recorder.write({"kind": "step", "loss": 2.0}, 7)
+    recorder.close(1)
+    assert (config.run_folder / "metrics.jsonl").stat().st_size == recorder.size() > 0
+    assert [name for name, _ in wandb.calls] == ["init", "log", "finish"]
+    assert wandb.calls[-1][1] == {"exit_code": 1}
