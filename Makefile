@@ -7,9 +7,11 @@ CMD ?= make imagenet-r18 $(if $(DATA),DATA=/data) $(if $(GPUS),GPUS=$(GPUS)) $(i
 
 ifdef PYTHON
 READY :=
+RESTE := PYTHON=$(PYTHON) ./reste
 else
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
+RESTE := ./reste
 endif
 
 quote = '$(subst ','\'',$(1))'
@@ -18,12 +20,12 @@ TORCHRUN = meeting=$$(mktemp) && trap 'rm -f "$$meeting"' EXIT && TORCH_DISABLE_
   OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(( ($$(getconf _NPROCESSORS_ONLN) + $(GPUS) - 1) / $(GPUS) ))} \
   $(PYTHON) -m torch.distributed.run --rdzv-backend=c10d --rdzv-conf=store_type=file \
   --rdzv-endpoint="$$meeting" --local-addr=127.0.0.1 --nproc-per-node=$(GPUS) --max-restarts=3
-arguments = configs/$(1).yaml $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)
+arguments = $(1) $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)
 # torchrun answers every failure with a long report of its own, so a mistake is looked for first.
 is_number = case $(call quote,$(GPUS)) in *[!0-9]* | 0*) echo 'error: GPUS is no number of GPUs' >&2; exit 2 ;; esac
-train = $(if $(filter-out 1,$(GPUS)),$(is_number) && $(PYTHON) -m launch.train $(arguments) --check=$(GPUS) && \
-  $(TORCHRUN) -m launch.train $(arguments),$(PYTHON) -m launch.train $(arguments))
-bench = $(PYTHON) -m launch.benchmark $(1) $(or $(CONFIG),$(2)) $(if $(DEVICE),train.device=$(DEVICE)) \
+train = $(if $(filter-out 1,$(GPUS)),$(is_number) && $(RESTE) train $(arguments) --check=$(GPUS) && \
+  $(TORCHRUN) -m launch.train $(arguments),$(RESTE) train $(arguments))
+bench = $(RESTE) benchmark $(1) $(or $(CONFIG),$(2)) $(if $(DEVICE),train.device=$(DEVICE)) \
   $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)
 # --mount, since -v would create a path that is missing, as root.
 mount_runs = --mount type=bind,source=$(call quote,$(CURDIR)/runs),target=/workspace/reste-trainer/runs
@@ -41,7 +43,7 @@ help:  ## this list
 setup: $(READY)  ## make .venv and install everything into it (6 GB, once)
 
 quickstart: $(READY)  ## train a small network on a data set drawn here
-	$(PYTHON) -m launch.train configs/quickstart.yaml $(ARGS)
+	$(RESTE) train quickstart $(ARGS)
 
 test: $(READY)  ## the tests that need no GPU
 	$(PYTHON) -m pytest -m "not gpu" $(ARGS)
@@ -80,16 +82,16 @@ cifar10-vgg-small: $(READY)  ## CIFAR-10, VGG-small
 	$(call train,cifar10_vgg_small)
 
 bench-kernels: $(READY)  ## microbenchmarks of the kernels (DEVICE=cpu|cuda)
-	$(call bench,kernels,configs/imagenet_resnet18.yaml)
+	$(call bench,kernels,imagenet_resnet18)
 
 bench-train: $(READY)  ## training throughput (CONFIG=, DATA=, DEVICE=cpu|cuda)
-	$(call bench,train,configs/cifar10_resnet20.yaml)
+	$(call bench,train,cifar10_resnet20)
 
 bench-loader: $(READY)  ## data loading throughput (CONFIG=, DATA=, DEVICE=cpu|cuda)
-	$(call bench,loader,configs/imagenet_resnet18.yaml)
+	$(call bench,loader,imagenet_resnet18)
 
 scaling: $(READY)  ## the tables and the plot of docs/scaling.md
-	$(PYTHON) -m launch.bench.scaling
+	$(RESTE) benchmark scaling
 
 docker-build:  ## build the image (BASE_IMAGE=, IMAGE=)
 	docker build --build-arg BASE_IMAGE=$(BASE_IMAGE) -t $(IMAGE) .

@@ -1,58 +1,206 @@
-"""What every command has in common: its exit codes and its one-line errors."""
+"""What every command has in common: its grammar, its help, its one-line errors, its exit codes.
 
+Nothing here imports torch, which takes seconds: ``--help`` and mistakes are answered at once. So a
+command declares its ``Parser`` first, and imports what it works with when it starts to work.
+"""
+
+import argparse
+import difflib
+import inspect
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
-import torch
-
-from pipeline.run import processes, rendezvous
-from pipeline.run.config import Config
+from pipeline.run.commands import ROOT, command_line
 from pipeline.run.errors import Diverged, Interrupted, UserError
 
+Main = Callable[[Sequence[str]], None]  # takes the words behind the command's own
+HELP = ("-h", "--help")
+ROOMS = ("kernels", "models", "pipeline", "launch", "tests")
 
-def command(main: Callable[[Sequence[str]], None]) -> NoReturn:
+
+def command(main: Main) -> NoReturn:
     """Run ``main`` with the command line; exit with 0, 2 (the user's input is wrong), 3 (the
     training diverged), 128 + the signal that stopped it, 1 (another process was lost, or a bug), or
     what a SystemExit of ``main`` says."""
     try:
         main(sys.argv[1:])
     except (UserError, Diverged) as error:
-        rendezvous.explain(error)
+        _explain(error)
         _say(f"error: {error}")
         sys.exit(2 if isinstance(error, UserError) else 3)
     except Interrupted as stop:
-        rendezvous.explain(stop)
-        if processes.is_main() or not stop.together:
+        _explain(stop)
+        if _place()[0] == 0 or not stop.together:
             _say(str(stop))
         sys.exit(128 + stop.signal)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if (reason := rendezvous.explain(error)) is None:
-            error.add_note(f"in rank {processes.rank()}")
-            raise
-        _say(f"error: {reason}")
-        os._exit(1)  # an orderly end would wait for the other process
+        if (reason := _explain(error)) is not None:
+            _say(f"error: {reason}")
+            os._exit(1)  # an orderly end would wait for the other process
+        if isinstance(error, ModuleNotFoundError) and _is_foreign(error.name):
+            _say(f"error: {sys.executable} has no {error.name}; make setup installs what is needed")
+            sys.exit(2)
+        error.add_note(f"in rank {_place()[0]}")
+        raise
     sys.exit(0)
 
 
+def _is_foreign(module: str | None) -> bool:
+    return module is not None and module.partition(".")[0] not in ROOMS
+
+
+def _explain(error: BaseException) -> str | None:
+    """``rendezvous.explain``; before torch is imported, there is nobody to explain it to."""
+    if "torch" not in sys.modules:
+        return None
+    from pipeline.run import rendezvous
+
+    return rendezvous.explain(error)
+
+
+def _place() -> tuple[int, int]:
+    """The rank of this process and the number of processes."""
+    if "torch" not in sys.modules:
+        return 0, 1
+    from pipeline.run import processes
+
+    return processes.rank(), processes.size()
+
+
 def _say(text: str) -> None:
-    others = f"rank {processes.rank()}: " if processes.size() > 1 else ""
+    rank, size = _place()
+    others = f"rank {rank}: " if size > 1 else ""
     print(f"{others}{text}", file=sys.stderr, flush=True)
 
 
-def get_device(config: Config) -> torch.device:
-    """The device that ``train.device`` asks for; joins the other processes, if there are any."""
-    if config.train.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("train.device=cuda, but torch finds no CUDA device; set train.device=cpu")
-    name = config.train.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    rendezvous.start(name, config.train.timeout, config.run_folder)
-    # With an index, since several processes share a machine.
-    return (
-        torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
-    )
+class Parser(argparse.ArgumentParser):
+    """Reads the words behind a command. A mistake is a UserError of one line; options cannot be
+    abbreviated, and may stand between the other words.
+
+    ``words``: the command's own, such as "prepare verify". ``usage``: what stands behind them.
+    ``about``: a summary in one line, then what else there is to know. ``examples``: each is what
+    may stand behind the command.
+    """
+
+    def __init__(self, words: str, usage: str, about: str, examples: Iterable[str]) -> None:
+        self.usage_line = f"usage: {command_line(*words.split())} {usage}".rstrip()
+        self.summary = summary(about)
+        lines = [f"%(prog)s {each}".rstrip() for each in examples]
+        super().__init__(
+            prog=command_line(*words.split()),
+            usage=f"%(prog)s {usage}",
+            description=inspect.cleandoc(about),
+            epilog="\n  ".join(["examples:", *lines]) if lines else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def add_config(self) -> None:
+        """Take CONFIG and key=value: ``find_config(options.config)`` and ``options.overrides``."""
+        self.add_argument(
+            "config", metavar="CONFIG", help="a YAML file, or the name of one in configs/"
+        )
+        self.add_overrides()
+
+    def add_overrides(self) -> None:
+        """Take key=value: ``options.overrides``."""
+        self.add_argument(
+            "overrides", metavar="key=value", nargs="*", help="other values than the config's"
+        )
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The values of ``arguments``; ``--help`` prints the help and exits with 0."""
+        words = list(arguments)
+        end = words.index("--") if "--" in words else len(words)
+        for place, word in enumerate(words[:end]):
+            name = word.partition("=")[0]
+            action = self._option_string_actions.get(name)
+            if word.startswith("-") and not action:
+                raise UserError(f"{name} is no option; {self._hint(name)}")
+            if action and action.nargs == "?" and word == name:  # it takes a value behind = only
+                words[place] = f"{word}={action.const}"
+        options, rest = self.parse_known_intermixed_args(words)
+        if rest:
+            raise UserError(f"{rest[0]} is one word too many; {self.usage_line}")
+        return options
+
+    def _hint(self, option: str) -> str:
+        if "." in option:
+            return "a key of the config is set without dashes, as in optim.lr=0.05"
+        return nearest(option, self._option_string_actions) or self.usage_line
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a UserError with what argparse found."""
+        text = message.removeprefix("argument ")
+        missing = message.removeprefix("the following arguments are required: ")
+        if missing != message:
+            text = f"{missing} is missing"
+        raise UserError(f"{text}; {self.usage_line}")
+
+    def format_help(self) -> str:
+        """The help. An option whose value may be left out takes one behind = only."""
+        return re.sub(r"(--\w+) \[(\w+)\]", r"\1[=\2]", super().format_help())
+
+
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A type for ``Parser.add_argument``: a whole number within limits."""
+    limits = f"of at least {low}" if high is None else f"between {low} and {high}"
+
+    def number(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,18}", text) or not low <= int(text) <= (high or int(text)):
+            raise argparse.ArgumentTypeError(f"{text} is no whole number {limits}")
+        return int(text)
+
+    return number
+
+
+def summary(about: str) -> str:
+    """The first line."""
+    return inspect.cleandoc(about).partition("\n")[0]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A question that names the most similar word; nothing if none is similar."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def choose(
+    words: str, about: str, choices: Mapping[str, tuple[str, Main]], arguments: Sequence[str]
+) -> None:
+    """Go on with the choice that the first of ``arguments`` names.
+
+    ``words``: those of the command so far. ``choices``: the summary of each, and what runs it.
+    """
+    line = command_line(*words.split())
+    first = arguments[0] if arguments else ""
+    if first in HELP:
+        rows = "\n".join(f"  {name:10} {text}" for name, (text, _) in choices.items())
+        print(f"usage: {line} {{{','.join(choices)}}} ...\n\n{inspect.cleandoc(about)}\n")
+        print(f"{rows}\n\nWith --help behind it, each says what it takes.")
+    elif first in choices:
+        choices[first][1](arguments[1:])
+    elif hint := nearest(first, choices):
+        raise UserError(f"there is no command {line} {first}; {hint}")
+    else:
+        what = f"there is no command {line} {first}" if first else "a word is missing"
+        raise UserError(f"{what}; usage: {line} {{{','.join(choices)}}} ...")
+
+
+def find_config(text: str) -> Path:
+    """The config that ``text`` names: a file, relative to where the person stands, or one of
+    configs/ by its name. Raises UserError with the nearest name where there is none."""
+    if os.path.exists(text) and not os.path.isdir(text):
+        return Path(text)
+    known = {path.stem: path for path in sorted((ROOT / "configs").glob("*.yaml"))}
+    if text in known:
+        return known[text]
+    hint = nearest(Path(text).stem, known) or f"names are {', '.join(known)}"
+    raise UserError(f"config {text}: there is no such file, nor is it a name in configs/; {hint}")

@@ -1,7 +1,7 @@
-"""Evaluate a checkpoint, ours or an official one:
-``python -m launch.evaluate CHECKPOINT [key=value ...]``.
+"""Evaluate a checkpoint, ours or an official one, on the validation images.
 
-The last line is one JSON object with top1, top5, loss and images.
+The last line printed is one JSON object with top1, top5, loss and images. A checkpoint of ours
+brings its config, but for the places of files; of an official one the network is recognised.
 """
 
 import json
@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.command import command, get_device
+from launch.command import Parser, command
 from models import ARCHS, IMAGENET_ARCHS, build_model
 from pipeline.data.open import build_eval_loader
 from pipeline.run import checkpoint, processes, rendezvous
 from pipeline.run.config import make_config
 from pipeline.run.console import ProgressBar, logger, start_console
-from pipeline.run.errors import UserError
+from pipeline.run.device import get_device
 from pipeline.run.weights import CLASSIFIERS, identify, network_weights
 from pipeline.train.evaluation import Evaluation
 from pipeline.train.metrics import METRICS
@@ -23,7 +23,17 @@ from pipeline.train.network import load_weights
 from pipeline.train.precision import to_device
 from pipeline.train.randomness import seed_everything
 
-USAGE = "usage: python -m launch.evaluate CHECKPOINT [key=value ...]"
+PARSER = Parser(
+    "evaluate",
+    "CHECKPOINT [key=value ...]",
+    __doc__ or "",
+    (
+        "runs/quickstart/checkpoints/best.pt",
+        "runs/imagenet_resnet18/checkpoints/best.pt data.path=/path/to/imagenet",
+    ),
+)
+PARSER.add_argument("checkpoint", metavar="CHECKPOINT", help="a file that holds a network")
+PARSER.add_overrides()
 # A checkpoint may come from anybody: where files lie and what is fetched is not for it to say.
 PLACES = {
     "run": ("dir", "name", "resume"),
@@ -34,11 +44,10 @@ PLACES = {
 
 def main(arguments: Sequence[str]) -> None:
     """Evaluate the checkpoint in ``arguments`` on the validation images."""
-    if not arguments or arguments[0].startswith("-"):
-        raise UserError(USAGE)
-    path = Path(arguments[0])
+    options = PARSER.parse(arguments)
+    path = Path(options.checkpoint)
     state = checkpoint.load(path)
-    config = make_config(values_of(state), arguments[1:], name="evaluation")
+    config = make_config(values_of(state), options.overrides, name="evaluation")
     device = get_device(config)
     start_console()
     seed_everything(config.seed, deterministic=config.deterministic)

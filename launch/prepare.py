@@ -1,231 +1,47 @@
-"""Look at the images of a data tree before training: ``python -m launch.prepare verify DATA``.
+"""Look at the files of a data set before training."""
 
-Decodes every image of train/, val/ and test/, whichever exist, and lists those that cannot be read
-in a report, which ``data.exclude`` takes as it is. DATA is only read. Started again, it looks only
-at images that are new, changed or bad.
-"""
-
-import argparse
-import hashlib
 import os
-import shlex
-import signal
-import time
-import warnings
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
 
-import numpy as np
+from launch.command import Parser, choose, command, whole
 
-from launch.command import command
-from pipeline.data.exclude import SPLITS, printable
-from pipeline.data.image import unreadable
-from pipeline.data.tree import walk
-from pipeline.run.console import ProgressBar, logger, start_console
-from pipeline.run.errors import Interrupted, UserError
+VERIFY = Parser(
+    "prepare verify",
+    "DATA [--report FILE] [--workers N]",
+    """List the images of a data tree that cannot be read.
 
-USAGE = "usage: python -m launch.prepare verify DATA [--report FILE] [--workers N]"
-BLOCK = 32  # images that a thread takes, and that are remembered, at a time
-SPEAK_EVERY = 10.0  # seconds
-MAGIC = b"verified"  # of a file that remembers; as long as a digest
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {USAGE}")
-
-
-class Verdict(NamedTuple):
-    """What a look at an image found."""
-
-    name: str
-    digest: bytes | None  # of name, size and time of change; None where it was known or is bad
-    reason: str | None  # why it is bad
+    Decodes every image of train/, val/ and test/, whichever exist, and lists those that cannot be
+    read in a report, which data.exclude takes as it is. DATA is only read. Started again, it looks
+    only at images that are new, changed or bad. Exits with 1 if there are bad images.
+    """,
+    ("/path/to/imagenet", "/path/to/imagenet --report bad.txt --workers 16"),
+)
+VERIFY.add_argument("data", metavar="DATA", type=Path, help="the folder that data.path is to name")
+VERIFY.add_argument(
+    "--report", metavar="FILE", type=Path, default=Path("bad-images.txt"),
+    help="the list to write, with what is remembered in FILE.state beside it (%(default)s)",
+)  # fmt: skip
+VERIFY.add_argument(
+    "--workers", metavar="N", type=whole(1, 1024), default=os.cpu_count() or 1,
+    help="threads (one per core)",
+)  # fmt: skip
 
 
-class Memory:
-    """Which images were good: a file of 8-byte digests, appended to as they are found.
+def verify(arguments: Sequence[str]) -> None:
+    """Verify the tree that ``arguments`` name; exit with 1 if images are bad."""
+    options = VERIFY.parse(arguments)
+    from pipeline.prepare.verify import verify_tree
+    from pipeline.run.console import start_console
 
-    Whatever a kill or damage leaves of it, at worst an image is looked at again.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("ab")
-        content = path.read_bytes()
-        if content and not content.startswith(MAGIC):
-            raise UserError(f"--report: {path} is in the way; name another report")
-        whole = len(content) // len(MAGIC) * len(MAGIC)
-        self.file.truncate(whole)
-        if not content:
-            self.file.write(MAGIC)
-        # Sorted numbers, not a set: 10 MB for ImageNet.
-        self.known = np.sort(np.frombuffer(content[len(MAGIC) : whole], np.uint64))
-
-    def __contains__(self, digest: bytes) -> bool:
-        number = np.frombuffer(digest, np.uint64)
-        place = int(self.known.searchsorted(number)[0])
-        return place < len(self.known) and bool(self.known[place] == number[0])
-
-    def add(self, verdicts: Sequence[Verdict]) -> None:
-        """Remember those that are good."""
-        self.file.write(b"".join(verdict.digest for verdict in verdicts if verdict.digest))
-        self.file.flush()
+    start_console()
+    if verify_tree(options.data, options.report, options.workers):
+        raise SystemExit(1)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Verify the tree that ``arguments`` name; exit with 1 if images are bad."""
-    options = _parse(arguments)
-    start_console()
-    root = options.data.resolve()
-    try:
-        total, bad = verify(root, options.report, options.workers)
-    except OSError as error:
-        place = error.filename or options.report
-        raise UserError(
-            f"cannot use {place}: {error.strerror}; repair that, or choose another --report"
-        ) from None
-    except KeyboardInterrupt:
-        raise Interrupted(signal.SIGINT, "interrupted; started again, it goes on") from None
-    if not bad:
-        return logger.info("all %d images are good", total)
-    remedy = shlex.quote(f"data.exclude={options.report}")
-    logger.warning(
-        "%d of %d images are bad, listed in %s: replace them, or train without them: %s",
-        bad, total, options.report, remedy,
-    )  # fmt: skip
-    raise SystemExit(1)
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser("launch.prepare", description=__doc__)
-    parser.add_argument("what", choices=["verify"])
-    parser.add_argument("data", type=Path, metavar="DATA", help="what data.path is to be")
-    parser.add_argument(
-        "--report", type=Path, default=Path("bad-images.txt"),
-        help="the list to write, with what is remembered in FILE.state beside it; %(default)s",
-    )  # fmt: skip
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="threads; by default one per core"
-    )
-    options = parser.parse_args(arguments)
-    if not 1 <= options.workers <= 1024:
-        parser.error(f"--workers is {options.workers}; it must be between 1 and 1024")
-    return options
-
-
-def verify(root: Path, report: Path, workers: int) -> tuple[int, int]:
-    """Look at all images under ``root`` and write the report: how many there are, how many bad.
-
-    Raises OSError where the report cannot be written or a folder cannot be read.
-    """
-    head = f"# bad images of {printable(str(root))}, for data.exclude"
-    _check_report(report, head)
-    total = _count(root)
-    memory = Memory(report.with_name(f"{report.name}.state"))
-    if len(memory.known):
-        logger.info("%s remembers good images; without it, all are looked at", memory.file.name)
-    lines = [head]
-    verdicts = _verdicts(root, memory, workers)
-    with memory.file, closing(verdicts), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of oddities that harm nothing
-        for verdict in _with_progress(verdicts, total):
-            if verdict.reason:
-                lines += [f"# {printable(verdict.reason)}", printable(verdict.name)]
-    temporary = report.with_name(f".{report.name}.tmp")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(report)
-    return total, len(lines) // 2
-
-
-def _check_report(report: Path, head: str) -> None:
-    """Never write over a file that is not the report of the same data."""
-    expected = f"{head}\n".encode()
-    if report.exists():
-        with report.open("rb") as file:
-            if file.read(len(expected)) != expected:
-                raise UserError(f"--report: {report} is no report of these data; name another file")
-
-
-def _splits(root: Path) -> list[str]:
-    return [split for split in SPLITS if (root / split).is_dir()]
-
-
-def _count(root: Path) -> int:
-    """The number of images; raises UserError where there are none."""
-    counts = {split: sum(1 for _ in walk(root, split)) for split in _splits(root)}
-    if not sum(counts.values()):
-        state = "holds no images in train/<class>/, val/<class>/ or test/<class>/"
-        raise UserError(
-            f"{root} {state if root.exists() else 'does not exist'}; give the folder that holds "
-            "train/ and val/"
-        )
-    for split, count in counts.items():
-        if not count:
-            logger.warning("%s holds no images in class folders", root / split)
-    return sum(counts.values())
-
-
-def _verdicts(root: Path, memory: Memory, workers: int) -> Generator[Verdict, None, None]:
-    """On all images, in their order. Few are under way at a time, however many there are.
-
-    Threads, since Pillow decodes without the interpreter's lock; and they end with the process.
-    """
-    names = (name for split in _splits(root) for name in walk(root, split))
-    pool = ThreadPoolExecutor(workers)
-    ahead: deque[Future[list[Verdict]]] = deque()
-
-    def finished() -> list[Verdict]:
-        verdicts = ahead.popleft().result()
-        memory.add(verdicts)
-        return verdicts
-
-    try:
-        while block := list(islice(names, BLOCK)):
-            ahead.append(pool.submit(lambda block: [_look(root, n, memory) for n in block], block))
-            if len(ahead) > 2 * workers:
-                yield from finished()
-        while ahead:
-            yield from finished()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _look(root: Path, name: str, memory: Memory) -> Verdict:
-    path = f"{root}/{name}"
-    digest = _digest(path)
-    if digest and digest in memory:
-        return Verdict(name, None, None)
-    reason = unreadable(path)
-    return Verdict(name, None if reason else digest, reason)
-
-
-def _digest(path: str) -> bytes | None:
-    """Of name, size and time of change, taken before the image is read; None without a file."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    text = b"%d %d " % (found.st_size, found.st_mtime_ns) + os.fsencode(path)
-    return hashlib.blake2b(text, digest_size=len(MAGIC)).digest()
-
-
-def _with_progress(verdicts: Iterable[Verdict], total: int) -> Iterator[Verdict]:
-    bad = 0
-    start = spoken = time.monotonic()
-    with ProgressBar("verify", total) as progress:
-        for done, verdict in enumerate(verdicts, 1):
-            progress.advance()
-            bad += verdict.reason is not None
-            now = time.monotonic()
-            if now - spoken > SPEAK_EVERY:
-                spoken = now
-                progress.show(done, (now - start) / done * (total - done), bad=bad)
-            yield verdict
+    """Do what ``arguments`` name."""
+    choose("prepare", __doc__ or "", {"verify": (VERIFY.summary, verify)}, arguments)
 
 
 if __name__ == "__main__":

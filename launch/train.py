@@ -1,18 +1,23 @@
-"""Train a network: ``python -m launch.train CONFIG [key=value ...]``."""
+"""Train a network as a config says, or go on with a run that was interrupted.
 
-import shlex
+The run goes to <run.dir>/<run.name>, which is runs/ and the config's name if they are not set. On
+several GPUs: make imagenet-r18 GPUS=8.
+"""
+
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from launch.command import command, get_device
+from launch.command import Parser, command, find_config, whole
 from pipeline.data.open import build_loaders, divide_batch
 from pipeline.report.plots import draw_run
 from pipeline.run import processes, rendezvous, restart
 from pipeline.run.checkpoint import CheckpointStore
+from pipeline.run.commands import command_line
 from pipeline.run.config import Config, flatten, load_config
 from pipeline.run.console import bold, logger, start_console
+from pipeline.run.device import get_device
 from pipeline.run.errors import Diverged, Interrupted, UserError
 from pipeline.run.folder import open_folder
 from pipeline.run.recorder import Recorder
@@ -23,21 +28,33 @@ from pipeline.train.network import make_network
 from pipeline.train.randomness import seed_everything
 from pipeline.train.trainer import Trainer
 
-USAGE = "usage: python -m launch.train CONFIG [key=value ...], such as configs/quickstart.yaml"
+PARSER = Parser(
+    "train",
+    "CONFIG [key=value ...] [--check[=N]]",
+    __doc__ or "",
+    (
+        "quickstart",
+        "cifar10_resnet20 data.path=/path/to/cifar10",
+        "imagenet_resnet18 data.path=/path/to/imagenet run.name=short train.epochs=100",
+        "imagenet_resnet18 data.path=/path/to/imagenet --check=8",
+    ),
+)
+PARSER.add_config()
+PARSER.add_argument(
+    "--check", nargs="?", const=1, default=0, type=whole(1), metavar="N",
+    help="only look for mistakes in the config and the data, as N processes (1) would meet them",
+)  # fmt: skip
 # Between the processes of a run:
 MAY_DIFFER = ("data.path", "data.exclude", "data.workers", "run.dir")
-CHECK = "--check"  # or --check=8: look for mistakes in the config and the data, and end
 
 
 def main(arguments: Sequence[str]) -> None:
     """Train as the config and the overrides in ``arguments`` say, or go on doing so."""
-    if not arguments or arguments[0].startswith("-"):
-        raise UserError(USAGE)
-    checks = [each for each in arguments if each.startswith(CHECK)]
-    config = load_config(arguments[0], [each for each in arguments[1:] if each not in checks])
+    options = PARSER.parse(arguments)
+    config = load_config(find_config(options.config), options.overrides)
     with StopSignal() as stop:
         try:
-            train(config, stop, _number(checks[0]) if checks else 0)
+            train(config, stop, options.check)
         except (Interrupted, Diverged) as end:
             restart.note(config, end)
             raise
@@ -46,13 +63,6 @@ def main(arguments: Sequence[str]) -> None:
                 restart.note(config, Interrupted(stop.signal, "", together=False))
             raise
     rendezvous.stop()
-
-
-def _number(check: str) -> int:
-    count = check.removeprefix(CHECK).removeprefix("=") or "1"
-    if not count.isdecimal() or not int(count):
-        raise UserError(f"{check}: give the number of processes, as in {CHECK}=8")
-    return int(count)
 
 
 def train(config: Config, stop: StopSignal, only_check: int = 0) -> None:
@@ -127,8 +137,9 @@ def summarise(config: Config, best: dict[str, Any], last: dict[str, Any]) -> Non
                    for m in METRICS.values() if f"val_{m.name}" in record and m.unit]  # fmt: skip
         logger.info(bold(f"{label}: val {', '.join(figures)} (epoch {record['epoch'] + 1})"))
     logger.info("the run lies in %s; next:", folder)
-    data = f" {shlex.quote(f'data.path={config.data.path}')}" if config.data.path else ""
-    logger.info("  python -m launch.evaluate %s%s", folder / "checkpoints" / "best.pt", data)
+    data = [f"data.path={config.data.path}"] if config.data.path else []
+    best_file = str(folder / "checkpoints" / "best.pt")
+    logger.info("  %s", command_line("evaluate", best_file, *data))
 
 
 if __name__ == "__main__":

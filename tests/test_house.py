@@ -23,6 +23,7 @@ TRAININGS = {
     "cifar10-r18": "cifar10_resnet18",
     "cifar10-vgg-small": "cifar10_vgg_small",
 }
+RESTE = ["-P", "-m", "launch"]  # what the launcher gives its interpreter before the command
 ECHO = '#!/bin/sh\nprintf "%s\\n" "$@"\n'  # a program that prints its arguments, one per line
 # An interpreter whose `-m venv DIR` puts a copy of itself into DIR and whose `-m pip` fails while
 # the file `offline` exists. Both leave a line in `log`.
@@ -36,14 +37,14 @@ esac
 
 @pytest.fixture
 def house(tmp_path):
-    """A checkout with the Makefile alone, beside stand-ins for Python and docker."""
+    """A checkout with the Makefile and the launcher alone, beside stand-ins for Python and docker."""
     if shutil.which("make") is None:
         pytest.skip("needs make")
     for name, text in {"python": ECHO, "bin/docker": ECHO, "base": INTERPRETER}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    for name in ("Makefile", "pyproject.toml"):
+    for name in ("Makefile", "pyproject.toml", "reste"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
 
@@ -95,16 +96,16 @@ def test_make_alone_lists_every_target(house):
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
-        ("quickstart", ["-m", "launch.train", "configs/quickstart.yaml", "a=1", "b=2"]),
+        ("quickstart", [*RESTE, "train", "quickstart", "a=1", "b=2"]),
         ("test", ["-m", "pytest", "-m", "not gpu", "a=1", "b=2"]),
         ("test-gpu", ["-m", "pytest", "-m", "gpu", "a=1", "b=2"]),
         (
             "bench-train",
-            ["-m", "launch.benchmark", "train", "configs/cifar10_resnet20.yaml", "a=1", "b=2"],
+            [*RESTE, "benchmark", "train", "cifar10_resnet20", "a=1", "b=2"],
         ),
         (
             "bench-loader",
-            ["-m", "launch.benchmark", "loader", "configs/imagenet_resnet18.yaml", "a=1", "b=2"],
+            [*RESTE, "benchmark", "loader", "imagenet_resnet18", "a=1", "b=2"],
         ),
     ],
 )
@@ -114,14 +115,14 @@ def test_commands(house, target, expected):
 
 @pytest.mark.parametrize(("target", "config"), TRAININGS.items())
 def test_trainings(house, target, config):
-    command = ["-m", "launch.train", f"configs/{config}.yaml"]
+    command = [*RESTE, "train", config]
     assert arguments(house, target) == command
     assert arguments(house, target, "GPUS=1", "ARGS=train.epochs=2 seed=3") == [
         *command,
         "train.epochs=2",
         "seed=3",
     ]
-    assert (ROOT / command[-1]).is_file()
+    assert (ROOT / f"configs/{config}.yaml").is_file()
 
 
 @pytest.mark.parametrize("path", ["/data sets/image net", "/it's", '/a "b" & `c`;d'])
@@ -131,8 +132,8 @@ def test_any_path_is_one_argument(house, path):
 
 
 def test_several_gpus_go_through_torchrun_after_a_check(house):
-    config = "configs/cifar10_resnet20.yaml"
-    check = ["-m", "launch.train", config, "data.path=/it's", "seed=3", "--check=2"]
+    config = "cifar10_resnet20"
+    check = [*RESTE, "train", config, "data.path=/it's", "seed=3", "--check=2"]
     torchrun = ["-m", "torch.distributed.run", *MEETINGS["make"]]
     train = ["-m", "launch.train", config, "data.path=/it's", "seed=3"]
     run = [*torchrun, "--nproc-per-node=2", "--max-restarts=3", *train]
@@ -145,7 +146,7 @@ def test_several_gpus_go_through_torchrun_after_a_check(house):
     for wrong in ("abc", "0", "-1", "2x"):
         done = make(house, "PYTHON=./python", "cifar10-r20", f"GPUS={wrong}")
         assert done.returncode == 2 and "error: GPUS is no number" in done.stderr
-    (house / "python").write_text("#!/bin/sh\necho error: no >&2\nexit 2\n")
+    (house / "python").write_text("#!/bin/sh\n[ $1 = -c ] || { echo error: no >&2; exit 2; }\n")
     done = make(house, "PYTHON=./python", "cifar10-r20", *options)
     assert done.returncode == 2 and done.stderr.startswith("error: no\n") and not done.stdout
 

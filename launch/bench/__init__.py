@@ -1,1 +1,1 @@
-"""What measures."""
+"""What is measured: each file is one benchmark of ``./reste benchmark``, or serves one."""

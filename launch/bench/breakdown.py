@@ -10,8 +10,7 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from launch.bench import results
-from launch.bench.results import device_name, new_figure, results_file
+from launch.bench.results import device_name, new_figure, results_file, save
 
 STEPS = 5  # profiled, after 3 that are not
 GROUPS = {  # what operators' names begin with
@@ -72,5 +71,4 @@ def plot(spent: Mapping[str, float], file: str, title: str, device: torch.device
     axes.invert_yaxis()
     axes.set_xlabel("microseconds of a training step")
     axes.set_title(f"{title}, {device_name(device)}")
-    results.RESULTS.mkdir(parents=True, exist_ok=True)
-    figure.savefig(results_file(file, device).with_suffix(".png"), dpi=120)
+    save(figure, results_file(file, device).with_suffix(".png"))

@@ -1,15 +1,12 @@
-"""What it costs several processes to train as one:
-``torchrun --nproc-per-node=N -m launch.bench.collectives CONFIG [key=value ...]``.
+"""What it costs several processes to train as one.
 
 Times, in turns, so that a change of the machine's load meets them alike: a training step on a fixed
 batch in which each process trains for itself but for one value, the same with the gradients
 summed, and with batch norm synchronised too; and the collectives of that step alone, at the sizes
-that the network sends. ``data.batch_size`` is that of all processes. Prints a table and appends it
-to docs/results/collectives_<device>.csv, and one that holds them against launch/bench/scaling.py.
-What follows from it: docs/scaling.md.
+that the network sends. ``data.batch_size`` is that of all processes. What
+follows from it, and how launch/bench/scaling.py compares, is in docs/scaling.md.
 """
 
-import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -18,14 +15,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from launch.bench import scaling
-from launch.bench.results import Row, row, take_turns, write
+from launch.bench.results import Row, row
+from launch.bench.timing import take_turns
 from launch.bench.training import FixedBatch
-from launch.command import command, get_device
 from models.layers import NormBinarize
 from pipeline.data.open import divide_batch
-from pipeline.run import processes, rendezvous
+from pipeline.run import processes
 from pipeline.run.checkpoint import CheckpointStore
-from pipeline.run.config import Config, load_config
+from pipeline.run.config import Config
 from pipeline.run.errors import UserError
 from pipeline.run.recorder import Recorder
 from pipeline.run.signals import StopSignal
@@ -35,27 +32,16 @@ from pipeline.train.state import make_state
 from pipeline.train.trainer import Trainer
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Measure, on every process; the main one writes."""
-    parser = argparse.ArgumentParser(prog="launch.bench.collectives")
-    parser.add_argument("config")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--rounds", type=int, default=50, help="timed turns of each")
-    options = parser.parse_args(arguments)
-    config = load_config(options.config, options.overrides)
-    device = get_device(config)
-    if processes.size() == 1:
-        raise UserError("one process has nobody to talk to; start it with torchrun")
-    rows = measure(divide_batch(config, processes.size()), device, options.rounds)
-    if processes.is_main():
-        write("collectives", rows, device)
-        if config.model.arch in scaling.MOVED:
-            print(against_the_model(config.model.arch, rows))
-    rendezvous.stop()
-
-
 def measure(config: Config, device: torch.device, rounds: int) -> list[Row]:
-    """Microseconds of steps, and of what they say to the others."""
+    """Microseconds of steps, and of what they say to the others.
+
+    Raises UserError for a single process.
+    """
+    if processes.size() == 1:
+        raise UserError(
+            "one process has nobody to talk to; start it with torchrun, as docs/scaling.md shows"
+        )
+    config = divide_batch(config, processes.size())
     size, total = processes.size(), config.data.batch_size
     loader = FixedBatch(config.changed({"data.batch_size": total // size}), device)
     local = make_trainer(config, device, loader, parallel=False, sync=False)
@@ -153,7 +139,3 @@ def predict(arch: str, case: str, measured: dict[str, float], group: int) -> flo
     slower = compute / images / sum(stage.image for stage in chosen)
     plan = scaling.Plan(group=group, slower=slower, fabric=fabric)
     return scaling.step(chosen, gpus, gpus * images, plan).seconds
-
-
-if __name__ == "__main__":
-    command(main)

@@ -1,15 +1,13 @@
-"""Microbenchmarks of the ops and blocks at the layer shapes of real networks.
+"""Microbenchmarks of the ops, blocks and convolutions of launch/bench/cases.py.
 
 Providers: official (the official formulation: boolean masks, separate modules, fp32, NCHW), eager
 (plain modules, a where-based estimator, channels_last, half precision), compile (the same under
-torch.compile in its strongest mode) and ours. A block is everything between two convolutions:
-ReLU, batch norm, residual and sign. A provider whose results are wrong gets no time.
+torch.compile in its strongest mode) and ours. A provider whose results are wrong gets no time. Of
+the convolutions, those in kernels/candidates/convolution.py are ours, in the fastest of their
+tiles; those in cuDNN are eager's.
 
-A convolution is z and the statistics of relu(z), forward only: ``conv`` in cuDNN (eager), then our
-statistics; ``conv_nchw`` and ``conv_padded<n>`` the same in another layout or with zero channels up
-to n; ``conv_int8``, ``conv_fp8`` and ``conv_fp16`` in kernels/candidates/convolution.py (ours), in
-the fastest of its tiles. On a GPU it is timed as a CUDA graph, as a training runs it, because the
-host takes longer to launch one than the GPU to compute it.
+On a GPU a convolution is timed as a CUDA graph, as a training runs it, because the host takes
+longer to launch one than the GPU to compute it.
 """
 
 import itertools
@@ -21,63 +19,90 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import reference
-from kernels._triton import triton
+from kernels import compile_reference, reference
 from kernels.candidates.convolution import Tile, convolve, tiles
 from kernels.estimators import ESTIMATORS
 from kernels.norm import batch_statistics, deviations, norm_binarize
 from kernels.sign import binarize
+from launch.bench.cases import OPERANDS, PADDED, Case, convolution_ops, convolutions, layers
+from launch.bench.official import MaskedReSTE
+from launch.bench.results import Row, device_name, new_figure, results_file, row, save
+from launch.bench.timing import time_kernel
+from models import build_model
+from pipeline.run.config import Config
+from pipeline.run.errors import UserError
+from pipeline.train.precision import AUTOCAST
 
-MODES = ("forward", "backward", "both")
 PROVIDERS = ("official", "eager", "compile", "ours")
-OPERANDS = {
-    "conv_int8": torch.int8,
-    "conv_fp8": torch.float8_e4m3fn,
-    "conv_fp16": torch.float16,
-}
-PADDED = {"conv_padded32": 32, "conv_padded64": 64}
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the rms
+NETWORKS = {"resnet18": (256, 224), "resnet20": (256, 32), "vgg_small": (256, 32)}
+CPU_BATCH = 16
 Run = Callable[[], tuple[Tensor, ...]]
 
 
-@dataclass(frozen=True)
-class Case:
-    """One op or block at one shape; or a convolution of that shape to ``channels``."""
+def benchmark(config: Config, device: torch.device, batch: int | None = None) -> list[Row]:
+    """Microseconds of ops, blocks and convolutions, and their share of the bandwidth of a copy."""
+    if device.type == "cpu" and config.train.device != "cpu":
+        raise UserError("there is no CUDA device; make bench-kernels DEVICE=cpu times the CPU path")
+    dtype = torch.float32 if device.type == "cpu" else AUTOCAST.get(config.train.precision)
+    dtype = dtype or torch.float16
+    torch.backends.cudnn.benchmark = True
+    compile_reference(device.type == "cpu")  # as a training does
+    cases, ops = [], convolution_ops(device)
+    for arch, (images, size) in NETWORKS.items():
+        images = batch or (CPU_BATCH if device.type == "cpu" else images)
+        cases += layers(arch, model := build_model(arch), images, size)
+        cases += convolutions(arch, model, images, size, ops)
+    peak = copy_bandwidth(device)
+    print(f"{peak / 1e9:.0f} GB/s copied; each case in {dtype}, official in fp32")
+    rows, shares = [], {}
+    for each in measure(cases, device, dtype, PROVIDERS):
+        if each.seconds is None:
+            print(f"{each.case.name:52} {each.provider:9} {each.mode:9} wrong: not timed")
+            continue
+        share = each.bytes / each.seconds / peak
+        name = each.case.name, each.provider, each.mode
+        rows.append(row(*name, "time", "us", each.seconds * 1e6))
+        rows.append(row(*name, "bandwidth_share", "1", share))
+        shares[name] = share.median().item()
+        print(f"{name[0]:52} {name[1]:9} {name[2]:9} {rows[-2]['p50']:>10} us {shares[name]:.3f}")
+    _plot_kernels(shares, peak, device)
+    _print_convolutions(rows)
+    return rows
 
-    op: str  # binarize | block | conv | conv_nchw | of PADDED | of OPERANDS
-    layer: str  # <network>.<layer>
-    shape: tuple[int, int, int, int]
-    channels: int = 0
-    stride: int = 1
 
-    @property
-    def name(self) -> str:
-        """As the CSV has it: <op>/<network>.<layer>/NxCxHxW."""
-        return f"{self.op}/{self.layer}/{'x'.join(map(str, self.shape))}"
+def _print_convolutions(rows: list[Row]) -> None:
+    """Which convolution is the fastest, layer by layer, beside cuDNN's in NHWC."""
+    layers: dict[str, dict[str, float]] = {}
+    for each in rows:
+        op, _, layer = str(each["case"]).partition("/")
+        if op.startswith("conv") and each["metric"] == "time":
+            layers.setdefault(layer, {})[op] = float(str(each["p50"]))
+    for layer, times in layers.items():
+        best = min(times, key=times.__getitem__)
+        cudnn = times.get("conv", float("nan"))
+        print(f"{layer:44} {best:13} {times[best]:.1f} us; conv {cudnn:.1f} us")
 
-    @property
-    def modes(self) -> tuple[str, ...]:
-        return ("forward",) if self.channels else MODES
 
-    def has(self, provider: str) -> bool:
-        """Whether this is what ``provider`` does: each convolution is one provider's."""
-        return not self.channels or provider == ("ours" if self.op in OPERANDS else "eager")
-
-    def bytes(self, mode: str, itemsize: int) -> int:
-        """What a device must move for this at least, if every pass is perfect.
-
-        binarize: x, y; dy, x, dx. block: z, z, residual, y, yb; dy, dyb, y, z, g, g, z, dz.
-        A convolution: its operands without padding, and z, once each.
-        """
-        n, c, h, w = self.shape
-        if self.channels:
-            operand = OPERANDS[self.op].itemsize if self.op in OPERANDS else itemsize
-            positions = n * -(-h // self.stride) * -(-w // self.stride)
-            read = n * c * h * w + self.channels * c * 9
-            return read * operand + positions * self.channels * itemsize
-        forward, backward = (2, 3) if self.op == "binarize" else (5, 8)
-        passes = {"forward": forward, "backward": backward, "both": forward + backward}[mode]
-        return passes * n * c * h * w * itemsize
+def _plot_kernels(
+    shares: dict[tuple[str, str, str], float], peak: float, device: torch.device
+) -> None:
+    """GB/s of every block, forward and backward, a bar per provider."""
+    cases = list(dict.fromkeys(case for case, _, _ in shares if case.startswith("block/")))
+    if (figure := new_figure(9, 1.5 + 0.55 * len(cases))) is None:
+        return
+    axes = figure.subplots()
+    for i, provider in enumerate(PROVIDERS):
+        speeds = [shares.get((case, provider, "both"), 0) * peak / 1e9 for case in cases]
+        places = [place + 0.2 * i for place in range(len(cases))]
+        axes.barh(places, speeds, height=0.2, label=provider)
+    axes.axvline(peak / 1e9, color="black", linestyle=":", label="copy")
+    axes.set_yticks([place + 0.3 for place in range(len(cases))], [c[6:] for c in cases])
+    axes.invert_yaxis()
+    axes.set_xlabel("GB/s of the bytes that must move, forward and backward")
+    axes.set_title(f"Between two convolutions, {device_name(device)}")
+    axes.legend(loc="lower right")
+    save(figure, results_file("kernels", device).with_suffix(".png"))
 
 
 @dataclass(frozen=True)
@@ -87,28 +112,8 @@ class Measurement:
     case: Case
     provider: str
     mode: str
-    seconds: list[float] | None
+    seconds: Tensor | None  # (N,) float64
     bytes: int
-
-
-class MaskedSign(torch.autograd.Function):
-    """The official estimator: o read by the host, regions gathered and scattered by masks."""
-
-    @staticmethod
-    def forward(ctx, x, params):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(x, params)
-        return x.sign()
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        x, params = ctx.saved_tensors
-        o, t, m = params
-        factor = torch.zeros_like(x)
-        for side in (x, -x):
-            power = (side > m) & (side <= t)
-            factor[power] = side[power] ** ((1 - o) / o) / o
-            factor[(side >= 0) & (side <= m)] = m.item() ** (1 / o.item()) / m.item()
-        return grad * factor, None
 
 
 class WhereSign(torch.autograd.Function):
@@ -129,68 +134,9 @@ class WhereSign(torch.autograd.Function):
         return (grad.to(params.dtype) * factor).to(x.dtype), None
 
 
-def layers(network: str, model: torch.nn.Module, images: int, size: int) -> list[Case]:
-    """The distinct shapes at which ``model`` normalises and binarizes ``images`` images of
-    ``size`` pixels, each under the name of the first layer that has it."""
-    shapes: dict[tuple[int, ...], str] = {}
-    for name, module, shape in _inputs(model, size):
-        if isinstance(module, torch.nn.BatchNorm2d) and ".bn" in f".{name}" and len(shape) == 4:
-            shapes.setdefault(shape, name)
-    return [
-        Case(op, f"{network}.{name}", (images, c, h, w))
-        for op in ("binarize", "block")
-        for (_, c, h, w), name in shapes.items()
-    ]
-
-
-def convolutions(
-    network: str, model: torch.nn.Module, images: int, size: int, ops: list[str]
-) -> list[Case]:
-    """``ops`` at the distinct 3x3 convolutions of ``model``, each under the name of the first
-    layer; without the stem, which reads images, and where padding changes nothing."""
-    found: dict[tuple[tuple[int, ...], int, int], str] = {}
-    for name, module, shape in _inputs(model, size):
-        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3) and shape[1] > 3:
-            found.setdefault((shape, module.out_channels, module.stride[0]), name)
-    return [
-        Case(op, f"{network}.{name}", (images, c, h, w), channels, stride)
-        for op in ops
-        for ((_, c, h, w), channels, stride), name in found.items()
-        if op not in PADDED or min(c, channels) < PADDED[op]
-    ]
-
-
-def convolution_ops(device: torch.device) -> list[str]:
-    """The convolutions that ``device`` can run; a line says what a GPU lacks."""
-    ops = ["conv", "conv_nchw", *PADDED]
-    if device.type != "cuda":
-        return ops
-    if torch.cuda.get_device_capability(device) >= (8, 9):
-        return [*ops, *OPERANDS]
-    print("conv_fp8: not timed, since this GPU has no fp8")
-    return [*ops, *(op for op in OPERANDS if op != "conv_fp8")]
-
-
-def _inputs(
-    model: torch.nn.Module, size: int
-) -> list[tuple[str, torch.nn.Module, tuple[int, ...]]]:
-    """Every module, in the order of the forward pass, and the shape of what it reads of an image
-    of ``size`` pixels."""
-    seen: list[tuple[str, torch.nn.Module, tuple[int, ...]]] = []
-
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
-            if isinstance(arguments[0], Tensor):
-                seen.append((name, module, tuple(arguments[0].shape)))
-
-        return hook
-
-    hooks = [module.register_forward_pre_hook(note(name)) for name, module in model.named_modules()]
-    with torch.no_grad():
-        model.eval()(torch.zeros(1, 3, size, size))
-    for hook in hooks:
-        hook.remove()
-    return seen
+def _masked(x: Tensor, params: Tensor) -> Tensor:
+    """The official estimator, by boolean masks; m is 0.1 in it."""
+    return MaskedReSTE.apply(x, params[0], params[1])
 
 
 def measure(
@@ -211,7 +157,7 @@ def measure(
             print(f"{case.name} {provider}: {type(error).__name__}: {str(error).splitlines()[0]}")
             right = False
         for mode in case.modes:
-            seconds = _time(_call(mode, leaves, grads, run), device) if right else None
+            seconds = time_kernel(_call(mode, leaves, grads, run), device) if right else None
             yield Measurement(case, provider, mode, seconds, case.bytes(mode, dtype.itemsize))
 
 
@@ -219,8 +165,8 @@ def copy_bandwidth(device: torch.device) -> float:
     """Bytes per second, read and written, of a large copy on ``device``."""
     source = torch.empty(2**28 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
-    seconds = sorted(_time(lambda: target.copy_(source), device))
-    return 2 * source.nbytes / seconds[len(seconds) // 2]
+    seconds = time_kernel(lambda: target.copy_(source), device).quantile(0.5).item()
+    return 2 * source.nbytes / seconds
 
 
 def _build(
@@ -237,7 +183,7 @@ def _build(
         return t.to(dtype, memory_format=layout)
 
     params = torch.tensor(ESTIMATORS["reste"].schedule(0.7), device=device)
-    sign = MaskedSign.apply if official else WhereSign.apply
+    sign = _masked if official else WhereSign.apply
     if case.op == "binarize":
         x = normal().requires_grad_()
         if provider == "ours":
@@ -309,8 +255,7 @@ def _with_fastest_tile(
         return lambda: convolve(xb, weight, stride=case.stride, dtype=dtype, tile=tile)
 
     def seconds(tile: Tile) -> float:
-        times = sorted(_time(_graphed(run_with(tile), device), device))
-        return times[len(times) // 2]
+        return time_kernel(_graphed(run_with(tile), device), device).quantile(0.5).item()
 
     fastest = min(tiles(case.channels, xb.itemsize), key=seconds)
     print(f"{case.name} ours: {fastest}")
@@ -394,17 +339,3 @@ def _call(mode: str, leaves: list[Tensor], grads: list[Tensor], run: Run) -> Cal
         return lambda: torch.autograd.grad(run(), leaves, grads)
     outputs = run()
     return lambda: torch.autograd.grad(outputs, leaves, grads, retain_graph=True)
-
-
-def _time(call: Callable[[], object], device: torch.device) -> list[float]:
-    """Seconds of each call, after a warm-up."""
-    if device.type == "cuda":
-        return [ms / 1e3 for ms in triton.testing.do_bench(call, return_mode="all")]
-    from time import perf_counter
-
-    times = []
-    for _ in range(12):
-        began = perf_counter()
-        call()
-        times.append(perf_counter() - began)
-    return times[2:]

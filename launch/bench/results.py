@@ -1,11 +1,8 @@
-"""Timings, and the CSV files in docs/results that they go to."""
+"""The CSV files and plots in docs/results."""
 
 import csv
 import datetime
-import itertools
 import subprocess
-import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels._triton import HAS_TRITON, triton
+from pipeline.run.commands import ROOT
 from pipeline.run.console import logger
 
 RESULTS = Path("docs/results")
@@ -23,37 +21,22 @@ COLUMNS = (
 Row = dict[str, object]
 
 
-def take_turns(
-    providers: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
-) -> dict[str, Tensor]:
-    """Seconds of each call, after two that are not timed.
-
-    They take turns, so that a change of the machine's load meets all of them.
-    """
-    times: dict[str, list[float]] = {name: [] for name in providers}
-    for turn, (name, call) in itertools.product(range(-2, rounds), providers.items()):
-        began = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if turn >= 0:
-            times[name].append(time.perf_counter() - began)
-    return {name: torch.tensor(seconds, dtype=torch.float64) for name, seconds in times.items()}
-
-
 def row(case: str, provider: str, mode: str, metric: str, unit: str, values: Tensor) -> Row:
-    """The 20th, 50th and 80th percentile of ``values``, (N,) float64."""
+    """A row with the 20th, 50th and 80th percentile of ``values``, (N,) float64."""
     p20, p50, p80 = values.quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)).tolist()
     digits = ".4f" if unit == "1" else ".1f"
     entries = (case, provider, mode, metric, unit, *(format(p, digits) for p in (p20, p50, p80)))
     return dict(zip(COLUMNS[6:], entries, strict=True))
 
 
-def write(bench: str, rows: list[Row], device: torch.device) -> None:
-    """Print ``rows`` and append them to the device's CSV."""
+def write(bench: str, rows: list[Row], device: torch.device, commit: str) -> None:
+    """Print ``rows`` and append them to the device's CSV.
+
+    ``commit``: what ``commit()`` gave before anything was measured.
+    """
     common: Row = {
         "date": datetime.date.today().isoformat(),
-        "commit": _commit(),
+        "commit": commit,
         "gpu": device_name(device),
         "torch": torch.__version__,
         "triton": triton.__version__ if HAS_TRITON else "",
@@ -75,12 +58,12 @@ def write(bench: str, rows: list[Row], device: torch.device) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """As the CSV has it."""
+    """The device's name, as the CSV has it."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def results_file(bench: str, device: torch.device) -> Path:
-    """The device's CSV."""
+    """The CSV of a device."""
     return RESULTS / f"{bench}_{device_name(device).replace(' ', '-')}.csv"
 
 
@@ -94,11 +77,24 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _commit() -> str:
+def save(figure: Any, path: Path) -> None:
+    """Write a figure; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def commit() -> str:
+    """The commit of the checkout, with "-dirty" if anything but results has changed since; empty
+    where git does not know it."""
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
+        name = _git("describe", "--always")
+    except OSError:  # there is no git
         return ""
-    return done.stdout.strip()
+    if name.returncode:
+        return ""
+    changed = _git("diff", "--quiet", "HEAD", "--", ".", ":(exclude)docs/results").returncode
+    return name.stdout.strip() + ("-dirty" if changed else "")
+
+
+def _git(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)

@@ -1,8 +1,8 @@
-"""How long a training step takes on N GPUs, from 1 to 512: ``python -m launch.bench.scaling``.
+"""How long a training step takes on N GPUs, from 1 to 512.
 
-Prints the tables of docs/scaling.md, which gives the source of every constant here and says what
-follows, and draws docs/results/scaling.png. A model, not a measurement: everything is a function of
-the constants below and of the networks as ``build_model`` makes them.
+The tables are those of docs/scaling.md, which gives the source of every constant here and says what
+follows. A model, not a measurement: everything is a function of the constants below and of the
+networks as ``build_model`` makes them.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from launch.bench.results import RESULTS, new_figure
+from launch.bench import results
 from models import build_model
 
 GPUS_PER_NODE = 8
@@ -320,7 +320,7 @@ TABLES = {
 
 def draw() -> None:
     """Speed by number of GPUs."""
-    if (figure := new_figure(7, 5)) is None:
+    if (figure := results.new_figure(7, 5)) is None:
         return
     axes = figure.subplots()
     for arch, batch in LIMITS:
@@ -332,15 +332,11 @@ def draw() -> None:
     axes.minorticks_off()
     axes.set_xticks(COUNTS, [str(n) for n in COUNTS])
     axes.legend(fontsize="small")
-    figure.savefig(RESULTS / "scaling.png", dpi=120, metadata={"Software": None})
+    results.save(figure, results.RESULTS / "scaling.png")
 
 
-def main() -> None:
-    """Print the tables and draw the plot."""
+def report() -> None:
+    """Print the tables and draw docs/results/scaling.png."""
     for title, make in TABLES.items():
         print(f"## {title}\n\n{make()}\n")
     draw()
-
-
-if __name__ == "__main__":
-    main()

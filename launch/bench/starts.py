@@ -1,5 +1,7 @@
-"""How long a training takes to start, and the memory of its process: measured on real runs, which
-are stopped after a few steps."""
+"""How long a training takes to start, and the memory of its process.
+
+Both are measured on real runs, which are stopped after a few steps.
+"""
 
 import json
 import os
@@ -14,6 +16,7 @@ from pathlib import Path
 import torch
 
 from launch.bench.results import Row, row
+from pipeline.run.commands import ROOT
 from pipeline.run.config import Config
 from pipeline.run.errors import UserError
 
@@ -36,7 +39,8 @@ def _start(path: str, overrides: Sequence[str]) -> tuple[float, float]:
         ours = [f"run.dir={folder}", "run.name=start", "log.every=1"]
         began = time.perf_counter()
         run = subprocess.Popen(
-            [sys.executable, "-m", "launch.train", path, *overrides, *ours],
+            [ROOT / "reste", "train", path, *overrides, *ours],
+            env={**os.environ, "PYTHON": sys.executable},
             stderr=subprocess.DEVNULL,
         )
         metrics = Path(folder) / "start" / "metrics.jsonl"

@@ -1,6 +1,6 @@
 """Training, measured: steps alone, whole epochs with evaluation, and where the time of a step goes.
 
-Providers: ours, the Trainer as ``launch.train`` runs it; official and compile, see
+Providers: ours, the Trainer as ``./reste train`` runs it; official and compile, see
 launch/bench/rivals.py; and with ``--official CHECKOUT`` official_code, the official code itself.
 Nothing is timed before all networks agree in float64 and the first losses are alike.
 
@@ -15,7 +15,6 @@ import dataclasses
 import gc
 import itertools
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -26,8 +25,9 @@ from torch import Tensor
 from kernels import compiled_reference
 from launch.bench import breakdown
 from launch.bench.official import build_official, load_official, make_exact, set_official_o
-from launch.bench.results import Row, device_name, row, take_turns
+from launch.bench.results import Row, device_name, row
 from launch.bench.rivals import Compiled, Official, PlainConv2d, Splits
+from launch.bench.timing import take_turns
 from models import ARCHS, build_model
 from pipeline.data.cifar_files import CifarSplit, load_cifar10
 from pipeline.data.loader import Batch, Loader, image_dtype
@@ -366,14 +366,7 @@ def _reset_peak(device: torch.device) -> int:
 
 def _time_epochs(epoch: Callable[[], None], device: torch.device) -> Tensor:
     """Seconds of each of EPOCHS, after one that is not timed."""
-    times = []
-    for _ in range(EPOCHS + 1):
-        began = time.perf_counter()
-        epoch()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return torch.tensor(times[1:], dtype=torch.float64)
+    return take_turns({"": epoch}, EPOCHS, device, warmup=1)[""]
 
 
 Maker = Callable[[Config, torch.device, Splits, Path], Callable[[], None]]

@@ -7,10 +7,10 @@ string. Listed paths are only compared with the names in the data set, never ope
 
 import json
 
+from pipeline.run.commands import command_line
 from pipeline.run.errors import UserError
 
 SPLITS = ("train", "val", "test")
-REMEDY = "name the list that python -m launch.prepare verify writes, or set data.exclude=null"
 
 
 def printable(text: str) -> str:
@@ -32,7 +32,10 @@ def read(file: str | None, split: str) -> set[str]:
                 _name(line, f"data.exclude={file}, line {n}") for n, line in enumerate(lines, 1)
             }
     except OSError as error:
-        raise UserError(f"data.exclude={file}: {error.strerror}; {REMEDY}") from None
+        remedy = f"name the list that {command_line('prepare', 'verify', 'DATA')} writes"
+        raise UserError(
+            f"data.exclude={file}: {error.strerror}; {remedy}, or set data.exclude=null"
+        ) from None
     return {name for name in names if name.startswith(f"{split}/")}
 
 

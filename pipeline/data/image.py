@@ -7,13 +7,12 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.run.commands import command_line
 from pipeline.run.errors import UserError
 
 # The formats that DALI knows, by content and not by name. Pillow knows more, and would even start
 # Ghostscript for an EPS file.
 FORMATS = ("JPEG", "JPEG2000", "PNG", "PPM", "BMP", "TIFF", "WEBP")
-
-VERIFY = "python -m launch.prepare verify finds all such, data.exclude leaves them out"
 
 
 def open_rgb(path: str) -> Image.Image:
@@ -79,6 +78,8 @@ def _reason(error: Exception) -> str:
 
 
 def _bad_image(path: str, reason: str) -> UserError:
+    verify = command_line("prepare", "verify", "DATA")
     return UserError(
-        f"data.path: cannot read the image {path} ({reason}); replace or remove it ({VERIFY})"
+        f"data.path: cannot read the image {path} ({reason}); replace or remove it ({verify} finds "
+        "all such, data.exclude leaves them out)"
     )

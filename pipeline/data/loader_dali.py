@@ -42,7 +42,7 @@ class DaliLoader(FolderLoader):
     """The fast ``Loader`` of an image folder. ``workers`` is the number of DALI's CPU threads.
 
     Only the window of a JPEG is decoded: in training, a file that is cut off below it passes
-    (``launch.prepare verify`` finds it).
+    (``./reste prepare verify`` finds it).
     """
 
     def _open(self, position: Position) -> Any:

@@ -65,7 +65,7 @@ class DataConfig:
     )
     path: str | None = key(None, "where the data lie; synthetic: unset draws them once")
     exclude: str | None = key(
-        None, "a list of images to leave out, such as launch.prepare verify writes"
+        None, "a list of images to leave out, such as ./reste prepare verify writes"
     )
     download: bool = key(False, "cifar10: download torchvision's files when they are missing")
     loader: Literal["auto", "dali", "torchvision"] = key(

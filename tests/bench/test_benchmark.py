@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from kernels import reference
-from launch import benchmark
+from launch.bench import cases as shapes
 from launch.bench import kernels as micro
-from launch.bench import results
+from launch.bench import loaders, results
 from models import build_model
 from pipeline.run.config import load_config
 from pipeline.run.errors import UserError
@@ -21,15 +21,15 @@ def test_loaders(tmp_path):
     pytest.importorskip("nvidia.dali")
     plain_folder(tmp_path, "train", 8)
     data = [f"data.path={tmp_path}", "data.batch_size=2", "data.workers=1", "data.size=16"]
-    rows = benchmark.loaders(load_config(TREE, [*data, "train.precision=fp32"]), CPU, rounds=1)
+    rows = loaders.measure(load_config(TREE, [*data, "train.precision=fp32"]), CPU, rounds=1)
     assert [row["provider"] for row in rows] == ["torchvision", "ours"]
     assert all(row["case"] == f"{tmp_path.name}/2x3x16x16/workers1" for row in rows)
     with pytest.raises(UserError, match="data.path is not set"):
-        benchmark.loaders(load_config(TREE), CPU, rounds=1)
+        loaders.measure(load_config(TREE), CPU, rounds=1)
 
 
 def test_kernel_cases_are_the_networks_shapes():
-    cases = micro.layers("resnet20", build_model("resnet20"), 4, 32)
+    cases = shapes.layers("resnet20", build_model("resnet20"), 4, 32)
     assert [case.name for case in cases if case.op == "block"] == [
         "block/resnet20.bn1/4x16x32x32",
         "block/resnet20.layer2.0.bn1/4x32x16x16",
@@ -39,7 +39,7 @@ def test_kernel_cases_are_the_networks_shapes():
 
 
 def convolutions(ops, arch="resnet20", size=32):
-    return micro.convolutions(arch, build_model(arch), 4, size, ops)
+    return shapes.convolutions(arch, build_model(arch), 4, size, ops)
 
 
 def test_convolution_cases_are_the_networks_distinct_ones():
@@ -51,7 +51,7 @@ def test_convolution_cases_are_the_networks_distinct_ones():
         "conv/resnet20.layer3.0.conv1/4x32x16x16",
         "conv/resnet20.layer3.0.conv2/4x64x8x8",
     ]
-    padded = {op: [c.channels for c in cases if c.op == op] for op in micro.PADDED}
+    padded = {op: [c.channels for c in cases if c.op == op] for op in shapes.PADDED}
     assert padded == {"conv_padded32": [16, 32], "conv_padded64": [16, 32, 32, 64]}
     strided = next(case for case in cases if case.op == "conv_int8" and case.stride == 2)
     read = 4 * 16 * 32 * 32 + 32 * 16 * 9
@@ -63,20 +63,23 @@ def test_convolution_cases_are_the_networks_distinct_ones():
 
 def test_a_device_times_the_convolutions_that_it_has(monkeypatch, capsys):
     plain = ["conv", "conv_nchw", "conv_padded32", "conv_padded64"]
-    assert micro.convolution_ops(CPU) == plain
-    for capability, more in {(8, 0): ["conv_int8", "conv_fp16"], (9, 0): [*micro.OPERANDS]}.items():
+    assert shapes.convolution_ops(CPU) == plain
+    for capability, more in {
+        (8, 0): ["conv_int8", "conv_fp16"],
+        (9, 0): [*shapes.OPERANDS],
+    }.items():
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
-        assert micro.convolution_ops(torch.device("cuda")) == [*plain, *more]
+        assert shapes.convolution_ops(torch.device("cuda")) == [*plain, *more]
     assert capsys.readouterr().out == "conv_fp8: not timed, since this GPU has no fp8\n"
 
 
-@pytest.mark.parametrize("op", ["conv", "conv_nchw", *micro.PADDED, *micro.OPERANDS])
+@pytest.mark.parametrize("op", ["conv", "conv_nchw", *shapes.PADDED, *shapes.OPERANDS])
 def test_convolutions_that_are_right_are_timed(op, capsys):
-    cases = [micro.Case(op, "net.layer", (2, 16, 6, 5), 32, 2)]
+    cases = [shapes.Case(op, "net.layer", (2, 16, 6, 5), 32, 2)]
     (found,) = micro.measure(cases, CPU, torch.float16, micro.PROVIDERS)
-    assert (found.provider, found.mode) == ("ours" if op in micro.OPERANDS else "eager", "forward")
-    assert found.seconds and min(found.seconds) > 0
-    assert ("Tile(m=" in capsys.readouterr().out) == (op in micro.OPERANDS)
+    assert (found.provider, found.mode) == ("ours" if op in shapes.OPERANDS else "eager", "forward")
+    assert found.seconds.min() > 0
+    assert ("Tile(m=" in capsys.readouterr().out) == (op in shapes.OPERANDS)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +98,7 @@ def test_a_wrong_convolution_gets_no_time(op, wrong, monkeypatch, capsys):
         monkeypatch.setattr(micro, "deviations", spoil(micro.deviations))
     else:
         monkeypatch.setattr(micro, "convolve", spoil(micro.convolve))
-    case = micro.Case(op, "net.layer", (2, 16, 6, 5), 32)
+    case = shapes.Case(op, "net.layer", (2, 16, 6, 5), 32)
     (found,) = micro.measure([case], CPU, torch.float16, micro.PROVIDERS)
     assert found.seconds is None and "Error" not in capsys.readouterr().out
 
@@ -105,7 +108,7 @@ def test_a_convolution_that_does_not_compile_leaves_the_others(monkeypatch, caps
         raise RuntimeError("no such type\nand more")
 
     monkeypatch.setattr(micro, "convolve", fail)
-    cases = [micro.Case(op, "net.layer", (2, 16, 4, 4), 16) for op in ("conv_fp8", "conv")]
+    cases = [shapes.Case(op, "net.layer", (2, 16, 4, 4), 16) for op in ("conv_fp8", "conv")]
     found = list(micro.measure(cases, CPU, torch.float32, micro.PROVIDERS))
     assert [each.seconds is None for each in found] == [True, False]
     assert (
@@ -114,17 +117,17 @@ def test_a_convolution_that_does_not_compile_leaves_the_others(monkeypatch, caps
 
 
 def test_kernels_that_are_right_are_timed(monkeypatch):
-    cases = [micro.Case(op, "net.layer", (2, 8, 6, 6)) for op in ("binarize", "block")]
+    cases = [shapes.Case(op, "net.layer", (2, 8, 6, 6)) for op in ("binarize", "block")]
     providers = ("official", "eager", "ours")
     found = list(micro.measure(cases, CPU, torch.float32, providers))
     assert len(found) == 2 * 3 * 3
-    assert all(each.seconds and min(each.seconds) > 0 for each in found)
+    assert all(each.seconds.min() > 0 for each in found)
 
 
 @pytest.mark.parametrize("op", ["binarize", "block"])
 def test_a_wrong_kernel_gets_no_time(op, monkeypatch):
     monkeypatch.setattr(reference, "binarize_backward", lambda grad, x, *_: 1.1 * grad)
-    cases = [micro.Case(op, "net.layer", (2, 8, 6, 6))]
+    cases = [shapes.Case(op, "net.layer", (2, 8, 6, 6))]
     right = {m.provider: m.seconds for m in micro.measure(cases, CPU, torch.float32, ("ours",))}
     assert right == {"ours": None}
 
@@ -133,22 +136,22 @@ def test_kernels_without_a_gpu_say_so(monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(UserError, match="DEVICE=cpu"):
-        benchmark.kernels(load_config(TREE), CPU)
+        micro.benchmark(load_config(TREE), CPU)
 
 
 def test_kernel_rows_and_plot(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
-    monkeypatch.setattr(benchmark, "NETWORKS", {"resnet20": (1, 16)})
+    monkeypatch.setattr(micro, "NETWORKS", {"resnet20": (1, 16)})
     monkeypatch.setattr(micro, "PROVIDERS", ("eager", "ours"))
     monkeypatch.setattr(micro, "copy_bandwidth", lambda device: 1e9)
-    rows = benchmark.kernels(load_config(TREE, ["train.device=cpu"]), CPU, 1)
+    rows = micro.benchmark(load_config(TREE, ["train.device=cpu"]), CPU, 1)
     out = capsys.readouterr().out
     convolutions = [row for row in rows if row["case"].startswith("conv")]
     assert len(convolutions) == 2 * (5 + 5 + 2 + 4)
     assert {(row["provider"], row["mode"]) for row in convolutions} == {("eager", "forward")}
     assert out.count("; conv ") == 5  # each layer's fastest
     rows = [row for row in rows if row not in convolutions]
-    assert {row["mode"] for row in rows} == set(micro.MODES)
+    assert {row["mode"] for row in rows} == set(shapes.MODES)
     assert {(row["metric"], row["unit"]) for row in rows} == {
         ("time", "us"),
         ("bandwidth_share", "1"),

@@ -1,6 +1,7 @@
-"""Timings and the CSV files that they go to."""
+"""The CSV files that measurements go to."""
 
 import csv
+import subprocess
 
 import torch
 
@@ -9,25 +10,36 @@ from launch.bench import results
 CPU = torch.device("cpu")
 
 
-def test_take_turns(monkeypatch):
-    calls = []
-    clock = iter(range(100))
-    monkeypatch.setattr(results.time, "perf_counter", lambda: next(clock))
-    providers = {name: lambda n=name: calls.append(n) for name in "ab"}
-    seconds = results.take_turns(providers, 3, CPU)
-    assert calls == ["a", "b"] * 5
-    assert {name: each.tolist() for name, each in seconds.items()} == {"a": [1] * 3, "b": [1] * 3}
-
-
 def test_rows_are_appended_to_the_devices_csv(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     values = torch.tensor([1.0, 2, 3, 4, 5, 6], dtype=torch.float64)
     row = results.row("case", "ours", "step", "throughput", "images/s", values)
     for _ in range(2):
-        results.write("train", [row], CPU)
+        results.write("train", [row], CPU, "abc1234")
     with open(tmp_path / "results" / "train_cpu.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 2 and tuple(lines[0]) == results.COLUMNS
     assert (lines[0]["p20"], lines[0]["p50"], lines[0]["p80"]) == ("2.0", "3.5", "5.0")
-    assert lines[0]["gpu"] == "cpu" and lines[0]["commit"]
+    assert lines[0]["gpu"] == "cpu" and lines[0]["commit"] == "abc1234"
     assert "ours  step  throughput  images/s  2.0  3.5  5.0" in capsys.readouterr().out
+
+
+def test_a_commit_is_dirty_if_more_than_results_has_changed(tmp_path, monkeypatch):
+    def git(*words):
+        name = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *name, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    assert results.commit() == ""
+    (tmp_path / "docs/results").mkdir(parents=True)
+    for path in ("code.py", "docs/results/train.png"):
+        (tmp_path / path).write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    clean = results.commit()
+    assert len(clean) >= 7 and not clean.endswith("-dirty")
+    (tmp_path / "docs/results/train.png").write_text("2")  # what a benchmark draws
+    assert results.commit() == clean
+    (tmp_path / "code.py").write_text("2")
+    assert results.commit() == f"{clean}-dirty"

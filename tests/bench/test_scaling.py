@@ -164,8 +164,9 @@ def test_collectives_are_measured(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [
         "-m",
-        "launch.bench.collectives",
-        str(ROOT / "configs/cifar10_resnet20.yaml"),
+        "launch.benchmark",
+        "collectives",
+        "cifar10_resnet20",
     ]
     done = subprocess.run(
         [*command, "train.device=cpu", "data.batch_size=4", "--rounds=2"],

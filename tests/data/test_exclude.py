@@ -146,7 +146,7 @@ def test_a_run_goes_round_a_bad_image(tmp_path, capsys, loader):
     )
     arguments = [str(config), f"data.path={tmp_path}", f"run.dir={tmp_path}/runs"]
     arguments.append(f"data.loader={loader}")
-    with pytest.raises(UserError, match=r"bad.png \(.*launch.prepare verify .* data.exclude"):
+    with pytest.raises(UserError, match=r"bad.png \(.*prepare verify DATA .* data.exclude"):
         train_command.main(arguments)
     bad = ["train/class1/bad.png", "val/class1/bad.png"]
     arguments.append(f"data.exclude={listing(tmp_path, *bad)}")

@@ -16,7 +16,7 @@ def test_every_config_loads_and_has_its_header(path):
     config = load_config(path)
     assert config.run.name == path.stem
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert "make" in header[0] or "python -m launch.train" in header[0]
+    assert "make" in header[0] or "./reste train" in header[0]
 
 
 def test_published_recipes():

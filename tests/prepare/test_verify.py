@@ -1,4 +1,4 @@
-"""``launch.prepare verify``: every kind of bad image, its report, going on after a kill."""
+"""``prepare verify``: every kind of bad image, its report, going on after a kill."""
 
 import errno
 import io
@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from launch import prepare
+from launch import prepare as front
 from pipeline.data.exclude import read
 from pipeline.data.image import open_rgb, unreadable
 from pipeline.data.tree import scan_train_val
+from pipeline.prepare import verify as verify_module
 from pipeline.run.errors import Interrupted, UserError
 from tests import ROOT
 from tests.data.fixtures import plain, plain_folder, smooth
@@ -60,7 +61,7 @@ def verify(*arguments):
     """Its exit code, and the names that the report lists as bad."""
     code = 0
     try:
-        prepare.main(["verify", *map(str, arguments)])
+        front.main(["verify", *map(str, arguments)])
     except SystemExit as exit:
         code = exit.code
     return code, set().union(*(read("bad-images.txt", split) for split in ("train", "val", "test")))
@@ -70,7 +71,9 @@ def verify(*arguments):
 def looked(monkeypatch):
     """The paths that are decoded."""
     paths = []
-    monkeypatch.setattr(prepare, "unreadable", lambda path: paths.append(path) or unreadable(path))
+    monkeypatch.setattr(
+        verify_module, "unreadable", lambda path: paths.append(path) or unreadable(path)
+    )
     return paths
 
 
@@ -158,17 +161,19 @@ def test_only_what_changed_or_is_bad_is_looked_at_again(data, looked):
 
 KILL = """
 import os, signal, sys, time
-from launch import prepare
+from launch.command import command
+from launch.prepare import main
+from pipeline.prepare import verify as verify_module
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-look, prepare.BLOCK, signals = prepare.unreadable, 4, [signal.{signal}]
+look, verify_module.BLOCK, signals = verify_module.unreadable, 4, [signal.{signal}]
 def until_half(path):
     if os.path.getsize("bad-images.txt.state") > 8 * 41 and signals:
         os.kill(os.getpid(), signals.pop())
         time.sleep(1)  # until the main thread has noticed
     return look(path)
-prepare.unreadable = until_half
+verify_module.unreadable = until_half
 sys.argv = ["prepare", "verify", {data!r}, "--workers", "2"]
-prepare.command(prepare.main)
+command(main)
 """
 
 
@@ -207,13 +212,13 @@ def test_few_images_are_under_way(data, monkeypatch):
             walked += 1
             yield name
 
-    names = prepare.walk
-    monkeypatch.setattr(prepare, "walk", walk)
-    monkeypatch.setattr(prepare, "BLOCK", 4)
-    memory = prepare.Memory(data.parent / "state")
+    names = verify_module.walk
+    monkeypatch.setattr(verify_module, "walk", walk)
+    monkeypatch.setattr(verify_module, "BLOCK", 4)
+    memory = verify_module.Memory(data.parent / "state")
     with memory.file:
-        for seen, _ in enumerate(prepare._verdicts(data, memory, 1)):
-            assert walked <= seen + 4 * prepare.BLOCK
+        for seen, _ in enumerate(verify_module._verdicts(data, memory, 1)):
+            assert walked <= seen + 4 * verify_module.BLOCK
     assert walked == seen + 1 == 120
 
 
@@ -242,21 +247,26 @@ def test_a_split_without_class_folders_is_spoken_of(data, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required"),
-        (["check", "data"], "invalid choice"),
-        (["verify"], "required: DATA"),
+        ([], "usage: "),
+        (["verfiy", "data"], "verfiy does not exist; did you mean verify?"),
+        (["verify"], "DATA is missing; usage: "),
+        (["verify", "data", "more"], "more is one word too many; usage: "),
+        (["verify", "data", "--reprt=1.txt"], "--reprt is no option; did you mean --report?"),
         (["verify", "gone"], "gone does not exist; give the folder"),
         (["verify", "data/train"], "holds no images in train/<class>/"),
         (["verify", "data/train/class0/000.png"], "holds no images in train/<class>/"),
-        (["verify", "data", "--workers", "0"], "--workers is 0; it must be between 1 and 1024"),
-        (["verify", "data", "--workers", "two"], "invalid int value"),
+        (
+            ["verify", "data", "--workers", "0"],
+            "--workers: 0 is no whole number between 1 and 1024",
+        ),
+        (["verify", "data", "--workers", "two"], "--workers: two is no whole number"),
         (["verify", "data", "--report", "no/1.txt"], "cannot use no/1.txt.state: No such file"),
         (["verify", "data", "--report", "."], "cannot use"),
     ],
 )
 def test_mistakes(data, arguments, message):
     with pytest.raises(UserError, match=re.escape(message)) as error:
-        prepare.main(arguments)
+        front.main(arguments)
     assert "\n" not in str(error.value)
 
 
@@ -264,9 +274,9 @@ def test_ctrl_c(data, monkeypatch):
     def interrupt(_path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare, "unreadable", interrupt)
+    monkeypatch.setattr(verify_module, "unreadable", interrupt)
     with pytest.raises(Interrupted, match="started again, it goes on") as stop:
-        prepare.main(["verify", str(data)])
+        front.main(["verify", str(data)])
     assert stop.value.signal == signal.SIGINT
 
 

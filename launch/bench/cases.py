@@ -1,0 +1,126 @@
+"""The ops, blocks and convolutions that are timed, at the layer shapes of real networks.
+
+A block is everything between two convolutions: ReLU, batch norm, residual and sign. A convolution
+is z and the statistics of relu(z), forward only: ``conv`` in cuDNN, then our statistics;
+``conv_nchw`` and ``conv_padded<n>`` the same in another layout or with zero channels up to n;
+``conv_int8``, ``conv_fp8`` and ``conv_fp16`` in kernels/candidates/convolution.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MODES = ("forward", "backward", "both")
+OPERANDS = {
+    "conv_int8": torch.int8,
+    "conv_fp8": torch.float8_e4m3fn,
+    "conv_fp16": torch.float16,
+}
+PADDED = {"conv_padded32": 32, "conv_padded64": 64}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op or block at one shape; or a convolution of that shape to ``channels``."""
+
+    op: str  # binarize | block | conv | conv_nchw | of PADDED | of OPERANDS
+    layer: str  # <network>.<layer>
+    shape: tuple[int, int, int, int]
+    channels: int = 0
+    stride: int = 1
+
+    @property
+    def name(self) -> str:
+        """As the CSV has it: <op>/<network>.<layer>/NxCxHxW."""
+        return f"{self.op}/{self.layer}/{'x'.join(map(str, self.shape))}"
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return ("forward",) if self.channels else MODES
+
+    def has(self, provider: str) -> bool:
+        """Whether this is what ``provider`` does: each convolution is one provider's."""
+        return not self.channels or provider == ("ours" if self.op in OPERANDS else "eager")
+
+    def bytes(self, mode: str, itemsize: int) -> int:
+        """What a device must move for this at least, if every pass is perfect.
+
+        binarize: x, y; dy, x, dx. block: z, z, residual, y, yb; dy, dyb, y, z, g, g, z, dz.
+        A convolution: its operands without padding, and z, once each.
+        """
+        n, c, h, w = self.shape
+        if self.channels:
+            operand = OPERANDS[self.op].itemsize if self.op in OPERANDS else itemsize
+            positions = n * -(-h // self.stride) * -(-w // self.stride)
+            read = n * c * h * w + self.channels * c * 9
+            return read * operand + positions * self.channels * itemsize
+        forward, backward = (2, 3) if self.op == "binarize" else (5, 8)
+        passes = {"forward": forward, "backward": backward, "both": forward + backward}[mode]
+        return passes * n * c * h * w * itemsize
+
+
+def layers(network: str, model: torch.nn.Module, images: int, size: int) -> list[Case]:
+    """The distinct shapes at which ``model`` normalises and binarizes ``images`` images of
+    ``size`` pixels, each under the name of the first layer that has it."""
+    shapes: dict[tuple[int, ...], str] = {}
+    for name, module, shape in _inputs(model, size):
+        if isinstance(module, torch.nn.BatchNorm2d) and ".bn" in f".{name}" and len(shape) == 4:
+            shapes.setdefault(shape, name)
+    return [
+        Case(op, f"{network}.{name}", (images, c, h, w))
+        for op in ("binarize", "block")
+        for (_, c, h, w), name in shapes.items()
+    ]
+
+
+def convolutions(
+    network: str, model: torch.nn.Module, images: int, size: int, ops: list[str]
+) -> list[Case]:
+    """``ops`` at the distinct 3x3 convolutions of ``model``, each under the name of the first
+    layer; without the stem, which reads images, and where padding changes nothing."""
+    found: dict[tuple[tuple[int, ...], int, int], str] = {}
+    for name, module, shape in _inputs(model, size):
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3) and shape[1] > 3:
+            found.setdefault((shape, module.out_channels, module.stride[0]), name)
+    return [
+        Case(op, f"{network}.{name}", (images, c, h, w), channels, stride)
+        for op in ops
+        for ((_, c, h, w), channels, stride), name in found.items()
+        if op not in PADDED or min(c, channels) < PADDED[op]
+    ]
+
+
+def convolution_ops(device: torch.device) -> list[str]:
+    """The convolutions that ``device`` can run; a line says what a GPU lacks."""
+    ops = ["conv", "conv_nchw", *PADDED]
+    if device.type != "cuda":
+        return ops
+    if torch.cuda.get_device_capability(device) >= (8, 9):
+        return [*ops, *OPERANDS]
+    print("conv_fp8: not timed, since this GPU has no fp8")
+    return [*ops, *(op for op in OPERANDS if op != "conv_fp8")]
+
+
+def _inputs(
+    model: torch.nn.Module, size: int
+) -> list[tuple[str, torch.nn.Module, tuple[int, ...]]]:
+    """Every module, in the order of the forward pass, and the shape of what it reads of an image
+    of ``size`` pixels."""
+    seen: list[tuple[str, torch.nn.Module, tuple[int, ...]]] = []
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+            if isinstance(arguments[0], Tensor):
+                seen.append((name, module, tuple(arguments[0].shape)))
+
+        return hook
+
+    hooks = [module.register_forward_pre_hook(note(name)) for name, module in model.named_modules()]
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, 3, size, size))
+    for hook in hooks:
+        hook.remove()
+    return seen

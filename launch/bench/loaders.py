@@ -1,0 +1,47 @@
+"""How fast torchvision and DALI load training batches.
+
+They run one after the other, because both read ahead.
+"""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from launch.bench.results import Row, row
+from launch.bench.timing import take_turns
+from pipeline.data.loader import Loader
+from pipeline.data.open import open_folder
+from pipeline.data.tree import scan
+from pipeline.run.config import Config
+from pipeline.run.errors import UserError
+
+WINDOW = 10  # batches that are timed together: read-ahead makes single ones meaningless
+
+
+def measure(config: Config, device: torch.device, rounds: int) -> list[Row]:
+    """images/s of training batches of the image tree ``data.path``."""
+    if config.data.path is None:
+        raise UserError("data.path is not set: give a tree with train/ of class folders (DATA=)")
+    folder = scan(Path(config.data.path), "train", config.data.exclude)
+    batch, workers = config.data.batch_size, config.data.workers
+    case = f"{folder.root.name}/{batch}x3x{config.data.size}x{config.data.size}/workers{workers}"
+    rows = []
+    choices: dict[str, Literal["torchvision", "dali"]]
+    choices = {"torchvision": "torchvision", "ours": "dali"}
+    for provider, choice in choices.items():
+        changed = dataclasses.replace(config, data=dataclasses.replace(config.data, loader=choice))
+        seconds = _windows(open_folder(folder, changed, device, train=True), rounds, device)
+        rate = WINDOW * batch / seconds
+        rows.append(row(case, provider, "loader", "throughput", "images/s", rate))
+    return rows
+
+
+def _windows(loader: Loader, rounds: int, device: torch.device) -> Tensor:
+    """Seconds of each of so many windows."""
+    stream = itertools.chain.from_iterable(map(loader.epoch, itertools.count()))
+    window = {"loader": lambda: [next(stream) for _ in range(WINDOW)]}
+    return take_turns(window, rounds, device)["loader"]

@@ -1,0 +1,208 @@
+"""A look at every image of a data tree, which lists those that cannot be read.
+
+Images that were good are remembered beside the report: started again, only those that are new,
+changed or bad are decoded.
+"""
+
+import hashlib
+import os
+import shlex
+import signal
+import time
+import warnings
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.data.exclude import SPLITS, printable
+from pipeline.data.image import unreadable
+from pipeline.data.tree import walk
+from pipeline.run.console import ProgressBar, logger
+from pipeline.run.errors import Interrupted, UserError
+
+BLOCK = 32  # images that a thread takes, and that are remembered, at a time
+SPEAK_EVERY = 10.0  # seconds between two lines that say how far it is
+MAGIC = b"verified"  # what a file that remembers begins with; as long as a digest
+
+
+class Verdict(NamedTuple):
+    """What a look at an image has found."""
+
+    name: str
+    digest: bytes | None  # None where the image was known or is bad
+    reason: str | None  # why it is bad
+
+
+class Memory:
+    """Which images were good: a file of 8-byte digests, appended to as they are found.
+
+    Whatever a kill or damage leaves of it, at worst an image is looked at again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("ab")
+        content = path.read_bytes()
+        if content and not content.startswith(MAGIC):
+            raise UserError(f"--report: {path} is in the way; name another report")
+        whole = len(content) // len(MAGIC) * len(MAGIC)
+        self.file.truncate(whole)
+        if not content:
+            self.file.write(MAGIC)
+        # Sorted numbers, not a set: 10 MB for ImageNet.
+        self.known = np.sort(np.frombuffer(content[len(MAGIC) : whole], np.uint64))
+
+    def __contains__(self, digest: bytes) -> bool:
+        number = np.frombuffer(digest, np.uint64)
+        place = int(self.known.searchsorted(number)[0])
+        return place < len(self.known) and bool(self.known[place] == number[0])
+
+    def add(self, verdicts: Sequence[Verdict]) -> None:
+        """Remember the images that are good."""
+        self.file.write(b"".join(verdict.digest for verdict in verdicts if verdict.digest))
+        self.file.flush()
+
+
+def verify_tree(data: Path, report: Path, workers: int) -> int:
+    """Verify the tree ``data`` by so many threads, write the report, say how it went; returns the
+    number of bad images.
+
+    Raises UserError where files are in the way or cannot be used, and Interrupted at Ctrl-C.
+    """
+    try:
+        total, bad = verify(data.resolve(), report, workers)
+    except OSError as error:
+        place = error.filename or report
+        raise UserError(
+            f"cannot use {place}: {error.strerror}; repair that, or choose another --report"
+        ) from None
+    except KeyboardInterrupt:
+        raise Interrupted(signal.SIGINT, "interrupted; started again, it goes on") from None
+    if bad:
+        remedy = shlex.quote(f"data.exclude={report}")
+        logger.warning(
+            "%d of %d images are bad, listed in %s: replace them, or train without them: %s",
+            bad, total, report, remedy,
+        )  # fmt: skip
+    else:
+        logger.info("all %d images are good", total)
+    return bad
+
+
+def verify(root: Path, report: Path, workers: int) -> tuple[int, int]:
+    """Look at all images under ``root`` and write the report; returns how many images there are and
+    how many of them are bad.
+
+    Raises OSError where the report cannot be written or a folder cannot be read.
+    """
+    head = f"# bad images of {printable(str(root))}, for data.exclude"
+    _check_report(report, head)
+    total = _count(root)
+    memory = Memory(report.with_name(f"{report.name}.state"))
+    if len(memory.known):
+        logger.info("%s remembers good images; without it, all are looked at", memory.file.name)
+    lines = [head]
+    verdicts = _verdicts(root, memory, workers)
+    with memory.file, closing(verdicts), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of oddities that harm nothing
+        for verdict in _with_progress(verdicts, total):
+            if verdict.reason:
+                lines += [f"# {printable(verdict.reason)}", printable(verdict.name)]
+    temporary = report.with_name(f".{report.name}.tmp")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary.replace(report)
+    return total, len(lines) // 2
+
+
+def _check_report(report: Path, head: str) -> None:
+    """Never write over a file that is not the report of the same data."""
+    expected = f"{head}\n".encode()
+    if report.exists():
+        with report.open("rb") as file:
+            if file.read(len(expected)) != expected:
+                raise UserError(f"--report: {report} is no report of these data; name another file")
+
+
+def _splits(root: Path) -> list[str]:
+    return [split for split in SPLITS if (root / split).is_dir()]
+
+
+def _count(root: Path) -> int:
+    """The number of images; raises UserError where there are none."""
+    counts = {split: sum(1 for _ in walk(root, split)) for split in _splits(root)}
+    if not sum(counts.values()):
+        state = "holds no images in train/<class>/, val/<class>/ or test/<class>/"
+        raise UserError(
+            f"{root} {state if root.exists() else 'does not exist'}; give the folder that holds "
+            "train/ and val/"
+        )
+    for split, count in counts.items():
+        if not count:
+            logger.warning("%s holds no images in class folders", root / split)
+    return sum(counts.values())
+
+
+def _verdicts(root: Path, memory: Memory, workers: int) -> Generator[Verdict, None, None]:
+    """The verdicts on all images, in the order of their names. Few images are under way at a time,
+    however many there are.
+
+    Threads are enough, since Pillow decodes without the interpreter's lock; and they end with the
+    process.
+    """
+    names = (name for split in _splits(root) for name in walk(root, split))
+    pool = ThreadPoolExecutor(workers)
+    ahead: deque[Future[list[Verdict]]] = deque()
+
+    def finished() -> list[Verdict]:
+        verdicts = ahead.popleft().result()
+        memory.add(verdicts)
+        return verdicts
+
+    try:
+        while block := list(islice(names, BLOCK)):
+            ahead.append(pool.submit(lambda block: [_look(root, n, memory) for n in block], block))
+            if len(ahead) > 2 * workers:
+                yield from finished()
+        while ahead:
+            yield from finished()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _look(root: Path, name: str, memory: Memory) -> Verdict:
+    path = f"{root}/{name}"
+    digest = _digest(path)
+    if digest and digest in memory:
+        return Verdict(name, None, None)
+    reason = unreadable(path)
+    return Verdict(name, None if reason else digest, reason)
+
+
+def _digest(path: str) -> bytes | None:
+    """A digest of name, size and time of change, taken before the image is read; None if the file
+    is missing."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    text = b"%d %d " % (found.st_size, found.st_mtime_ns) + os.fsencode(path)
+    return hashlib.blake2b(text, digest_size=len(MAGIC)).digest()
+
+
+def _with_progress(verdicts: Iterable[Verdict], total: int) -> Iterator[Verdict]:
+    bad = 0
+    start = spoken = time.monotonic()
+    with ProgressBar("verify", total) as progress:
+        for done, verdict in enumerate(verdicts, 1):
+            progress.advance()
+            bad += verdict.reason is not None
+            now = time.monotonic()
+            if now - spoken > SPEAK_EVERY:
+                spoken = now
+                progress.show(done, (now - start) / done * (total - done), bad=bad)
+            yield verdict
