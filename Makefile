@@ -7,11 +7,11 @@ CMD ?= make imagenet-r18 $(if $(DATA),DATA=/data) $(if $(GPUS),GPUS=$(GPUS)) $(i
 
 ifdef PYTHON
 READY :=
-RESTE := PYTHON=$(PYTHON) ./reste
+RESTE = PYTHON=$(call quote,$(PYTHON)) ./reste
 else
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
-RESTE := ./reste
+RESTE = ./reste
 endif
 
 quote = '$(subst ','\'',$(1))'

@@ -112,8 +112,9 @@ class Parser(argparse.ArgumentParser):
     def add_overrides(self) -> None:
         """Take key=value: ``options.overrides``."""
         self.add_argument(
-            "overrides", metavar="key=value", nargs="*", help="other values than the config's"
-        )
+            "overrides", metavar="key=value", nargs="*", default=[],
+            help="other values than the config's",
+        )  # fmt: skip
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """The values of ``arguments``; ``--help`` prints the help and exits with 0."""
@@ -134,7 +135,8 @@ class Parser(argparse.ArgumentParser):
     def _hint(self, option: str) -> str:
         if "." in option:
             return "a key of the config is set without dashes, as in optim.lr=0.05"
-        return nearest(option, self._option_string_actions) or self.usage_line
+        known = [each for each in self._option_string_actions if each.startswith("--")]
+        return nearest(option, known) or self.usage_line
 
     def error(self, message: str) -> NoReturn:
         """Raise a UserError with what argparse found."""

@@ -37,7 +37,7 @@ esac
 
 @pytest.fixture
 def house(tmp_path):
-    """A checkout with the Makefile and the launcher alone, beside stand-ins for Python and docker."""
+    """A checkout with Makefile and launcher alone, beside stand-ins for Python and docker."""
     if shutil.which("make") is None:
         pytest.skip("needs make")
     for name, text in {"python": ECHO, "bin/docker": ECHO, "base": INTERPRETER}.items():
@@ -111,6 +111,17 @@ def test_make_alone_lists_every_target(house):
 )
 def test_commands(house, target, expected):
     assert arguments(house, target, "ARGS=a=1 b=2") == expected
+
+
+def test_what_make_prints_works_as_printed(house):
+    assert make(house, "-n", "quickstart", "PYTHON=./my python").stdout == (
+        "PYTHON='./my python' ./reste train quickstart \n"
+    )
+    (house / ".venv/bin").mkdir(parents=True)
+    shutil.copy(house / "python", house / ".venv/bin/python")
+    (house / ".venv/.ready").touch()
+    assert make(house, "-n", "quickstart").stdout == "./reste train quickstart \n"
+    assert make(house, "quickstart").stdout.splitlines() == [*RESTE, "train", "quickstart"]
 
 
 @pytest.mark.parametrize(("target", "config"), TRAININGS.items())

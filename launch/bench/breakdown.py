@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, by group of operators, as torch's profiler sees it.
+"""Where torch's profiler finds that the time of a training step goes, by group of operators.
 
 An operator's time belongs to the group of the innermost operator around it that has one.
 """
@@ -12,8 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from launch.bench.results import device_name, new_figure, results_file, save
 
-STEPS = 5  # profiled, after 3 that are not
-GROUPS = {  # what operators' names begin with
+STEPS = 5  # steps that are profiled, after 3 that are not
+GROUPS = {  # what the names of a group's operators begin with
     "convolutions": ("aten::convolution", "aten::conv2d", "ConvolutionBackward0"),
     "fused blocks": ("reste::batch_statistics", "reste::norm_binarize"),
     "weights": ("reste::binarize_weights",),
@@ -23,7 +23,7 @@ GROUPS = {  # what operators' names begin with
 
 
 def groups(take_step: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Microseconds of a step by group."""
+    """Microseconds that a step spends in each group."""
     for _ in range(3):
         take_step()
     activities = [ProfilerActivity.CPU]
@@ -40,7 +40,10 @@ def groups(take_step: Callable[[], object], device: torch.device) -> dict[str, f
 
 
 def group_times(events: Sequence[Any], device: torch.device) -> dict[str, float]:
-    """Microseconds by group: of the kernels that operators launch on a GPU, else of themselves."""
+    """Microseconds of all ``events`` by group.
+
+    On a GPU the time is that of the kernels that operators launch, else that of the operators.
+    """
     spent = dict.fromkeys([*GROUPS, "other"], 0.0)
     for event in events:
         if event.device_type != DeviceType.CPU:
@@ -63,7 +66,7 @@ def _group(event: Any) -> str:
 
 
 def plot(spent: Mapping[str, float], file: str, title: str, device: torch.device) -> None:
-    """Draw a step as a bar of each group, into docs/results/<file>_<device>.png."""
+    """Draw a step with a bar for each group, into docs/results/<file>_<device>.png."""
     if (figure := new_figure(9, 3)) is None:
         return
     axes = figure.subplots()

@@ -1,9 +1,10 @@
 """The ops, blocks and convolutions that are timed, at the layer shapes of real networks.
 
 A block is everything between two convolutions: ReLU, batch norm, residual and sign. A convolution
-is z and the statistics of relu(z), forward only: ``conv`` in cuDNN, then our statistics;
-``conv_nchw`` and ``conv_padded<n>`` the same in another layout or with zero channels up to n;
-``conv_int8``, ``conv_fp8`` and ``conv_fp16`` in kernels/candidates/convolution.py.
+computes z and the statistics of relu(z), forward only: ``conv`` does so by cuDNN and then our
+statistics, ``conv_nchw`` and ``conv_padded<n>`` do the same in another layout or with zero channels
+up to n, ``conv_int8``, ``conv_fp8`` and ``conv_fp16`` are those of
+kernels/candidates/convolution.py.
 """
 
 from collections.abc import Callable
@@ -24,9 +25,9 @@ PADDED = {"conv_padded32": 32, "conv_padded64": 64}
 
 @dataclass(frozen=True)
 class Case:
-    """One op or block at one shape; or a convolution of that shape to ``channels``."""
+    """One op or block at one shape, or a convolution from that shape to ``channels`` channels."""
 
-    op: str  # binarize | block | conv | conv_nchw | of PADDED | of OPERANDS
+    op: str  # binarize | block | conv | conv_nchw | a key of PADDED or of OPERANDS
     layer: str  # <network>.<layer>
     shape: tuple[int, int, int, int]
     channels: int = 0
@@ -34,7 +35,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """As the CSV has it: <op>/<network>.<layer>/NxCxHxW."""
+        """What the CSV calls it: <op>/<network>.<layer>/NxCxHxW."""
         return f"{self.op}/{self.layer}/{'x'.join(map(str, self.shape))}"
 
     @property
@@ -42,14 +43,15 @@ class Case:
         return ("forward",) if self.channels else MODES
 
     def has(self, provider: str) -> bool:
-        """Whether this is what ``provider`` does: each convolution is one provider's."""
+        """Whether ``provider`` does this; each convolution belongs to one provider."""
         return not self.channels or provider == ("ours" if self.op in OPERANDS else "eager")
 
     def bytes(self, mode: str, itemsize: int) -> int:
-        """What a device must move for this at least, if every pass is perfect.
+        """The bytes that a device must move for this at least, if every pass is perfect.
 
-        binarize: x, y; dy, x, dx. block: z, z, residual, y, yb; dy, dyb, y, z, g, g, z, dz.
-        A convolution: its operands without padding, and z, once each.
+        ``binarize`` moves x, y forward and dy, x, dx backward; ``block`` moves z, z, residual, y,
+        yb forward and dy, dyb, y, z, g, g, z, dz backward; a convolution moves its operands without
+        padding, and z, once each.
         """
         n, c, h, w = self.shape
         if self.channels:
@@ -79,8 +81,8 @@ def layers(network: str, model: torch.nn.Module, images: int, size: int) -> list
 def convolutions(
     network: str, model: torch.nn.Module, images: int, size: int, ops: list[str]
 ) -> list[Case]:
-    """``ops`` at the distinct 3x3 convolutions of ``model``, each under the name of the first
-    layer; without the stem, which reads images, and where padding changes nothing."""
+    """``ops`` at the distinct 3x3 convolutions of ``model``, each under the name of the first layer
+    that has it. The stem, which reads images, is left out, and padding where it changes nothing."""
     found: dict[tuple[tuple[int, ...], int, int], str] = {}
     for name, module, shape in _inputs(model, size):
         if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3) and shape[1] > 3:
@@ -94,7 +96,7 @@ def convolutions(
 
 
 def convolution_ops(device: torch.device) -> list[str]:
-    """The convolutions that ``device`` can run; a line says what a GPU lacks."""
+    """The convolutions that ``device`` can run; prints a line about what a GPU lacks."""
     ops = ["conv", "conv_nchw", *PADDED]
     if device.type != "cuda":
         return ops
@@ -107,8 +109,8 @@ def convolution_ops(device: torch.device) -> list[str]:
 def _inputs(
     model: torch.nn.Module, size: int
 ) -> list[tuple[str, torch.nn.Module, tuple[int, ...]]]:
-    """Every module, in the order of the forward pass, and the shape of what it reads of an image
-    of ``size`` pixels."""
+    """Name, module and shape of its input, for every module in the order of the forward pass of an
+    image of ``size`` pixels."""
     seen: list[tuple[str, torch.nn.Module, tuple[int, ...]]] = []
 
     def note(name: str) -> Callable[..., None]:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import compile_reference, reference
+from kernels import reference
 from kernels.candidates.convolution import Tile, convolve, tiles
 from kernels.estimators import ESTIMATORS
 from kernels.norm import batch_statistics, deviations, norm_binarize
@@ -34,7 +34,12 @@ from pipeline.run.errors import UserError
 from pipeline.train.precision import AUTOCAST
 
 PROVIDERS = ("official", "eager", "compile", "ours")
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the rms
+TOLERANCE = {
+    torch.float32: 1e-3,
+    torch.float16: 2e-2,
+    torch.bfloat16: 1e-1,
+}  # relative to the root mean square
+# Images and their side in pixels.
 NETWORKS = {"resnet18": (256, 224), "resnet20": (256, 32), "vgg_small": (256, 32)}
 CPU_BATCH = 16
 Run = Callable[[], tuple[Tensor, ...]]
@@ -47,7 +52,6 @@ def benchmark(config: Config, device: torch.device, batch: int | None = None) ->
     dtype = torch.float32 if device.type == "cpu" else AUTOCAST.get(config.train.precision)
     dtype = dtype or torch.float16
     torch.backends.cudnn.benchmark = True
-    compile_reference(device.type == "cpu")  # as a training does
     cases, ops = [], convolution_ops(device)
     for arch, (images, size) in NETWORKS.items():
         images = batch or (CPU_BATCH if device.type == "cpu" else images)
@@ -72,7 +76,7 @@ def benchmark(config: Config, device: torch.device, batch: int | None = None) ->
 
 
 def _print_convolutions(rows: list[Row]) -> None:
-    """Which convolution is the fastest, layer by layer, beside cuDNN's in NHWC."""
+    """Print the fastest convolution of each layer, beside cuDNN's in NHWC."""
     layers: dict[str, dict[str, float]] = {}
     for each in rows:
         op, _, layer = str(each["case"]).partition("/")
@@ -87,7 +91,7 @@ def _print_convolutions(rows: list[Row]) -> None:
 def _plot_kernels(
     shares: dict[tuple[str, str, str], float], peak: float, device: torch.device
 ) -> None:
-    """GB/s of every block, forward and backward, a bar per provider."""
+    """Draw the GB/s of every block, forward and backward, with a bar for each provider."""
     cases = list(dict.fromkeys(case for case, _, _ in shares if case.startswith("block/")))
     if (figure := new_figure(9, 1.5 + 0.55 * len(cases))) is None:
         return
@@ -117,7 +121,7 @@ class Measurement:
 
 
 class WhereSign(torch.autograd.Function):
-    """What a good engineer writes: torch.where, and o on the device."""
+    """sign(x) as a good engineer writes it: torch.where, and o on the device."""
 
     @staticmethod
     def forward(ctx, x, params):  # type: ignore[no-untyped-def]
@@ -142,7 +146,7 @@ def _masked(x: Tensor, params: Tensor) -> Tensor:
 def measure(
     cases: list[Case], device: torch.device, dtype: torch.dtype, providers: tuple[str, ...]
 ) -> Iterator[Measurement]:
-    """Time every provider in every mode; correctness first."""
+    """Time every provider in every mode, after its results were compared with float64."""
     for case, provider in itertools.product(cases, providers):
         if not case.has(provider):
             continue
@@ -153,7 +157,7 @@ def measure(
             if case.channels:
                 run = _graphed(run, device)
             right = _is_right(case, leaves, grads, run, device)
-        except Exception as error:  # no compiler, out of memory: the others go on
+        except Exception as error:  # such as for want of a compiler or memory; the others go on
             print(f"{case.name} {provider}: {type(error).__name__}: {str(error).splitlines()[0]}")
             right = False
         for mode in case.modes:
@@ -172,7 +176,8 @@ def copy_bandwidth(device: torch.device) -> float:
 def _build(
     case: Case, provider: str, device: torch.device, dtype: torch.dtype
 ) -> tuple[list[Tensor], list[Tensor], Run]:
-    """Leaves that want gradients, the gradients of the outputs, and the call."""
+    """The leaves that want gradients, the gradients of the outputs, and what computes the
+    outputs."""
     official = provider == "official"
     layout = torch.contiguous_format if official else torch.channels_last
     generator = torch.Generator(device).manual_seed(0)
@@ -222,7 +227,7 @@ def _build(
 def _build_convolution(
     case: Case, provider: str, device: torch.device, dtype: torch.dtype
 ) -> tuple[list[Tensor], list[Tensor], Run]:
-    """As ``_build``; the leaves are xb and the weight, without padding."""
+    """The same for a convolution; the leaves are xb and the weight, without padding."""
     layout = torch.contiguous_format if case.op == "conv_nchw" else torch.channels_last
     generator = torch.Generator(device).manual_seed(0)
 
@@ -241,7 +246,7 @@ def _build_convolution(
 
     def separate() -> tuple[Tensor, ...]:
         z = F.conv2d(xb, weight, stride=case.stride, padding=1)
-        z = z.contiguous(memory_format=torch.channels_last)  # as the ops that follow read it
+        z = z.contiguous(memory_format=torch.channels_last)  # which the ops that follow read
         mean, squares = deviations(z, True)
         return z[:, : case.channels], mean[: case.channels], squares[: case.channels]
 
@@ -263,7 +268,7 @@ def _with_fastest_tile(
 
 
 def _graphed(run: Run, device: torch.device) -> Run:
-    """On a GPU ``run`` as a CUDA graph, called once before it is captured."""
+    """On a GPU, ``run`` as a CUDA graph; it is called once before it is captured."""
     if device.type != "cuda":
         return run
     run()
@@ -284,16 +289,18 @@ def _graphed(run: Run, device: torch.device) -> Run:
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     torch._dynamo.reset()
-    torch._functorch.config.donated_buffer = False  # "backward" runs one graph many times
+    torch._functorch.config.donated_buffer = False  # since "backward" runs one graph many times
     return torch.compile(function, fullgraph=True, mode="max-autotune-no-cudagraphs")
 
 
 def _is_right(
     case: Case, leaves: list[Tensor], grads: list[Tensor], run: Run, device: torch.device
 ) -> bool:
-    """Whether y and the gradients of activations, or z and its statistics, are those of float64,
-    but for one value in a hundred: rounding moves some across a threshold of the estimator, where
-    its factor jumps."""
+    """Whether y and the gradients of activations, or z and its statistics, are those of float64.
+
+    One value in a hundred may differ, since rounding moves some across a threshold of the
+    estimator, where its factor jumps.
+    """
     outputs = run()
     wide = [t.detach().double() for t in leaves]
     if case.channels:

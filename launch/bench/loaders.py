@@ -41,7 +41,7 @@ def measure(config: Config, device: torch.device, rounds: int) -> list[Row]:
 
 
 def _windows(loader: Loader, rounds: int, device: torch.device) -> Tensor:
-    """Seconds of each of so many windows."""
+    """Seconds of each of ``rounds`` windows."""
     stream = itertools.chain.from_iterable(map(loader.epoch, itertools.count()))
     window = {"loader": lambda: [next(stream) for _ in range(WINDOW)]}
     return take_turns(window, rounds, device)["loader"]

@@ -1,8 +1,8 @@
-"""The official formulation of the same networks: the oracle of our tests, the rival of our timings.
+"""The same networks in the official formulation, which tests and timings compare ours with.
 
-Written from the paper's equations in the way of github.com/DravenALG/ReSTE (MIT): one module an
-operation, a scale multiplied into the weights, boolean masks in the gradient, o and t as 0-dim
-tensors, sign(0) = 0. Nothing here is shared with the networks that we train.
+They are written from the paper's equations in the way of github.com/DravenALG/ReSTE (MIT): one
+module an operation, a scale multiplied into the weights, boolean masks in the gradient, o and t as
+0-dim tensors, sign(0) = 0. Nothing here is shared with the networks that we train.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class MaskedReSTE(torch.autograd.Function):
-    """sign(x); the gradient factor gathered and scattered region by region."""
+    """sign(x), whose gradient factor is gathered and scattered region by region; m is 0.1."""
 
     @staticmethod
     def forward(ctx, x, o, t):  # type: ignore[no-untyped-def]
@@ -148,7 +148,7 @@ class OfficialResNet(nn.Module):
 
 
 class OfficialVgg(nn.Module):
-    """The official vgg_small; its full-precision version as it was meant."""
+    """The official vgg_small; in full precision its order is conv, BN, ReLU."""
 
     def __init__(self, bits: str, num_classes: int, kind: Conv) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class OfficialVgg(nn.Module):
 def build_official(
     arch: str, bits: str = "1w1a", num_classes: int = 10, kind: Conv = OfficialConv2d
 ) -> nn.Module:
-    """The official network; ``arch`` and ``bits`` as in ``models.build_model``; its binary
+    """The official network; ``arch`` and ``bits`` are those of ``models.build_model``, and binary
     convolutions are of ``kind``."""
     if arch == "vgg_small":
         return OfficialVgg(bits, num_classes, kind)
@@ -184,7 +184,8 @@ def build_official(
 def load_official(
     checkout: Path, arch: str, bits: str = "1w1a", num_classes: int = 10
 ) -> nn.Module:
-    """The same network from a checkout of the official code itself, once a process."""
+    """The same network from a checkout of the official code itself. This works once in a
+    process."""
     imagenet = arch in ("resnet18", "resnet34")
     name = arch.removesuffix("_cifar") + ("" if bits == "32w32a" else "_1w1a")
     sys.path.insert(0, str(checkout))
@@ -199,7 +200,8 @@ def load_official(
 
 
 def set_official_o(model: nn.Module, o: Tensor) -> None:
-    """Set o, a 0-dim tensor, in every binary convolution; float64 makes a float64 reference."""
+    """Set o, a 0-dim tensor, in every binary convolution; with float64 the network is a float64
+    reference."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.o = module.o_a = o
@@ -209,8 +211,8 @@ def set_official_o(model: nn.Module, o: Tensor) -> None:
 
 @torch.no_grad()
 def make_exact(model: nn.Module, seed: int = 0) -> None:
-    """Give ``model`` weights whose mean |w| is 1/32 exactly, and batch norms away from their
-    initial ties: in float64 rounding then flips no sign, and any two right networks agree."""
+    """Give ``model`` weights whose mean |w| is 1/32 exactly, and batch norms without the ties of
+    their initial values. In float64, rounding then flips no sign, and right networks agree."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -51,7 +51,7 @@ def write(bench: str, rows: list[Row], device: torch.device, commit: str) -> Non
             writer.writeheader()
         writer.writerows({**common, **each} for each in rows)
     if bench == "kernels":
-        return  # was printed while it ran
+        return  # they were printed one by one
     print("case  provider  mode  metric  unit  p20  p50  p80")
     for each in rows:
         print("  ".join(str(each[name]) for name in COLUMNS[6:]))
@@ -68,7 +68,8 @@ def results_file(bench: str, device: torch.device) -> Path:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty matplotlib figure, in inches; None, and a warning, without matplotlib."""
+    """An empty matplotlib figure of that size in inches, or None, with a warning, where matplotlib
+    is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -78,7 +79,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure; its folder is made."""
+    """Write a figure to ``path``, whose folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, metadata={"Software": None})
 

@@ -1,8 +1,8 @@
 """How long a training step takes on N GPUs, from 1 to 512.
 
 The tables are those of docs/scaling.md, which gives the source of every constant here and says what
-follows. A model, not a measurement: everything is a function of the constants below and of the
-networks as ``build_model`` makes them.
+follows. This is a model, not a measurement: everything is a function of the constants below and of
+the networks as ``build_model`` makes them.
 """
 
 import math
@@ -20,46 +20,54 @@ from models import build_model
 GPUS_PER_NODE = 8
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 IMAGENET = 1_281_167  # training images
-DECODE = 7000.0  # images/s per GPU
-MEMORY, FLOPS = 3.0e12, 798e12  # bytes/s of device copies and FLOP/s on an H100, measured
-MOVED = {"resnet18": 72e6, "resnet34": 116e6, "resnet20": 6.3e6}  # bytes of an image's step
-PARAMETER_BYTES = 38  # moved for each: 20 by SGD, 18 by kernels/weights.py in fp16
+DECODE = 7000.0  # images/s that are decoded for each GPU
+MEMORY, FLOPS = 3.0e12, 798e12  # bytes/s of device copies and FLOP/s, measured on an H100
+MOVED = {
+    "resnet18": 72e6,
+    "resnet34": 116e6,
+    "resnet20": 6.3e6,
+}  # bytes that a training step moves per image
+PARAMETER_BYTES = 38  # bytes moved per parameter: 20 by SGD, 18 by kernels/weights.py in fp16
 MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a network, by the name of its module: what its step computes and sends."""
+    """What one part of a network computes and sends in a step; ``name`` is that of its module."""
 
     name: str
-    image: float  # seconds per image, forward and backward: a roofline
+    image: float  # seconds per image at the roofline, forward and backward
     norms: tuple[int, ...]  # channels of each synchronised batch norm
-    gradients: tuple[int, ...]  # values of each, in the order in which they are there
+    gradients: tuple[
+        int, ...
+    ]  # the size of each, in the order in which the backward pass makes them
 
 
-Network = tuple[Stage, ...]  # in the order of the backward pass
+Network = tuple[Stage, ...]  # the stages in the order of the backward pass
 
 
 @dataclass(frozen=True)
 class Nccl:
-    """Seconds of all-reduces: NVLink in a node, InfiniBand between nodes, NCCL's own latencies.
+    """How long all-reduces take over NVLink in a node and InfiniBand between nodes.
 
-    Constants and formulas: NCCL 2.30.7, src/graph/tuning.cc, for Hopper; protocol LL for batch
-    norm, NVLS (one node) and Tree/Simple for gradients. Bandwidths: docs/scaling.md.
+    Constants and formulas are those of NCCL 2.30.7, src/graph/tuning.cc, for Hopper: protocol LL
+    for batch norm, NVLS (one node) and Tree/Simple for gradients. docs/scaling.md gives the source
+    of the bandwidths.
     """
 
-    local_slack: float = 1.35  # small ones over NCCL's estimate: in one node
-    slack: float = 2.0  # and in several
-    intra: float = 480e9  # bytes/s of the bus, one node
-    inter: float = 344e9  # the same, several nodes
-    symmetric: float = 0.0  # a small one in a node from symmetric memory in a CUDA graph, if so
+    local_slack: float = 1.35  # the time of small all-reduces over NCCL's estimate, in one node
+    slack: float = 2.0  # the same in several nodes
+    intra: float = 480e9  # bytes/s of the bus in one node
+    inter: float = 344e9  # bytes/s of the bus between nodes
+    symmetric: float = 0.0  # seconds of a small one in symmetric memory; 0 if that is not used
 
     def small(self, bytes_: float, gpus: int) -> float:
-        """Of a few bytes, over before another begins: a tree, or in a node the shorter ring."""
+        """Seconds of an all-reduce of a few bytes, which is over before another begins: by a tree,
+        or in a node by the ring where that is shorter."""
         nodes, local = layout(gpus)
         if nodes == 1 and self.symmetric:
             return self.symmetric
-        # NCCL's limit of LL: Hopper in one node, Intel hosts in 2 and in more nodes.
+        # NCCL's limits of protocol LL: for Hopper in one node, for Intel hosts in 2 and in more.
         bandwidth = {1: 141e9, 2: 39e9}.get(nodes, 20.4e9)
         latency = 6.8e-6 + 2 * ((local - 1) * 0.6e-6 + int(math.log2(nodes)) * 5.0e-6)
         if nodes == 1:
@@ -68,7 +76,8 @@ class Nccl:
         return slack * latency + 2 * bytes_ / bandwidth
 
     def large(self, bytes_: float, gpus: int) -> float:
-        """Of a bucket of gradients: each byte passes the bus 2 (N - 1) / N times."""
+        """Seconds of an all-reduce of a bucket of gradients, of which each byte passes the bus
+        2 (N - 1) / N times."""
         nodes, local = layout(gpus)
         latency, bandwidth = 25e-6, self.intra
         if nodes > 1:
@@ -77,7 +86,8 @@ class Nccl:
         return latency + 2 * (gpus - 1) / gpus * bytes_ / bandwidth
 
 
-SYMMETRIC = Nccl(symmetric=5.5e-6)  # reduce-scatter and all-gather on 8 H100, 2 to 4 KiB
+# A reduce-scatter and an all-gather of 2 to 4 KiB on 8 H100, in a CUDA graph.
+SYMMETRIC = Nccl(symmetric=5.5e-6)
 
 
 @dataclass(frozen=True)
@@ -85,9 +95,9 @@ class Plan:
     """How the processes talk. The defaults are what the code does."""
 
     group: int = 0  # GPUs that share statistics; 0: all, 1: no synchronisation
-    gradient_bytes: int = 4  # of a value on the wire
-    bucket: int = 25 * MIB  # bytes of DDP's buckets but the first
-    overlap: bool = True  # the gradients travel while the backward pass goes on
+    gradient_bytes: int = 4  # bytes of a gradient's value as it is sent
+    bucket: int = 25 * MIB  # bytes of each of DDP's buckets but the first
+    overlap: bool = True  # whether gradients are sent while the backward pass goes on
     extra: float = 0.0  # seconds of a step that do not depend on the batch, such as launches
     slower: float = 1.0  # a GPU's time per image over its roofline
     fabric: Nccl = Nccl()
@@ -100,36 +110,37 @@ class Step:
     batch: int
     compute: float
     norms: float
-    exposed: float  # of the gradients: what travels when the backward pass is over
+    exposed: float  # what the gradients take after the backward pass is over
 
     @property
     def seconds(self) -> float:
-        """Of the whole step."""
+        """How long the whole step takes."""
         return self.compute + self.norms + self.exposed
 
 
 def layout(gpus: int) -> tuple[int, int]:
-    """Nodes, and GPUs in each."""
+    """The number of nodes, and of GPUs in each."""
     return math.ceil(gpus / GPUS_PER_NODE), min(gpus, GPUS_PER_NODE)
 
 
 def share(batch: int, gpus: int) -> int:
-    """Images per GPU, as launch/train.py rounds them."""
+    """Images per GPU, rounded as a training rounds them."""
     return max(1, round(batch / gpus))
 
 
 def norm_bytes(channels: int) -> tuple[int, int]:
-    """Of two sums per channel and a count: forward in float64, backward in fp32."""
+    """Bytes that a batch norm sends forward and backward: two sums per channel and a count, in
+    float64 and in fp32."""
     return 8 * (2 * channels + 1), 4 * (2 * channels + 1)
 
 
 def gradients(network: Network) -> list[int]:
-    """Values of each, in the order in which they are there."""
+    """The size of each gradient, in the order in which the backward pass makes them."""
     return [values for stage in network for values in stage.gradients]
 
 
 def buckets(gradients: Sequence[int], limit: int = 25 * MIB) -> list[list[int]]:
-    """Which gradients, by their place, DDP sums together: it closes a bucket that is full."""
+    """The places of the gradients that DDP sums together; it closes a bucket that is full."""
     found: list[list[int]] = [[]]
     held = 0
     for place, values in enumerate(gradients):
@@ -149,8 +160,10 @@ def step(network: Network, gpus: int, batch: int, plan: Plan = Plan()) -> Step:
     if gpus == 1:
         return Step(mine, compute, 0.0, 0.0)
     norms = [norm_seconds(stage, gpus, plan) for stage in network]
-    talk = math.fsum(map(sum, norms)) + plan.fabric.small(4, gpus)  # and: is the loss finite?
-    # Two of the three convolutions of a step are the backward pass's.
+    talk = math.fsum(map(sum, norms)) + plan.fabric.small(
+        4, gpus
+    )  # one for whether the loss is finite
+    # Two of the three convolutions of a training step belong to the backward pass.
     backward = [
         2 / 3 * mine * stage.image * plan.slower + back
         for stage, (_, back) in zip(network, norms, strict=True)
@@ -159,7 +172,7 @@ def step(network: Network, gpus: int, batch: int, plan: Plan = Plan()) -> Step:
 
 
 def norm_seconds(stage: Stage, gpus: int, plan: Plan) -> tuple[float, float]:
-    """Of the collectives of ``stage``'s batch norms, forward and backward."""
+    """What the collectives of the batch norms of ``stage`` take, forward and backward."""
     group = min(plan.group or gpus, gpus)
     if group == 1:
         return 0.0, 0.0
@@ -168,9 +181,10 @@ def norm_seconds(stage: Stage, gpus: int, plan: Plan) -> tuple[float, float]:
 
 
 def exposed(network: Network, gpus: int, backward: Sequence[float], plan: Plan) -> float:
-    """Seconds for which gradients still travel when all stages have spent their ``backward``.
+    """Seconds that sending gradients still takes when all stages have spent their ``backward``.
 
-    A bucket leaves when the stage of its last gradient is done and the bucket before it has come.
+    A bucket is sent when the stage of its last gradient is done and the bucket before it has
+    arrived.
     """
     times, now = [], 0.0
     for stage, seconds in zip(network, backward, strict=True):
@@ -186,12 +200,13 @@ def exposed(network: Network, gpus: int, backward: Sequence[float], plan: Plan) 
 
 @cache
 def network(arch: str) -> Network:
-    """``arch`` (resnet18, resnet34 or resnet20) in 1w1a: two images go there and back."""
+    """The stages of ``arch`` (resnet18, resnet34 or resnet20) in 1w1a, found by a forward and a
+    backward pass of two images."""
     size, classes = (32, 10) if arch == "resnet20" else (224, 1000)
     model = build_model(arch, num_classes=classes)
     model.binarize_by_stage = True
-    work: list[tuple[Any, ...]] = []  # convolutions with their input and output
-    there: list[tuple[Any, ...]] = []  # gradients, as they come
+    work: list[tuple[Any, ...]] = []  # the convolutions, each with its input and output
+    there: list[tuple[Any, ...]] = []  # the parameters, in the order in which they get gradients
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(partial(_note, work, name.partition(".")[0]))
@@ -218,20 +233,20 @@ def _note(notes: list[tuple[Any, ...]], stage: str, *what: object) -> None:
 
 
 def speedup(network: Network, gpus: int, batch: int, plan: Plan = Plan()) -> float:
-    """Images/s over those of one GPU."""
+    """How many times the images/s of one GPU."""
     one, many = (step(network, n, batch, plan) for n in (1, gpus))
     return many.batch / many.seconds * one.seconds / one.batch
 
 
 def table(header: str, rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; commas part the columns of ``header``."""
+    """A Markdown table; the names in ``header`` are separated by commas."""
     names = header.split(",")
     lines = [names, ["---"] * len(names), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def counted() -> str:
-    """What resnet18 sends, and when it is ready."""
+    """The table of what resnet18 sends, and when it is ready."""
     header = "stage,of the backward pass,of the gradients,MB,batch norms,bytes forward,backward"
     found, rows, image, ready = network("resnet18"), [], 0.0, 0
     images, everything = sum(stage.image for stage in found), sum(gradients(found))
@@ -245,7 +260,7 @@ def counted() -> str:
 
 
 def steps(batch: int = 8192) -> str:
-    """Milliseconds of the parts of a resnet18 step, by number of GPUs."""
+    """The table of the milliseconds of the parts of a resnet18 step, by number of GPUs."""
     chosen, rows = network("resnet18"), []
     header = "GPUs,per GPU,compute ms,batch norm,gradients,step,decoding,images/s,efficiency"
     for gpus in COUNTS:
@@ -263,7 +278,7 @@ LIMITS = (
 
 
 def limits() -> str:
-    """Where each network stops scaling."""
+    """The table of where each network stops scaling."""
     header = "network,batch,GPUs at 50 % efficiency,fastest at,times one GPU,images/s,an epoch"
     rows = []
     for arch, batch in LIMITS:
@@ -297,7 +312,7 @@ PLACES = ((750, 8), (750, 64), (8192, 64), (8192, 512), (32768, 512))  # batch, 
 
 
 def what_if() -> str:
-    """A resnet18 step with what could be done, and under other assumptions."""
+    """The table of a resnet18 step with what could be done, and under other assumptions."""
     chosen, rows = network("resnet18"), []
     for name, plan in WHAT_IF.items():
         found = [(step(chosen, n, b, plan).seconds, speedup(chosen, n, b, plan)) for b, n in PLACES]
@@ -306,7 +321,7 @@ def what_if() -> str:
 
 
 def ms(seconds: float) -> str:
-    """In milliseconds."""
+    """Seconds, written in milliseconds."""
     return f"{seconds * 1e3:.2f}"
 
 
@@ -319,7 +334,7 @@ TABLES = {
 
 
 def draw() -> None:
-    """Speed by number of GPUs."""
+    """Draw the speed by number of GPUs."""
     if (figure := results.new_figure(7, 5)) is None:
         return
     axes = figure.subplots()

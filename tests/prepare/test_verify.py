@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch import prepare as front
+from launch.command import command
 from pipeline.data.exclude import read
 from pipeline.data.image import open_rgb, unreadable
 from pipeline.data.tree import scan_train_val
@@ -247,8 +248,8 @@ def test_a_split_without_class_folders_is_spoken_of(data, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "usage: "),
-        (["verfiy", "data"], "verfiy does not exist; did you mean verify?"),
+        ([], "a word is missing; usage: "),
+        (["verfiy", "data"], "prepare verfiy; did you mean verify?"),
         (["verify"], "DATA is missing; usage: "),
         (["verify", "data", "more"], "more is one word too many; usage: "),
         (["verify", "data", "--reprt=1.txt"], "--reprt is no option; did you mean --report?"),
@@ -287,15 +288,20 @@ def python(*arguments):
     )
 
 
-def test_exit_codes_of_a_process(data):
+def test_exit_codes(data, monkeypatch, capsys):
+    def outcome(*arguments):
+        monkeypatch.setattr(sys, "argv", ["prepare", "verify", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            command(front.main)
+        return end.value.code, *capsys.readouterr()
+
     (data / "val/class0/000.png").write_bytes(b"")
     for arguments, code, line in (
         ([data], 1, "warning: 1 of 120 images are bad"),
         (["gone"], 2, "error: "),
     ):
-        done = python("-m", "launch.prepare", "verify", *map(str, arguments))
-        assert (done.returncode, done.stderr.count("\n")) == (code, 1)
-        assert done.stderr.startswith(line) and done.stdout == ""
+        found, out, err = outcome(*arguments)
+        assert (found, out, err.count("\n")) == (code, "", 1) and err.startswith(line)
     (data / "val/class0/000.png").unlink()
-    done = python("-m", "launch.prepare", "verify", str(data))
-    assert done.returncode == 0 and done.stderr.endswith("all 119 images are good\n")
+    code, out, err = outcome(data)
+    assert (code, out) == (0, "") and err.endswith("all 119 images are good\n")
