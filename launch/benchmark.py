@@ -21,7 +21,7 @@ def _main(name: str) -> Main:
 
 
 def _measure(name: str, options: argparse.Namespace) -> None:
-    from kernels import compile_reference
+    from kernels import compiled_reference
     from launch.bench import collectives, kernels, loaders, results, scaling, starts, training
     from pipeline.run import processes, rendezvous
     from pipeline.run.config import load_config
@@ -35,8 +35,8 @@ def _measure(name: str, options: argparse.Namespace) -> None:
     device = get_device(config)
     rows: list[results.Row] = []
     if name == "kernels":
-        compile_reference(device.type == "cpu")  # as a training does
-        rows = kernels.benchmark(config, device, options.batch)
+        with compiled_reference(device.type == "cpu"):  # as in a training
+            rows = kernels.benchmark(config, device, options.batch)
     elif name == "loader":
         rows = loaders.measure(config, device, options.rounds)
     elif name == "collectives":

@@ -256,6 +256,10 @@ def test_image_takes_a_base_and_drops_root():
     assert users and users[-1].split(":")[0] not in ("0", "root")
 
 
+def test_image_names_its_interpreter_to_the_launcher():
+    assert re.search(r"^ENV .*\bPYTHON=python3$", (ROOT / "Dockerfile").read_text(), re.M)
+
+
 def test_image_leaves_out_what_is_large_or_local():
     assert {".git", ".venv", "data", "runs"} <= set((ROOT / ".dockerignore").read_text().split())
 

@@ -3,10 +3,8 @@
 They run one after the other, because both read ahead.
 """
 
-import dataclasses
 import itertools
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,10 +28,8 @@ def measure(config: Config, device: torch.device, rounds: int) -> list[Row]:
     batch, workers = config.data.batch_size, config.data.workers
     case = f"{folder.root.name}/{batch}x3x{config.data.size}x{config.data.size}/workers{workers}"
     rows = []
-    choices: dict[str, Literal["torchvision", "dali"]]
-    choices = {"torchvision": "torchvision", "ours": "dali"}
-    for provider, choice in choices.items():
-        changed = dataclasses.replace(config, data=dataclasses.replace(config.data, loader=choice))
+    for provider, loader in {"torchvision": "torchvision", "ours": "dali"}.items():
+        changed = config.changed({"data.loader": loader})
         seconds = _windows(open_folder(folder, changed, device, train=True), rounds, device)
         rate = WINDOW * batch / seconds
         rows.append(row(case, provider, "loader", "throughput", "images/s", rate))

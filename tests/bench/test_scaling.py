@@ -24,9 +24,9 @@ from launch.bench.scaling import (
     share,
     step,
 )
-from launch.train import divide
 from models import build_model
 from models.layers import NormBinarize
+from pipeline.data.open import divide_batch
 from pipeline.run.config import load_config
 from pipeline.train.parallel import parallelize
 from tests import ROOT
@@ -142,7 +142,7 @@ def test_large_all_reduces_take_what_was_measured(megabytes, measured):
 @pytest.mark.parametrize("gpus", COUNTS)
 def test_batches_are_rounded_as_in_training(batch, gpus):
     config = load_config(ROOT / "configs/cifar10_resnet20.yaml", [f"data.batch_size={batch}"])
-    assert divide(config, gpus).data.batch_size == share(batch, gpus) * gpus
+    assert divide_batch(config, gpus).data.batch_size == share(batch, gpus) * gpus
 
 
 def test_one_gpu_talks_to_nobody():
