@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from models.layers import BatchNorm, NormBinarize, Pair, binarization, conv3x3, global_pool
 from models.network import BinaryNetwork
+from models.registry import Arch
 
 
 class Block(nn.Module):
@@ -68,7 +69,6 @@ class ResNet(BinaryNetwork):
         self.set_progress(0)
 
     def forward(self, images: Tensor) -> Tensor:
-        self.binarize_weights()
         x, _ = self.bn1(self.conv1(images))
         x = self.maxpool(x)
         pair = x, self.binarize(x)
@@ -89,5 +89,7 @@ def _init(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
 
-resnet18 = partial(ResNet, depths=(2, 2, 2, 2))
-resnet34 = partial(ResNet, depths=(3, 4, 6, 3))
+NETWORKS = (
+    Arch("resnet18", partial(ResNet, depths=(2, 2, 2, 2)), 224, "imagenet"),
+    Arch("resnet34", partial(ResNet, depths=(3, 4, 6, 3)), 224, "imagenet"),
+)

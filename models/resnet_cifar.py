@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.layers import BatchNorm, NormBinarize, Pair, binarization, conv3x3, global_pool
 from models.network import BinaryNetwork
+from models.registry import Arch
 
 
 class PadShortcut(nn.Module):
@@ -159,7 +160,6 @@ class CifarResNet(BinaryNetwork):
         self.set_progress(0)
 
     def forward(self, images: Tensor) -> Tensor:
-        self.binarize_weights()
         pair = self.bn1(self.conv1(images))
         for stage in self.stages:
             pair = self.get_submodule(stage)(pair)
@@ -171,8 +171,10 @@ def _init(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
 
-resnet20 = CifarResNet
-resnet20_bireal = partial(CifarResNet, bireal=True)
-resnet18_cifar = partial(
-    CifarResNet, widths=(64, 128, 256, 512), depth=2, project=True, kaiming=False
+resnet18 = partial(CifarResNet, widths=(64, 128, 256, 512), depth=2, project=True, kaiming=False)
+
+NETWORKS = (
+    Arch("resnet20", CifarResNet, 32, "cifar10"),
+    Arch("resnet20_bireal", partial(CifarResNet, bireal=True), 32, "cifar10"),
+    Arch("resnet18_cifar", resnet18, 32, "cifar10"),
 )

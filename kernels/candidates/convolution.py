@@ -24,7 +24,8 @@ from torch import Tensor
 
 from kernels import reference
 from kernels._triton import jit, tl, triton, uses_triton
-from kernels.norm import _Grid, _rectify, _rows, combine_deviations
+from kernels.norm import _rows
+from kernels.norm_triton import _Grid, _rectify, combine_deviations
 
 OPERANDS = (torch.int8, torch.float8_e4m3fn, torch.float16, torch.bfloat16)
 OUTPUTS = (torch.float16, torch.bfloat16, torch.float32)
