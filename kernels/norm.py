@@ -6,11 +6,11 @@ positions of the batch,
     y = gamma (u - mean) rstd + beta + residual        rstd = 1 / sqrt(var + eps / s^2)
     yb = sign(y)                                       gradient: an estimator's h(y)
 
-which is batch norm of s u, since batch norm is invariant to a positive scale but for its eps.
-The running statistics are those of s u, as in a network that multiplies s in. Every tensor is
-seen as rows of channels, (positions, C), which is how channels_last lies in memory. Forward:
-one pass for the statistics, one that writes y and yb. Backward: one pass forms
-g = dy + dyb h(y) and both channel sums, one applies batch norm's gradient.
+which is batch norm of s u, since a positive scale changes batch norm only through its eps. The
+running statistics are those of s u, as in a network that multiplies s in. Every tensor is seen as
+rows of channels, (positions, C), which is how channels_last lies in memory. The forward pass reads
+z once for the statistics and once to write y and yb. In the backward pass, one pass forms
+g = dy + dyb h(y) and both channel sums, and another applies the gradient of batch norm.
 """
 
 import torch
@@ -42,18 +42,23 @@ def batch_statistics(
     relu: bool = True,
     sync: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """mean and rstd, (C,), of u = relu(z) over the batch; moves the running statistics.
+    """The mean and rstd, (C,), of u over the batch; moves the running statistics.
 
     Args:
-        z: (N, C) or (N, C, H, W), fp32, bf16 or fp16 (float64: computed in float64).
-        running_mean, running_var: (C,), of s u; updated in place, the variance unbiased.
+        z: (N, C) or (N, C, H, W), fp32, bf16 or fp16. float64 is computed in float64.
+        running_mean, running_var: (C,), the statistics of s u, updated in place; the variance is
+            the unbiased one.
         num_batches_tracked: 0-dim int64, counted up in place.
         scale: s, 0-dim, positive; None for 1.
-        sync: over the batches of all processes of torch.distributed, which may be of different
-            sizes: one all-reduce of sum, sum of squares and count.
+        momentum: the share of the batch in the new running statistics.
+        eps: what is added to the variance of s u.
+        relu: whether u is relu(z) or z.
+        sync: take the statistics over the batches of all processes of torch.distributed, which may
+            differ in size; one all-reduce sums the sums, the sums of squares and the count.
 
-    Raises ValueError, naming the argument, for shapes, devices or dtypes that do not fit, and for
-    fewer than two values per channel, whose variance says nothing (as torch does).
+    Raises:
+        ValueError: shapes, devices or dtypes that do not fit, or fewer than two values per channel,
+            whose variance says nothing (as torch does); the message names the argument.
     """
     _check_map("z", z)
     _check_channels(z, running_mean=running_mean, running_var=running_var)
@@ -70,7 +75,7 @@ def batch_statistics(
 
 
 def deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
-    """Mean and sum of squared deviations from it, (C,), of relu(z) or z, (N, C[, H, W])."""
+    """The mean of u and the sum of squared deviations from it, (C,), for z (N, C[, H, W])."""
     compute = launch_deviations if uses_triton(z) else cpu_deviations
     return compute(_rows(z), relu)
 
@@ -78,7 +83,7 @@ def deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
 def running_statistics(
     running_mean: Tensor, running_var: Tensor, *, scale: Tensor | None = None, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
-    """mean and rstd, (C,), of u from the running statistics of s u, for inference."""
+    """The mean and rstd, (C,), of u from the running statistics of s u, for inference."""
     with torch.no_grad():
         rstd = (running_var + eps).rsqrt()
         return (running_mean, rstd) if scale is None else (running_mean / scale, rstd * scale)
@@ -103,21 +108,27 @@ def norm_binarize(
     """(y, yb) of this file's equations, of z's shape and dtype, channels_last.
 
     Args:
-        z: (N, C) or (N, C, H, W), fp32, bf16 or fp16; arithmetic is fp32. float64 takes the
+        z: (N, C) or (N, C, H, W), fp32, bf16 or fp16, with arithmetic in fp32. float64 takes the
             reference and stays float64.
         weight, bias: gamma and beta, (C,).
-        mean, rstd: (C,), from ``batch_statistics`` if ``training``, whose dependence on z then
-            is part of the gradient, else from ``running_statistics``.
+        mean, rstd: (C,), from ``batch_statistics`` if ``training``, else from
+            ``running_statistics``. In training their dependence on z is part of the gradient.
         scale: s, 0-dim, positive; None for 1. Its gradient is exact.
-        residual: of z's shape, or None.
-        sync: as it was for ``batch_statistics``; the backward pass then sums over all processes
-            in one collective. The gradients of weight, bias and scale stay this process's.
+        residual: a tensor of z's shape, or None.
         params, estimator: as in ``kernels.binarize``; without an estimator yb is y itself.
+        eps, relu: as in ``batch_statistics``.
+        sync: as in ``batch_statistics``; the backward pass then sums over all processes in one
+            collective. The gradients of weight, bias and scale remain those of this process.
 
-    A NaN stays a NaN, in y, yb and every gradient that it reaches. Raises ValueError, naming the
-    argument, for an unknown estimator and for shapes, devices or dtypes that do not fit.
-    Source: the folded eps and the scale's gradient follow from the chain rule; the layout of the
-    passes is that of batch norm in cuDNN and apex.
+    A NaN stays a NaN, in y, yb and every gradient that it reaches.
+
+    Raises:
+        ValueError: an unknown estimator, or shapes, devices or dtypes that do not fit; the message
+            names the argument.
+
+    CUDA tensors run in Triton, CPU tensors and float64 in ``kernels.reference``. Source: the folded
+    eps and the gradient of the scale follow from the chain rule; the layout of the passes is that
+    of batch norm in cuDNN and apex.
     """
     _check_map("z", z)
     _check_channels(z, weight=weight, bias=bias, mean=mean, rstd=rstd)
@@ -163,13 +174,16 @@ def _check_scale(z: Tensor, scale: Tensor | None) -> None:
 
 
 def _rows(t: Tensor) -> Tensor:
-    """(N, C, H, W) or (N, C) as contiguous (positions, C); a view where t is channels_last."""
+    """``t``, (N, C, H, W) or (N, C), as contiguous rows (positions, C).
+
+    They are a view where t is channels_last.
+    """
     rows = t if t.dim() == 2 else t.permute(0, 2, 3, 1).reshape(-1, t.shape[1])
     return rows.contiguous()
 
 
 def _shaped(rows: Tensor, like: Tensor) -> Tensor:
-    """Undo ``_rows``: the shape of ``like``, channels_last."""
+    """The rows as a tensor of the shape of ``like``, channels_last; undoes ``_rows``."""
     if like.dim() == 2:
         return rows
     n, c, h, w = like.shape
@@ -181,7 +195,7 @@ def _empty(z: Tensor) -> Tensor:
     return torch.empty_like(z, memory_format=layout)
 
 
-# What the ops below are where ``uses_triton`` says no.
+# The ops below call these where ``uses_triton`` says no.
 cpu_statistics = fusible(reference.batch_statistics)
 cpu_deviations = fusible(reference.deviations)
 cpu_forward = fusible(reference.norm_binarize)
@@ -237,7 +251,7 @@ def _norm_binarize(
     relu: bool,
     sync: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y, and yb or, without an estimator, nothing (0,)."""
+    """y and yb; without an estimator yb is empty, (0,)."""
     forward = launch_forward if uses_triton(z) else cpu_forward
     rows = None if residual is None else _rows(residual)
     y, yb = forward(_rows(z), weight, bias, mean, rstd, rows, bool(estimator), relu)
@@ -266,7 +280,10 @@ def _norm_binarize_backward(
     relu: bool,
     sync: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(g, dz, (dbias, dweight), dscale); g is empty (0,) where it is dy, dscale without a scale."""
+    """(g, dz, (dbias, dweight), dscale).
+
+    g is empty, (0,), where it would equal dy, and so is dscale without a scale.
+    """
     on_gpu, rows = uses_triton(z), _rows(z)
     dy, dyb, y = (None if t is None else _rows(t) for t in (dy, dyb, y))
     reduce = launch_reduce if on_gpu else cpu_reduce

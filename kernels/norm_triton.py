@@ -9,14 +9,16 @@ from torch import Tensor
 from kernels._triton import jit, tl, triton
 from kernels.estimators import get_estimator
 
-TILE = 2048  # elements of a program's tile: with more, the backward pass spills registers
-PROGRAMS = 512  # of a reduction, at most; each makes one row of partial sums
-COMBINE = {"BLOCK_P": 512, "BLOCK_C": 4}  # tiles of partial sums: all programs at once
+TILE = 2048  # the elements of a tile: with more, the backward pass spills registers
+PROGRAMS = 512  # the most programs of a reduction; each makes one row of partial sums
+COMBINE = {"BLOCK_P": 512, "BLOCK_C": 4}  # a tile of partial sums holds those of all programs
 
 
 class _Grid:
-    """How rows of channels are cut into tiles, by default of ``TILE`` elements, and reductions
-    into programs."""
+    """How rows of channels are cut into tiles, and reductions into programs.
+
+    A tile is ``block_m`` rows by ``block_c`` channels, by default ``TILE`` elements.
+    """
 
     def __init__(self, rows: Tensor, block_m: int = 0, block_c: int = 0) -> None:
         self.rows, self.channels = rows.shape
@@ -25,7 +27,7 @@ class _Grid:
         self.columns = triton.cdiv(self.channels, self.block_c)
         tiles = triton.cdiv(self.rows, self.block_m)
         self.tiles = (tiles, self.columns)
-        # Each program of a reduction takes ``span`` rows; the last one may take fewer.
+        # Each program of a reduction takes ``span`` rows, the last one perhaps fewer.
         self.span = self.block_m * triton.cdiv(tiles, max(1, PROGRAMS // self.columns))
         self.programs = triton.cdiv(self.rows, self.span)
         self.channel_blocks = (triton.cdiv(self.channels, COMBINE["BLOCK_C"]),)
@@ -70,11 +72,11 @@ def launch_deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
 
 
 def combine_deviations(grid: _Grid, partials: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and sum of squared deviations, (C,), from those of the programs, (2, programs, C)."""
+    """The mean and squared deviations, (C,), from those of the programs, (2, programs, C)."""
     mean, squares = torch.empty_like(partials[0, 0]), torch.empty_like(partials[0, 0])
     _combine_statistics_kernel[grid.channel_blocks](
         *partials,
-        *(mean, mean, mean, mean, mean, squares),  # what only FINISH looks at is not there
+        *(mean, mean, mean, mean, mean, squares),  # the first four are read only with FINISH
         *(grid.programs, grid.rows, grid.channels, grid.span, 0.0, 0.0),
         HAS_SCALE=False,
         FINISH=False,
@@ -168,8 +170,10 @@ def launch_apply(
     own_sums: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """``reference.norm_binarize_apply`` and, from this process's ``own_sums``,
-    ``reference.scale_gradient`` in Triton; without a scale that is empty (0,)."""
+    """``reference.norm_binarize_apply`` and ``reference.scale_gradient`` in Triton.
+
+    The second takes ``own_sums``, the sums of this process. Without a scale it is empty, (0,).
+    """
     dz = torch.empty_like(z)
     dscale = weight.new_empty(0) if scale is None else torch.empty_like(scale)
     if not z.numel():
@@ -205,14 +209,17 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Mean and sum of squared deviations of ``span`` rows, each (programs, channels)."""
+    """Each program writes the mean and squared deviations of its ``span`` rows.
+
+    Both results are (programs, channels).
+    """
     program = tl.program_id(0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     line = tl.arange(0, BLOCK_M)
     begin = program * span
     count = tl.minimum(rows - begin, span)
-    # Deviations from the mean of the first tile: their squares do not cancel, however large the
-    # mean is.
+    # The deviations are taken from the mean of the first tile, so that their squares do not cancel
+    # however large the mean is.
     inside = (line < count)[:, None] & (c < channels)[None, :]
     at = (begin + line).to(tl.int64)[:, None] * channels + c[None, :]
     u = _rectify(tl.load(z_ptr + at, mask=inside, other=0.0), RELU)
@@ -253,7 +260,10 @@ def _combine_statistics_kernel(  # type: ignore[no-untyped-def]
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Chan, Golub and LeVeque's sums over the programs; ``FINISH``: and what follows from them."""
+    """The statistics of all programs together, by the sums of Chan, Golub and LeVeque.
+
+    With ``FINISH`` they become mean, rstd and running statistics, else mean and deviations.
+    """
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     here = c < channels
     line = tl.arange(0, BLOCK_P)
@@ -323,7 +333,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
         y += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
     y = y.to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + at, y, mask=inside)
-    if SIGN:  # of y as it is stored, which the backward pass reads
+    if SIGN:  # the sign of y as it is stored, because that is what the backward pass reads
         stored = y.to(tl.float32)
         sign = tl.where(stored >= 0, 1.0, tl.where(stored < 0, -1.0, stored))
         tl.store(yb_ptr + at, sign.to(yb_ptr.dtype.element_ty), mask=inside)
@@ -350,7 +360,7 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """g = dy + dyb h(y), and the partial sums of g and g xhat, each (programs, channels)."""
+    """g = dy + dyb h(y), and each program's sums of g and of g xhat, (programs, channels)."""
     program = tl.program_id(0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     here = c < channels
@@ -432,8 +442,10 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     BLOCK_C: tl.constexpr,
     ALL_C: tl.constexpr,
 ):
-    """dz = gamma rstd (g - mean(g) - xhat mean(g xhat)) where z > 0, or without RELU anywhere; and
-    one program gives the scale's gradient, which would be a launch of its own."""
+    """dz = gamma rstd (g - mean(g) - xhat mean(g xhat)), with ``RELU`` only where z > 0.
+
+    One program also computes the gradient of the scale, which saves a launch.
+    """
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     here = c < channels
@@ -452,7 +464,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     if RELU:
         dz = tl.where(z <= 0, 0.0, dz)
     tl.store(dz_ptr + at, dz.to(dz_ptr.dtype.element_ty), mask=inside)
-    if scale_ptr is not None:  # noqa: SIM102, known when it is compiled; the other is not
+    if scale_ptr is not None:  # noqa: SIM102, since only this is known to the compiler
         if tl.program_id(0) + tl.program_id(1) == 0:
             k = tl.arange(0, ALL_C)
             gamma = tl.load(weight_ptr + k, mask=k < channels, other=0.0).to(tl.float32)

@@ -47,7 +47,7 @@ class BinaryNetwork(nn.Module):
         return {n: m for n, m in self.named_modules() if isinstance(m, BinaryConv2d)}
 
     def estimator_parameters(self, *, weights: bool = True) -> dict[str, float]:
-        """The estimator's parameters for ``weights``, or for activations, now; by name."""
+        """The present parameters of the estimator by name, for ``weights`` or for activations."""
         entry = get_estimator(self.estimator)
         schedule = entry.schedule if weights else entry.activation_schedule or entry.schedule
         return dict(zip(entry.parameters, schedule(self.progress, **self.options), strict=True))
@@ -55,8 +55,8 @@ class BinaryNetwork(nn.Module):
     def set_progress(self, progress: float) -> None:
         """Move the estimator's schedule to ``progress`` = epoch / epochs in [0, 1].
 
-        Refills each ``Binarize``'s params in place: no recompilation, no synchronisation, and a
-        captured CUDA graph sees the new values.
+        The params of every ``Binarize`` are refilled in place, so that nothing recompiles or
+        synchronises and a captured CUDA graph sees the new values.
         """
         if not 0 <= progress <= 1:
             raise ValueError(f"progress is {progress}; it must lie in [0, 1]")
@@ -71,10 +71,13 @@ class BinaryNetwork(nn.Module):
                 torch._foreach_copy_(params, [now] * len(params))
 
     def reset_head_binarization(self, block: nn.Module) -> None:
-        """Drop the sign after the last ``block``: the classifier reads the real stream."""
+        """Drop the sign after the last ``block``, because the classifier reads the real stream."""
         cast(NormBinarize, block.bn2).binarize = nn.Identity()
 
 
 def _binarize_weights(network: BinaryNetwork, _: object) -> None:
-    """The pre-hook of every network; a function, since a copy of the network must pass itself."""
+    """The pre-hook of every network.
+
+    It is no bound method, which a copy of the network would go on calling on the original.
+    """
     network.binarize_weights()

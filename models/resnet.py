@@ -12,7 +12,7 @@ from models.registry import Arch
 class Block(nn.Module):
     """conv -> ReLU -> BN -> + skip, twice; the first skip goes through ``downsample``, if any.
 
-    With ``bits`` 32w32a the order stays and the convolutions are real.
+    With ``bits`` 32w32a the order is the same and the convolutions are real.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class Block(nn.Module):
 
 
 class ResNet(BinaryNetwork):
-    """(N, 3, H, W) -> logits (N, num_classes), from 32 pixels on; ImageNet takes 224.
+    """(N, 3, H, W) -> logits (N, num_classes), for images of at least 32 x 32.
 
-    ``depths`` are the numbers of blocks of the four stages.
+    ``depths`` are the numbers of blocks in the four stages.
     """
 
     def __init__(

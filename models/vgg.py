@@ -16,7 +16,7 @@ POOLED = (1, 3, 5)  # the convolutions that a 2x2 max-pooling follows
 class VggSmall(BinaryNetwork):
     """(N, 3, 32, 32) -> logits (N, num_classes).
 
-    conv -> ReLU -> BN (-> max-pool); in 32w32a conv -> BN -> ReLU (-> max-pool).
+    A layer is conv -> ReLU -> BN (-> max-pool), and in 32w32a conv -> BN -> ReLU (-> max-pool).
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class VggSmall(BinaryNetwork):
             conv = conv3x3(WIDTHS[i - 1], WIDTHS[i], bits=bits, estimator=estimator)
             self.add_module(f"conv{i}", conv)
         for i, width in enumerate(WIDTHS):
-            # A pooled map and the classifier's input are not binarized here.
+            # Pooled maps are binarized after the pooling, and the classifier's input not at all.
             sign = None if i in POOLED else binarization(bits, estimator)
             norm = BatchNorm(width) if bits == "32w32a" else NormBinarize(width, sign)
             self.add_module(f"bn{i}", norm)

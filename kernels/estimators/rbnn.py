@@ -1,4 +1,4 @@
-"""RBNN: the derivative of two parabolas that grow steeper, other for weights than activations."""
+"""RBNN: the derivative of two parabolas that grow steeper, with a schedule for activations."""
 
 import math
 
