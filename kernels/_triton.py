@@ -1,7 +1,7 @@
-"""Triton where it exists.
+"""Triton on the systems that have it.
 
-On macOS and Windows it does not: ``jit`` then leaves a kernel as a plain function that nothing
-launches, because every tensor takes the PyTorch reference.
+macOS and Windows do not. There ``jit`` leaves a kernel as a plain function, and nothing launches it
+because every tensor takes the PyTorch reference.
 """
 
 from types import SimpleNamespace
@@ -23,11 +23,13 @@ except ImportError:
     tl: Any = SimpleNamespace(constexpr=None)  # type: ignore[no-redef]
 
     def jit(function: Any) -> Any:
-        """Leave ``function`` as it is."""
+        """Return ``function`` unchanged."""
         return function
 
 
 def uses_triton(x: torch.Tensor) -> bool:
-    """Whether ``x`` is for the Triton kernels: on a CUDA device and not float64, which exists
-    for verification and takes the reference."""
+    """Whether the Triton kernels take ``x``: it is on a CUDA device and not float64.
+
+    float64 is there for verification and takes the reference.
+    """
     return HAS_TRITON and x.is_cuda and x.dtype != torch.float64

@@ -1,4 +1,4 @@
-"""What a training step counts, in one launch: loss, hits, and steps whose loss is not finite."""
+"""The counts of a training step in one launch: loss, hits, and steps whose loss is not finite."""
 
 import torch
 from torch import Tensor
@@ -6,8 +6,8 @@ from torch import Tensor
 from kernels import reference
 from kernels._triton import jit, tl, triton, uses_triton
 
-TILE = 4096  # logits to a program
-TOP = 5
+TILE = 4096  # the logits that one program reads
+TOP = 5  # the k of the top-k accuracy beside top-1
 
 
 def tally(
@@ -20,20 +20,22 @@ def tally(
 ) -> None:
     """Add a batch to ``sums`` and a step to ``watch``, in place.
 
-    An image's rank is the number of classes before its own: those of a greater logit, and those of
-    the same logit and a smaller index. Then
+    The rank of an image is the number of classes that come before its own: those with a greater
+    logit, and those with the same logit and a smaller index. With it,
 
         sums += (n loss, images of rank < 1, images of rank < 5, n) if loss is finite
-        row = row + 1 if bad else 0;  most = max(most, row)
-        first = done if bad and first < 0 else first;  done += 1
+        in_a_row = in_a_row + 1 if bad else 0;  longest = max(longest, in_a_row)
+        first = step if bad and first < 0 else first;  step += 1
 
     Args:
         sums: (4,) fp64.
         logits: (N, C), C at least 1, floating point.
         labels: (N,) int64; n of them are not negative, the others are left out.
-        loss: 0-dim, floating point: the mean over those n.
-        watch: (4,) int64: done, row, most, first. None: nothing is watched.
-        bad: 0-dim int32, not 0 where the step is bad. None: where loss is not finite.
+        loss: 0-dim, floating point: the mean over those n images.
+        watch: (4,) int64: ``step``, the number of steps so far; ``in_a_row``, the bad steps up to
+            now without a good one between them; ``longest``, the largest value of ``in_a_row``;
+            ``first``, the number of the first bad step, or -1. None: no step is watched.
+        bad: 0-dim int32, other than 0 if the step is bad. None: it is bad if loss is not finite.
 
     Raises:
         ValueError: a tensor of another shape or dtype.
@@ -60,8 +62,8 @@ def tally(
 def _tally(
     sums: Tensor, watch: Tensor, logits: Tensor, labels: Tensor, loss: Tensor, bad: Tensor | None
 ) -> None:
-    run = launch if uses_triton(logits) else reference.tally
-    run(sums, watch, logits, labels, loss, bad, TOP)
+    add = launch if uses_triton(logits) else reference.tally
+    add(sums, watch, logits, labels, loss, bad, TOP)
 
 
 @_tally.register_fake
@@ -124,8 +126,8 @@ def _kernel(  # type: ignore[no-untyped-def]
     if tl.program_id(0) > 0:
         return
     count = tl.sum(seen.to(tl.int32), 0)
-    for first in range(BLOCK_M, rows, BLOCK_M):  # of the others too: one sum, in one order
-        row = first + tl.arange(0, BLOCK_M)
+    for start in range(BLOCK_M, rows, BLOCK_M):  # one program sums all, in one order
+        row = start + tl.arange(0, BLOCK_M)
         label = tl.load(labels_ptr + row, mask=row < rows, other=-1)
         count += tl.sum((label >= 0).to(tl.int32), 0)
     images = count.to(tl.float64)
@@ -133,10 +135,11 @@ def _kernel(  # type: ignore[no-untyped-def]
     tl.store(sums_ptr + 3, tl.load(sums_ptr + 3) + images, mask=is_finite)
     if watch_ptr is not None:
         is_bad = tl.load(bad_ptr) != 0 if bad_ptr is not None else is_finite == 0
-        done = tl.load(watch_ptr)
+        step = tl.load(watch_ptr)
         in_a_row = tl.where(is_bad, tl.load(watch_ptr + 1) + 1, 0)
-        first_bad = tl.load(watch_ptr + 3)
-        tl.store(watch_ptr, done + 1)
+        longest = tl.maximum(tl.load(watch_ptr + 2), in_a_row)
+        first = tl.load(watch_ptr + 3)
+        tl.store(watch_ptr, step + 1)
         tl.store(watch_ptr + 1, in_a_row)
-        tl.store(watch_ptr + 2, tl.maximum(tl.load(watch_ptr + 2), in_a_row))
-        tl.store(watch_ptr + 3, tl.where(is_bad & (first_bad < 0), done, first_bad))
+        tl.store(watch_ptr + 2, longest)
+        tl.store(watch_ptr + 3, tl.where(is_bad & (first < 0), step, first))

@@ -1,4 +1,4 @@
-"""A batch out of resident images in one pass: choose, crop, flip, normalise, cast."""
+"""One pass makes a batch of images that lie in memory: choose, crop, flip, normalise and cast."""
 
 from collections.abc import Sequence
 
@@ -21,24 +21,28 @@ def crop_flip_normalize(
     dtype: torch.dtype,
     crop: Crop | None = None,
 ) -> torch.Tensor:
-    """y[b, c, i, j] = (p / 255 - mean[c]) / std[c], where p is the pixel
-    images[index[b], top[b] + i - PADDING, left[b] + j' - PADDING, c], or 0 (black) outside of the
-    image, and j' = W - 1 - j where flip[b], else j.
+    """The chosen images as a normalised batch, cropped and mirrored if ``crop`` is given.
+
+        y[b, c, i, j] = (p / 255 - mean[c]) / std[c]
+
+    where p is the pixel images[index[b], top[b] + i - PADDING, left[b] + j' - PADDING, c], or 0
+    (black) outside of the image, and j' is W - 1 - j where flip[b], else j.
 
     Args:
-        images: (N, H, W, C) uint8, contiguous: all there are.
+        images: (N, H, W, C) uint8, contiguous: all images of the data set.
         index: (B,) int64 in 0..N - 1, which a CUDA device does not check.
-        mean, std: (C,) fp32, on the scale 0..1.
-        dtype: of y, floating point.
-        crop: (top, left, flip), each (B,), int64, int64 and bool; top and left in 0..2 PADDING.
-            None: the images as they are.
+        mean, std: (C,) fp32, for pixels on the scale 0..1.
+        dtype: the dtype of y, floating point.
+        crop: (top, left, flip), each (B,), of int64, int64 and bool; top and left lie in
+            0..2 PADDING. None leaves the images as they are.
 
     Returns:
-        (B, C, H, W) of ``dtype``, channels_last, computed in fp32: the same bits on every device.
+        (B, C, H, W) of ``dtype``, channels_last. It is computed in fp32, and to the same bits on
+        every device.
 
     Raises:
-        ValueError: a tensor of another shape, dtype or device, images not contiguous, dtype not
-            floating point.
+        ValueError: a tensor has another shape, dtype or device, images is not contiguous, or dtype
+            is not floating point.
 
     Has no gradient. CUDA tensors run in Triton, CPU tensors and y in float64 in
     ``kernels.reference``.
@@ -109,7 +113,7 @@ def launch(
     dtype: torch.dtype,
     crop: Sequence[torch.Tensor],
 ) -> torch.Tensor:
-    """Run the kernel; ``dtype`` fp32, bf16 or fp16."""
+    """Run the kernel; ``dtype`` is fp32, bf16 or fp16."""
     y = images.new_empty(index.shape[0], *images.shape[1:], dtype=dtype)
     if y.numel():
         height, width, channels = y.shape[1:]
@@ -148,7 +152,7 @@ def _kernel(  # type: ignore[no-untyped-def]
         seen = inside & (row >= 0) & (row < H) & (column >= 0) & (column < W)
     image = images_ptr + tl.load(index_ptr + b) * (H * W * C)
     pixel = tl.load(image + (row * W + column) * C + channel, mask=seen, other=0).to(tl.float32)
-    # Division proper: Triton's own is a few units off in the last place.
+    # This division is correctly rounded; Triton's / is a few units off in the last place.
     scaled = tl.div_rn(pixel, 255.0) - tl.load(mean_ptr + channel)
     y = tl.div_rn(scaled, tl.load(std_ptr + channel))
     tl.store(y_ptr + b * (H * W * C) + at, y.to(y_ptr.dtype.element_ty), mask=inside)

@@ -1,4 +1,4 @@
-"""Signs as bits: a sixteenth of the memory of fp16, where signs are kept or sent."""
+"""Signs as bits, which take a sixteenth of the memory of fp16 where they are kept or sent."""
 
 import math
 from collections.abc import Sequence
@@ -8,23 +8,23 @@ import torch
 from kernels import reference
 from kernels._triton import jit, tl, triton, uses_triton
 
-BLOCK = 4096  # signs to one program, a multiple of 8
+BLOCK = 4096  # the signs that one program takes, a multiple of 8
 
 
 def pack(x: torch.Tensor) -> torch.Tensor:
     """The signs of x, 8 to a byte: bit k mod 8 of byte floor(k / 8) is 1 where x[k] >= 0, else 0.
 
     Args:
-        x: n elements of any shape and memory format, floating point. k counts them in the order of
-            the storage of ``torch.empty_like(x)``, which is x's own where x is dense.
+        x: n elements, floating point, of any shape and memory format. k counts them in the order
+            of the storage of ``torch.empty_like(x)``, which is x's own where x is dense.
 
     Returns:
-        (ceil(n / 8),) uint8. 0 and -0 are 1, as sign(0) is +1; the bits after the last sign are 0.
-        A bit cannot hold a NaN: it is 0 (NaN >= 0 is false) and comes back as -1, so whoever must
-        hear of a NaN looks at x.
+        (ceil(n / 8),) uint8. 0 and -0 give 1, as sign(0) is +1; the bits after the last sign are 0.
+        A bit cannot hold a NaN: it is 0 (NaN >= 0 is false) and comes back as -1, so whoever has to
+        notice a NaN must look at x.
 
     Raises:
-        ValueError: x not floating point.
+        ValueError: x is not floating point.
 
     Has no gradient. CUDA tensors run in Triton, CPU tensors and float64 in ``kernels.reference``.
     """
@@ -42,18 +42,18 @@ def unpack(
     """The signs in ``packed``: y[k] = 2 b - 1 with b = bit k mod 8 of byte floor(k / 8).
 
     Args:
-        packed: (ceil(n / 8),) uint8, contiguous, as ``pack`` gives it.
-        shape: that of the packed tensor, of n elements.
-        stride: that of the packed tensor, or of its ``empty_like`` where it is not dense; k counts
-            in the order of this storage. By default that of a contiguous tensor.
+        packed: (ceil(n / 8),) uint8, contiguous, as ``pack`` returns it.
+        shape: the shape of the tensor that was packed, of n elements.
+        stride: the stride of that tensor, or of its ``empty_like`` where it was not dense; k counts
+            in the order of this storage. The default is the stride of a contiguous tensor.
         dtype: floating point.
 
     Returns:
         A tensor of -1 and +1 of this shape, stride and dtype.
 
     Raises:
-        ValueError: packed not uint8, not contiguous or not of ceil(n / 8) bytes; stride with gaps
-            or overlaps; dtype not floating point.
+        ValueError: packed is not uint8, not contiguous or not ceil(n / 8) bytes, stride has gaps or
+            overlaps, or dtype is not floating point.
 
     Has no gradient. CUDA tensors run in Triton, CPU tensors and float64 in ``kernels.reference``.
     """
@@ -117,7 +117,7 @@ def _in_storage_order(x: torch.Tensor) -> torch.Tensor:
 
 
 def launch_pack(x: torch.Tensor) -> torch.Tensor:
-    """Run the packing kernel on ``x`` (n,), contiguous: fp32, bf16 or fp16."""
+    """Run the packing kernel on ``x``, (n,) and contiguous, of fp32, bf16 or fp16."""
     packed = x.new_empty(_bytes(len(x)), dtype=torch.uint8)
     if len(x):
         grid = (triton.cdiv(len(x), BLOCK),)
@@ -126,7 +126,7 @@ def launch_pack(x: torch.Tensor) -> torch.Tensor:
 
 
 def launch_unpack(packed: torch.Tensor, count: int, dtype: torch.dtype) -> torch.Tensor:
-    """Run the unpacking kernel: (count,) of ``dtype``, fp32, bf16 or fp16."""
+    """Run the unpacking kernel, which gives (count,) of ``dtype``: fp32, bf16 or fp16."""
     y = packed.new_empty(count, dtype=dtype)
     if count:
         grid = (triton.cdiv(count, BLOCK),)

@@ -1,6 +1,7 @@
 """The specification: every op of this folder in plain PyTorch.
 
-The kernels are tested against these functions, and CPU tensors and float64 run on them.
+The kernels are tested against these functions, and CPU tensors and float64 run on them. "Rows" are
+maps seen as (positions, C), where a position is a pixel of an image of the batch.
 """
 
 from collections.abc import Sequence
@@ -13,31 +14,35 @@ from kernels.estimators import get_estimator
 
 
 def sign(x: Tensor) -> Tensor:
-    """+1 where x >= 0 (so for 0 and -0 too), -1 where x < 0, NaN where x is NaN.
+    """+1 where x >= 0 (and so for 0 and -0), -1 where x < 0, NaN where x is NaN.
 
-    Any shape, any floating dtype; the result has x's. The official code gives 0 at 0, which
-    leaves a few activations ternary under AMP, and hides a NaN behind a 0.
+    x has any shape and any floating dtype, and the result has the same. The official code gives 0
+    at 0, which leaves a few activations ternary under AMP, and hides a NaN behind a 0.
     """
-    # Adding 0 makes -0 a 0.
+    # Adding 0 turns -0 into 0.
     return _keep_nan(torch.copysign(x.new_ones(()), x + 0), x)
 
 
 def binarize_backward(grad: Tensor, x: Tensor, params: Tensor, estimator: str) -> Tensor:
-    """grad * h(x) with ``estimator``'s factor h; x's shape and dtype, computed in at least fp32."""
+    """grad * h(x) with the factor h of ``estimator``, NaN where x is NaN.
+
+    It has the shape and dtype of x, and is computed in at least fp32.
+    """
     compute = torch.promote_types(x.dtype, torch.float32)
     factor = get_estimator(estimator).factor(x.to(compute), params.to(compute))
     return _keep_nan((grad.to(compute) * factor).to(x.dtype), x)
 
 
 def _keep_nan(y: Tensor, x: Tensor) -> Tensor:
-    if torch.compiler.is_compiling():  # it fuses this with the rest
+    """y, but NaN where x is NaN; may overwrite y."""
+    if torch.compiler.is_compiling():  # the compiler fuses this with the other operators
         return torch.where(x == x, y, x)
-    # A sum is cheap and NaN if an element is; only then is it worth looking at each.
+    # A sum is cheap, and it is NaN if any element is. Only then is each element looked at.
     return y.masked_fill_(x.isnan(), torch.nan) if x.sum().isnan() else y
 
 
 def binarize_weights(weights: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Signs of flat weights, one after the other, and mean |w| of each, (layers,)."""
+    """The signs of flat weights, joined to one tensor, and mean |w| of each, (layers,)."""
     signs = weights[0].new_empty(sum(map(len, weights)), dtype=dtype)
     for part, w in zip(signs.split([len(w) for w in weights]), weights, strict=True):
         part.copy_(sign(w))
@@ -47,7 +52,10 @@ def binarize_weights(weights: list[Tensor], dtype: torch.dtype) -> tuple[Tensor,
 def binarize_weights_backward(
     dsigns: Tensor, dscales: Tensor, weights: list[Tensor], params: Tensor, estimator: str
 ) -> Tensor:
-    """dsign h(w) + dscale / n sign(w) of flat weights, one after the other."""
+    """dsign h(w) + dscale / n sign(w) of flat weights of n elements each, joined to one tensor.
+
+    In the second term sign(0) is 0.
+    """
     dw = weights[0].new_empty(len(dsigns))
     sizes = [len(w) for w in weights]
     parts = zip(dw.split(sizes), dsigns.split(sizes), dscales, weights, strict=True)
@@ -58,18 +66,24 @@ def binarize_weights_backward(
 
 
 def pack(x: Tensor) -> Tensor:
-    """x >= 0 as bits, 8 to a byte from the lowest: (n,) floating point -> (ceil(n / 8),) uint8."""
+    """x >= 0 as bits, 8 to a byte and the first one lowest.
+
+    x is (n,) floating point; the result is (ceil(n / 8),) uint8.
+    """
     bits = x.new_zeros(-(-len(x) // 8), 8, dtype=torch.bool)
     torch.ge(x, 0, out=bits.view(-1)[: len(x)])
-    # 8 bools are one integer whose byte j is 0 or 1. The factor moves each of them to bit 56 + j;
-    # no two of all the products meet, so nothing is carried.
+    # 8 bools are one integer whose byte j is 0 or 1. The factor moves each of them to bit 56 + j.
+    # No two of the products fall on the same bit, so nothing is carried.
     return ((bits.view(torch.int64) * 0x0102040810204080) >> 56).view(-1).to(torch.uint8)
 
 
 def unpack(packed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """+1 for a bit that is 1, else -1: (ceil(count / 8),) uint8 -> (count,) of ``dtype``."""
+    """+1 for a bit that is 1, else -1.
+
+    ``packed`` is (ceil(count / 8),) uint8; the result is (count,) of ``dtype``.
+    """
     byte = torch.arange(256, device=packed.device)
-    signs = (byte[:, None] >> byte[:8] & 1) * 2 - 1  # a row for every byte
+    signs = (byte[:, None] >> byte[:8] & 1) * 2 - 1  # one row for each of the 256 bytes
     return signs.to(dtype).index_select(0, packed.int()).view(-1)[:count]
 
 
@@ -82,8 +96,12 @@ def crop_flip_normalize(
     crop: Sequence[Tensor],
     padding: int,
 ) -> Tensor:
-    """Takes images[index], pads, crops, mirrors (unless ``crop``, (top, left, flip), is empty),
-    then (x / 255 - mean) / std: (N, H, W, C) uint8 -> (B, C, H, W) of ``dtype``, channels_last."""
+    """(x / 255 - mean) / std of the chosen images, which ``crop`` = (top, left, flip) may displace.
+
+    ``images`` is (N, H, W, C) uint8 and ``index`` (B,). The images are padded, cropped at
+    (top, left) and mirrored, unless ``crop`` is empty. The result is (B, C, H, W) of ``dtype``,
+    channels_last, computed in fp32.
+    """
     chosen = images.index_select(0, index)
     if crop:
         top, left, flip = crop
@@ -92,7 +110,7 @@ def crop_flip_normalize(
 
 
 def _crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
-    """Pads with ``padding`` black pixels, crops to the old size at (top, left), then mirrors."""
+    """(N, H, W, C), padded by ``padding`` black pixels, cropped at (top, left), then mirrored."""
     n, height, width, channels = images.shape
     tall, wide = height + 2 * padding, width + 2 * padding
     padded = images.new_zeros(n, tall, wide, channels)
@@ -105,8 +123,8 @@ def _crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding:
 
 
 def _normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    # Constants as wide as a row: along 3 channels alone a CPU takes five times as long. And a
-    # tensor of 255, since CUDA multiplies by the reciprocal of a plain number.
+    # The constants are as wide as a row of pixels, since a CPU takes five times as long along the 3
+    # channels alone. 255 is a tensor, since CUDA multiplies by the reciprocal of a plain number.
     white, width = mean.new_full((1,), 255), images.shape[2]
     x = images.to(torch.float32).flatten(2).div_(white)
     return x.sub_(mean.repeat(width)).div_(std.repeat(width)).view(images.shape)
@@ -121,7 +139,10 @@ def tally(
     bad: Tensor | None,
     top: int,
 ) -> None:
-    """Adds a batch to sums (4,) and a step to watch (4,), or (0,) for none: kernels/count.py."""
+    """Add a batch to ``sums`` (4,) and a step to ``watch`` (4,), or (0,) to watch no step.
+
+    The equations are those of ``kernels.count.tally``, with ranks below ``top`` for the third sum.
+    """
     own = logits.gather(1, labels.clamp(min=0)[:, None])
     earlier = torch.arange(logits.shape[1], device=labels.device) < labels[:, None]
     rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
@@ -131,11 +152,11 @@ def tally(
     sums.add_(torch.where(loss.isfinite(), batch, 0))
     if len(watch):
         is_bad = loss.isfinite().logical_not() if bad is None else bad != 0
-        done, in_a_row, most, first = watch.unbind()
+        step, in_a_row, longest, first = watch.unbind()
         in_a_row.add_(1).mul_(is_bad)
-        most.copy_(torch.maximum(most, in_a_row))
-        first.copy_(torch.where(is_bad & (first < 0), done, first))
-        done.add_(1)
+        longest.copy_(torch.maximum(longest, in_a_row))
+        first.copy_(torch.where(is_bad & (first < 0), step, first))
+        step.add_(1)
 
 
 def batch_statistics(
@@ -148,29 +169,36 @@ def batch_statistics(
     eps: float,
     relu: bool,
 ) -> tuple[Tensor, Tensor]:
-    """mean and rstd, (C,), of relu(z), rows (positions, C); moves the running statistics."""
+    """mean and rstd, (C,), of the rows relu(z), or z without ``relu``.
+
+    Moves the running statistics, which are those of scale * relu(z).
+    """
     mean, squares = deviations(z, relu)
     running = running_mean, running_var, num_batches_tracked
     return finish_statistics(mean, squares, len(z), scale, *running, momentum, eps)
 
 
 def deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
-    """Mean and sum of squared deviations from it, (C,), of relu(z), rows (positions, C)."""
-    # Twice over the data, since sums of squares cancel; torch.var_mean takes ten times as long.
+    """The mean and the sum of squared deviations from it, (C,), of the rows relu(z) or z."""
+    # This reads the data twice, since a difference of sums of squares would cancel.
+    # torch.var_mean takes ten times as long.
     mean = _column_sums(_rectified(z, relu)) / len(z)
     return mean, _column_sums(_deviation(z, mean, relu).square_())
 
 
 def pack_sums(mean: Tensor, squares: Tensor, n: int) -> Tensor:
-    """``deviations`` of n positions as (2 C + 1,) float64 that add up over parts of a batch: sum,
-    sum of squares and n. float64, since sums of squares cancel. n may be 0."""
+    """The ``deviations`` of n positions in a form that adds up over the parts of a batch.
+
+    The result is (2 C + 1,): the sums, the sums of squares and n. It is float64, since a difference
+    of sums of squares cancels. n may be 0.
+    """
     mean = mean.double() if n else torch.zeros_like(mean, dtype=torch.float64)
     total = mean.new_full((1,), n)
     return torch.cat([n * mean, (squares + n * mean.square() if n else mean), total])
 
 
 def unpack_sums(sums: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """``deviations`` and n from added ``pack_sums``."""
+    """The ``deviations`` of a whole batch, and its n, from the added ``pack_sums`` of its parts."""
     total, squares, n = sums.split([len(sums) // 2, len(sums) // 2, 1])
     squares = (squares - total.square() / n).clamp(min=0)
     return (total / n).to(dtype), squares.to(dtype), n[0]
@@ -187,7 +215,11 @@ def finish_statistics(
     momentum: float,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """mean and rstd from ``deviations`` of n positions; moves the running statistics."""
+    """mean and rstd = 1 / sqrt(var + eps / scale^2) from the ``deviations`` of n positions.
+
+    Moves the running statistics by ``momentum`` towards scale * mean and the unbiased
+    scale^2 * var, and counts the batch.
+    """
     s = 1 if scale is None else scale
     running_mean.lerp_((mean * s).to(running_mean.dtype), momentum)
     running_var.lerp_((squares * (s * s / (n - 1))).to(running_var.dtype), momentum)
@@ -205,7 +237,10 @@ def norm_binarize(
     binarized: bool,
     relu: bool,
 ) -> tuple[Tensor, Tensor]:
-    """weight (u - mean) rstd + bias + residual of rows z (positions, C), u = relu(z); its sign."""
+    """y = weight (u - mean) rstd + bias + residual with u = relu(z) or z, rows; and sign(y).
+
+    The second result is empty, (0,), unless ``binarized``.
+    """
     y = torch.addcmul(bias, _deviation(z, mean, relu), weight * rstd)
     if residual is not None:
         y += residual
@@ -224,7 +259,10 @@ def norm_binarize_reduce(
     estimator: str,
     relu: bool,
 ) -> tuple[Tensor, Tensor]:
-    """g = dy + dyb h(y), rows (positions, C), and the sums of g and of g xhat, (2, C)."""
+    """g = dy + dyb h(y), rows, and the sums of g and of g xhat over the positions, (2, C).
+
+    xhat is (u - mean) rstd. A gradient that is None counts as 0; at least one is given.
+    """
     g = dy
     if dyb is not None:
         assert y is not None
@@ -236,17 +274,6 @@ def norm_binarize_reduce(
     return g, torch.stack([_column_sums(wide), sum_gx])
 
 
-def convolve(
-    xb: Tensor, weight: Tensor, stride: int, dtype: torch.dtype, relu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """3x3 convolution with padding 1, (N, I, H, W) by (O, I, 3, 3) -> (N, O, ...) of ``dtype`` in
-    channels_last, and the ``deviations`` of its rows. Computed in fp32, where sums of ±1 are exact.
-    """
-    z = F.conv2d(xb.float(), weight.float(), stride=stride, padding=1).to(dtype)
-    z = z.contiguous(memory_format=torch.channels_last)
-    return z, *deviations(z.permute(0, 2, 3, 1).reshape(-1, len(weight)), relu)
-
-
 def scale_gradient(
     sums: Tensor,
     weight: Tensor,
@@ -256,7 +283,11 @@ def scale_gradient(
     training: bool,
     eps: float,
 ) -> Tensor:
-    """The gradient of the scale, 0-dim, from the sums of g and of g xhat, (2, C)."""
+    """The gradient of the scale, 0-dim, from the sums of g and of g xhat, (2, C).
+
+    In training it comes from eps / scale^2 alone, since batch norm takes a scale out. In evaluation
+    the statistics are fixed, and the scale multiplies u.
+    """
     sum_g, sum_gx = sums
     if training:
         return eps / scale**3 * (weight * rstd**2 * sum_gx).sum()
@@ -274,7 +305,11 @@ def norm_binarize_apply(
     training: bool,
     relu: bool,
 ) -> Tensor:
-    """dz, rows (positions, C), from g and the sums over ``count`` positions (None: those of z)."""
+    """dz, rows, from g and the sums of g and of g xhat over ``count`` positions, (2, C).
+
+    ``count`` is None where these positions are those of z, and a tensor where the sums are over
+    the batches of all processes.
+    """
     slope = weight * rstd
     dz = g.to(mean.dtype) * slope
     if training:  # slope (g - mean(g) - xhat mean(g xhat))
@@ -282,18 +317,35 @@ def norm_binarize_apply(
         dz.sub_(slope * sum_g).addcmul_(_deviation(z, mean, relu), -slope * rstd * sum_gx)
     dz = dz.to(z.dtype)
     if relu:
-        dz = torch.ops.aten.threshold_backward(dz, z, 0)  # 0 where z <= 0; a NaN is kept
+        dz = torch.ops.aten.threshold_backward(dz, z, 0)  # 0 where z <= 0, and a NaN stays a NaN
     return dz
 
 
+def convolve(
+    xb: Tensor, weight: Tensor, stride: int, dtype: torch.dtype, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The 3x3 convolution with padding 1, and the ``deviations`` of its rows as stored.
+
+    ``xb`` is (N, I, H, W) and ``weight`` (O, I, 3, 3); the convolution is (N, O, ...) of ``dtype``,
+    channels_last. It is computed in fp32, where sums of ±1 are exact.
+    """
+    z = F.conv2d(xb.float(), weight.float(), stride=stride, padding=1).to(dtype)
+    z = z.contiguous(memory_format=torch.channels_last)
+    return z, *deviations(z.permute(0, 2, 3, 1).reshape(-1, len(weight)), relu)
+
+
 def _column_sums(x: Tensor) -> Tensor:
-    """The sum over the rows of x; in groups, which gives all threads work where columns are few."""
+    """The sum over the rows of x, (C,).
+
+    It is taken in 32 groups of rows where that is possible, so that all threads have work even if
+    the columns are few.
+    """
     groups = 32 if len(x) % 32 == 0 else 1
     return x.view(groups, len(x) // groups, x.shape[1]).sum(1).sum(0)
 
 
 def _deviation(z: Tensor, mean: Tensor, relu: bool) -> Tensor:
-    """relu(z) or z, minus the mean; a new tensor."""
+    """relu(z) or z, minus the mean, as a new tensor."""
     u = _rectified(z, relu)
     return u - mean if u is z else u.sub_(mean)
 

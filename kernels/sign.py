@@ -1,4 +1,4 @@
-"""sign forward, an estimator's gradient backward, as one registered op."""
+"""The sign of a tensor with an estimator's gradient, as one registered op."""
 
 import torch
 
@@ -10,22 +10,22 @@ BLOCK = 1024
 
 
 def binarize(x: torch.Tensor, params: torch.Tensor, estimator: str = "reste") -> torch.Tensor:
-    """y = sign(x) with sign(0) = +1; backward dx = dy * h(x).
+    """y = sign(x) with sign(0) = +1, whose gradient is dx = dy * h(x).
 
     Args:
-        x: any shape and memory format, floating point. A NaN stays a NaN, in y and in dx.
-        params: 1-d fp32 tensor on x's device (float64 for exactness when x is float64) with the
-            estimator's parameters in the order of ``ESTIMATORS[estimator].parameters``; for
-            reste (o, t, m). Refill it in place to follow a schedule: nothing recompiles or
-            synchronises. An estimator without parameters ignores it.
-        estimator: a key of ``kernels.estimators.ESTIMATORS``; its entry gives h and the source.
+        x: floating point, of any shape and memory format. A NaN stays a NaN, in y and in dx.
+        params: the estimator's parameters in the order of ``ESTIMATORS[estimator].parameters``,
+            which for reste is (o, t, m): a 1-d fp32 tensor on x's device, or float64 if x is.
+            Refill it in place to follow a schedule, and nothing recompiles or synchronises. An
+            estimator without parameters ignores it.
+        estimator: a key of ``kernels.ESTIMATORS``, whose entry gives h and its source.
 
     Returns:
         A tensor of x's shape, dtype and strides, of -1 and +1.
 
     Raises:
-        ValueError: unknown estimator, x not floating point, params of the wrong size, on
-            another device or not floating point.
+        ValueError: the estimator is unknown, x is not floating point, or params has a wrong size,
+            is on another device or is not floating point.
 
     CUDA tensors run in Triton, CPU tensors and float64 in ``kernels.reference``.
     """
@@ -90,16 +90,16 @@ _binarize.register_autograd(_backward, setup_context=_setup_context)
 def _laid_out_like(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """``t`` with the strides of ``empty_like(x)``, which are x's own where x is dense.
 
-    The kernels walk storage in a flat order, so all their tensors must share one layout. A
-    gradient's layout is its producer's choice: ``.contiguous()`` on a channels_last one would
-    silently reorder it.
+    The kernels walk through storage in a flat order, so all their tensors must share one layout.
+    The layout of a gradient is the choice of whoever made it, and ``.contiguous()`` would silently
+    reorder one that is channels_last.
     """
     layout = torch.empty_like(x, dtype=t.dtype)
     return t if t.stride() == layout.stride() else layout.copy_(t)
 
 
 def launch_forward(x: torch.Tensor) -> torch.Tensor:
-    """Run the forward kernel on ``x``: fp32, bf16 or fp16."""
+    """Run the forward kernel on ``x``, which is fp32, bf16 or fp16."""
     x = _laid_out_like(x, x)
     y = torch.empty_like(x)
     if x.numel():
@@ -111,7 +111,7 @@ def launch_forward(x: torch.Tensor) -> torch.Tensor:
 def launch_backward(
     grad: torch.Tensor, x: torch.Tensor, params: torch.Tensor, estimator: str
 ) -> torch.Tensor:
-    """Run the backward kernel; ``grad`` of x's shape, any layout. Returns dx like ``x``."""
+    """Run the backward kernel: dx like ``x``, from ``grad`` of x's shape and any layout."""
     x = _laid_out_like(x, x)
     grad = _laid_out_like(grad, x)
     dx = torch.empty_like(x)

@@ -1,11 +1,13 @@
 """The binary weights of a whole network in one launch: signs and scales of every layer.
 
-For each weight w of n elements, sign(w) and s = mean |w|; backward
+For each weight w of n elements this gives sign(w) and the scale s = mean |w|. The gradient, also
+of all layers in one launch, is
 
-    dw = dsign h(w) + ds / n sign(w)        (sign(0) = 0 in the second term: |w|'s derivative)
+    dw = dsign h(w) + ds / n sign(w)
 
-one launch for all layers, with an estimator's h. One scalar per layer, not one per channel, and
-not detached: ReSTE's official code.
+with an estimator's h. In the second term sign(0) is 0, because it is the derivative of |w|. As in
+ReSTE's official code, the scale is one number for a layer, not one for a channel, and it is not
+detached from the gradient.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from kernels._triton import jit, tl, triton, uses_triton
 from kernels.estimators import get_estimator
 from kernels.sign import check_params
 
-BLOCK = 2048  # elements of a weight in one program
+BLOCK = 2048  # the elements of a weight that one program takes
 
 
 def binarize_weights(
@@ -28,16 +30,23 @@ def binarize_weights(
     estimator: str = "reste",
     dtype: torch.dtype | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Signs (of each weight's shape, channels_last, in ``dtype``) and scales (0-dim) of weights.
+    """The signs and the scales of all weights.
 
     Args:
-        weights: at least one (O, I, kH, kW), all fp32 (or all float64, for the reference). Those
-            in channels_last are read where they lie.
+        weights: at least one (O, I, kH, kW), all fp32 or all float64. Those in channels_last are
+            read where they lie, the others are copied.
         params, estimator: as in ``kernels.binarize``, for all weights.
-        dtype: of the signs, what the convolution takes; by default the weights'.
+        dtype: the dtype of the signs, which is that of the convolution; by default the weights'.
 
-    A NaN stays a NaN in its sign and makes its layer's scale one. Raises ValueError, naming the
-    argument, for no weights, an unknown estimator, and shapes, devices or dtypes that do not fit.
+    Returns:
+        A list of the signs, each of its weight's shape, channels_last, and a list of the scales,
+        0-dim and of the weights' dtype. A NaN stays a NaN in its sign and in its layer's scale.
+
+    Raises:
+        ValueError: no weights, an unknown estimator, or shapes, devices or dtypes that do not fit;
+            the message names the argument.
+
+    CUDA tensors run in Triton, CPU tensors and float64 in ``kernels.reference``.
     """
     if not weights:
         raise ValueError("weights is empty; give at least one")
@@ -65,8 +74,8 @@ def _binarize_weights(
     weights: list[Tensor], params: Tensor, estimator: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The signs of all flat weights, one after the other, and the scales (layers,)."""
-    run = launch_forward if uses_triton(weights[0]) else reference.binarize_weights
-    return run(weights, dtype)
+    forward = launch_forward if uses_triton(weights[0]) else reference.binarize_weights
+    return forward(weights, dtype)
 
 
 @torch.library.custom_op("reste::binarize_weights_backward", mutates_args=())
@@ -74,8 +83,8 @@ def _binarize_weights_backward(
     dsigns: Tensor, dscales: Tensor, weights: list[Tensor], params: Tensor, estimator: str
 ) -> Tensor:
     """The gradients of all flat weights, one after the other, in the weights' dtype."""
-    run = launch_backward if uses_triton(dsigns) else reference.binarize_weights_backward
-    return run(dsigns.contiguous(), dscales.contiguous(), weights, params, estimator)
+    backward = launch_backward if uses_triton(dsigns) else reference.binarize_weights_backward
+    return backward(dsigns.contiguous(), dscales.contiguous(), weights, params, estimator)
 
 
 @_binarize_weights.register_fake
@@ -103,12 +112,17 @@ def _backward(ctx, dsigns, dscales):  # type: ignore[no-untyped-def]
 _binarize_weights.register_autograd(_backward, setup_context=_setup_context)
 
 
-@cache  # parameters stay where they are: one small table a network, which CUDA graphs go on reading
+# Cached, since parameters stay where they are: a network has one table, and CUDA graphs read it on.
+@cache
 def _tables(
     addresses: tuple[int, ...], sizes: tuple[int, ...], itemsize: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Chunks (address, first element in the flat signs, elements, layer) and layers
-    (first chunk, chunks, elements), int64, on ``device``."""
+    """The tables that tell each program what to work on, both int64 and on ``device``.
+
+    The first has a row for every chunk of a weight: its address, its first element in the flat
+    signs, its number of elements, and its layer. The second has a row for every layer: its first
+    chunk, its number of chunks, and its number of elements.
+    """
     chunks: list[tuple[int, ...]] = []
     layers: list[tuple[int, ...]] = []
     at = 0

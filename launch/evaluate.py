@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.command import Parser, command
-from models import ARCHS, IMAGENET_ARCHS, build_model
+from models import ARCHS, build_model
 from pipeline.data.open import build_eval_loader
 from pipeline.run import checkpoint, processes, rendezvous
 from pipeline.run.config import make_config
@@ -82,7 +82,7 @@ def values_of(state: dict[str, Any]) -> dict[str, Any]:
     model = {"arch": arch, "bits": bits, "num_classes": classifier.shape[0]}
     return {
         "model": model,
-        "data": {"dataset": "imagenet" if arch in IMAGENET_ARCHS else "cifar10"},
+        "data": {"dataset": ARCHS[arch].dataset},
     }
 
 

@@ -1,24 +1,28 @@
-"""The networks by name."""
+"""The networks by name.
 
-from collections.abc import Callable
+To add one, write a file in this folder whose ``NETWORKS`` is a tuple of ``Arch``.
+"""
+
+import importlib
+import pkgutil
 
 from kernels import get_estimator
-from models import resnet, resnet_cifar, vgg
 from models.layers import BITS
 from models.network import BinaryNetwork
+from models.registry import ARCHS, Arch, register
 
-__all__ = ["ARCHS", "BITS", "IMAGENET_ARCHS", "BinaryNetwork", "build_model"]
+__all__ = ["ARCHS", "BITS", "Arch", "BinaryNetwork", "build_model", "register"]
 
-Builders = dict[str, Callable[..., BinaryNetwork]]
 
-CIFAR_ARCHS: Builders = {
-    "resnet20": resnet_cifar.resnet20,
-    "resnet20_bireal": resnet_cifar.resnet20_bireal,
-    "resnet18_cifar": resnet_cifar.resnet18_cifar,
-    "vgg_small": vgg.vgg_small,
-}
-IMAGENET_ARCHS: Builders = {"resnet18": resnet.resnet18, "resnet34": resnet.resnet34}
-ARCHS = CIFAR_ARCHS | IMAGENET_ARCHS
+def _register_files() -> None:
+    """Register the networks of every file here."""
+    for file in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{file.name}")
+        for arch in getattr(module, "NETWORKS", ()):
+            register(arch)
+
+
+_register_files()
 
 
 def build_model(
@@ -31,8 +35,7 @@ def build_model(
     """A freshly initialised network, from (N, 3, H, W) images to (N, num_classes) logits.
 
     Args:
-        arch: a key of ``ARCHS``, that is of ``CIFAR_ARCHS`` (32x32 images) or
-            ``IMAGENET_ARCHS`` (a stem that divides the resolution by 4).
+        arch: a key of ``ARCHS``.
         bits: 1w1a (binary weights and activations), 1w32a (binary weights) or 32w32a.
         estimator: a key of ``kernels.ESTIMATORS``, for weights and activations alike.
         options: the estimator's own, such as ``o_end=3.0`` for reste.
@@ -54,4 +57,4 @@ def build_model(
             raise ValueError(
                 f"{option!r} is no option of {estimator}; it has {', '.join(known) or 'none'}"
             )
-    return ARCHS[arch](arch, bits, num_classes, estimator, **options)
+    return ARCHS[arch].build(arch, bits, num_classes, estimator, **options)

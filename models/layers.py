@@ -1,11 +1,12 @@
-"""Where networks meet kernels: binarization, binary convolution, and what stands between two.
+"""The layers of the networks: binarization, binary convolution, and what stands between two.
 
-Inside a network every feature map travels as a pair ``(x, xb)``: the real stream x, which skips
-add to, and what the next convolution reads, which is sign(x) in a 1w1a network and x itself in
-the others. A block is then, twice,
+Inside a network every feature map travels as a pair ``(x, xb)``. x is the real stream, which skips
+add to. xb is what the next convolution reads: sign(x) in a 1w1a network, x itself in the others. A
+block does this twice:
 
     z, scale = self.conv1(xb)
-    x, xb = self.bn1(z, scale, residual=x)"""
+    x, xb = self.bn1(z, scale, residual=x)
+"""
 
 from typing import cast
 
@@ -29,8 +30,8 @@ Pair = tuple[Tensor, Tensor]
 class Binarize(nn.Module):
     """sign(x) with ``estimator``'s gradient; shape, dtype and memory format stay x's.
 
-    ``params`` is a buffer outside the ``state_dict``: a network's ``set_progress`` fills it, for
-    ``weights`` or for activations.
+    ``params`` is a buffer outside of the ``state_dict``. A network's ``set_progress`` fills it with
+    the estimator's parameters for weights, if ``weights``, or for activations.
     """
 
     params: Tensor
@@ -51,12 +52,13 @@ class Binarize(nn.Module):
 class BinaryConv2d(nn.Conv2d):
     """Convolution of ``xb`` (N, C, H, W) with sign(w), and the layer's scale mean |w|, 0-dim.
 
-    The scale is handed on rather than multiplied in: sums of ±1 are small integers, exact in
-    fp32 in whatever order they are added, while sums of ±scale are not. Border taps are 0,
+    The scale is handed on rather than multiplied in: sums of ±1 are small integers, which are exact
+    in fp32 in whatever order they are added, while sums of ±scale are not. Border taps are 0,
     because padding comes after binarization.
 
-    Inside a network, ``binarized`` holds sign(w) and the scale when ``forward`` is called, or the
-    first one of ``together`` that is called makes those of all of them.
+    In a ``BinaryNetwork``, ``binarized`` already holds sign(w) and the scale when ``forward`` is
+    called, or the first convolution of ``together`` to be called makes those of all of them. Alone,
+    the convolution makes its own.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class BinaryConv2d(nn.Conv2d):
 
 
 def binarize_convs(convs: list[BinaryConv2d]) -> None:
-    """Give every conv its sign(w), in the dtype that it convolves in, and its scale."""
+    """Give every convolution its scale and its sign(w), in the dtype that it convolves in."""
     first = convs[0]
     device = first.weight.device.type
     mixed = torch.is_autocast_enabled(device)
@@ -90,7 +92,7 @@ def binarize_convs(convs: list[BinaryConv2d]) -> None:
 
 
 class RealConv2d(nn.Conv2d):
-    """The full-precision stand-in for ``BinaryConv2d``: its scale is None."""
+    """The full-precision stand-in for ``BinaryConv2d``; its scale is None."""
 
     def __init__(self, in_channels: int, channels: int, *, stride: int = 1) -> None:
         super().__init__(in_channels, channels, 3, stride, padding=1, bias=False)
@@ -109,27 +111,27 @@ def conv3x3(
 
 
 def global_pool(x: Tensor) -> Tensor:
-    """The mean of every channel, (N, C, H, W) -> (N, C); its gradient is channels_last, as x is."""
+    """The mean of every channel, (N, C, H, W) -> (N, C), with a gradient that is channels_last."""
     return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
 
 
 def binarization(bits: str, estimator: str) -> nn.Module:
-    """What makes xb from x: ``Binarize`` in 1w1a networks, nothing in the others."""
+    """The module that makes xb from x: ``Binarize`` in 1w1a networks, the identity in others."""
     return Binarize(estimator) if bits == "1w1a" else nn.Identity()
 
 
 class NormBinarize(nn.BatchNorm2d):
     """What stands between two convolutions: y = BN(relu(scale z)) + residual, and yb from y.
 
-    Args of ``forward``: z (N, C, H, W); scale 0-dim, positive, or None for 1; residual of z's
-    shape or None. Returns (y, yb). ``binarize`` makes yb, see ``binarization``. One fused op:
-    kernels/norm.py.
+    ``forward`` takes z (N, C, H, W), a positive scale, 0-dim or None for 1, and a residual of z's
+    shape or None. It returns (y, yb), where ``binarize`` makes yb (see ``binarization``). All of it
+    is one fused op, ``kernels.norm_binarize``.
     """
 
     def __init__(self, channels: int, binarize: nn.Module | None = None) -> None:
         super().__init__(channels)
         self.binarize = binarize or nn.Identity()
-        self.sync = False  # statistics over the batches of all processes
+        self.sync = False  # whether the statistics are over the batches of all processes
 
     def forward(  # type: ignore[override]
         self, z: Tensor, scale: Tensor | None = None, residual: Tensor | None = None
@@ -168,7 +170,7 @@ class NormBinarize(nn.BatchNorm2d):
 
 
 class BatchNorm(NormBinarize):
-    """Batch norm alone, of (N, C, H, W) or (N, C): no scale, ReLU, residual or sign."""
+    """Batch norm of (N, C, H, W) or (N, C), without scale, ReLU, residual or sign."""
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return self.norm_binarize(x, None, None, relu=False)[0]

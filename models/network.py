@@ -1,4 +1,4 @@
-"""TODO"""
+"""What all networks share: their binary weights and their estimator's schedule."""
 
 import itertools
 from typing import cast
@@ -6,29 +6,33 @@ from typing import cast
 import torch
 from torch import nn
 
-from kernels import (
-    get_estimator,
-)
+from kernels import get_estimator
 from models.layers import Binarize, BinaryConv2d, NormBinarize, binarize_convs
 
 
 class BinaryNetwork(nn.Module):
-    """What every network here has: its name, its bits, its estimator and its schedule."""
+    """The base of every network: its name, its bits, its estimator and its schedule.
+
+    Each call of the network first makes its binary weights, so a subclass writes only its layers
+    and a ``forward`` of layers. Its ``__init__`` ends with ``set_progress(0)``.
+    """
 
     def __init__(self, arch: str, bits: str, estimator: str, **options: float) -> None:
         super().__init__()
         self.arch, self.bits, self.estimator, self.options = arch, bits, estimator, options
         self.progress = 0.0
-        self.binarize_by_stage = False  # so that the last stages' gradients are there early
+        self.binarize_by_stage = False  # so that the gradients of the last stages are there early
+        self.register_forward_pre_hook(_binarize_weights)
 
     def binarize_weights(self) -> None:
-        """Make the binary weights of all layers; every ``forward`` begins with it.
+        """Make the binary weights of all layers, at once or stage by stage.
 
-        At once: a launch for all layers, whose gradients come together at the end of the backward
-        pass. By stage: those of the last stages, which hold most weights, come while the first
-        ones are still at work, and DistributedDataParallel sums them meanwhile. For that each
-        stage's are made when it begins: autograd goes back from the latest operation that it can,
-        and would leave what was made first for last.
+        At once, it is one launch for all layers, and their gradients come together at the end of
+        the backward pass. By stage, the gradients of the last stages, which hold most weights, are
+        there while the first stages are still at work, and DistributedDataParallel sums them
+        meanwhile. For that the weights of a stage are made only when the stage begins: autograd
+        always continues with the latest operation that it can, and would leave what was made first
+        for last.
         """
         convs = self.binary_convs()
         if not self.binarize_by_stage:
@@ -36,14 +40,14 @@ class BinaryNetwork(nn.Module):
         for _, names in itertools.groupby(convs, lambda name: name.partition(".")[0]):
             stage = [convs[name] for name in names]
             for conv in stage:
-                conv.together = stage
+                conv.together, conv.binarized = stage, None
 
     def binary_convs(self) -> dict[str, BinaryConv2d]:
         """The binary convolutions by name, from the input to the output."""
         return {n: m for n, m in self.named_modules() if isinstance(m, BinaryConv2d)}
 
     def estimator_parameters(self, *, weights: bool = True) -> dict[str, float]:
-        """The estimator's parameters for ``weights``, or for activations, now; by name."""
+        """The present parameters of the estimator by name, for ``weights`` or for activations."""
         entry = get_estimator(self.estimator)
         schedule = entry.schedule if weights else entry.activation_schedule or entry.schedule
         return dict(zip(entry.parameters, schedule(self.progress, **self.options), strict=True))
@@ -51,8 +55,8 @@ class BinaryNetwork(nn.Module):
     def set_progress(self, progress: float) -> None:
         """Move the estimator's schedule to ``progress`` = epoch / epochs in [0, 1].
 
-        Refills each ``Binarize``'s params in place: no recompilation, no synchronisation, and a
-        captured CUDA graph sees the new values.
+        The params of every ``Binarize`` are refilled in place, so that nothing recompiles or
+        synchronises and a captured CUDA graph sees the new values.
         """
         if not 0 <= progress <= 1:
             raise ValueError(f"progress is {progress}; it must lie in [0, 1]")
@@ -67,5 +71,13 @@ class BinaryNetwork(nn.Module):
                 torch._foreach_copy_(params, [now] * len(params))
 
     def reset_head_binarization(self, block: nn.Module) -> None:
-        """Drop the sign after the last ``block``: the classifier reads the real stream."""
+        """Drop the sign after the last ``block``, because the classifier reads the real stream."""
         cast(NormBinarize, block.bn2).binarize = nn.Identity()
+
+
+def _binarize_weights(network: BinaryNetwork, _: object) -> None:
+    """The pre-hook of every network.
+
+    It is no bound method, which a copy of the network would go on calling on the original.
+    """
+    network.binarize_weights()

@@ -6,12 +6,13 @@ from torch import Tensor, nn
 
 from models.layers import BatchNorm, NormBinarize, Pair, binarization, conv3x3, global_pool
 from models.network import BinaryNetwork
+from models.registry import Arch
 
 
 class Block(nn.Module):
     """conv -> ReLU -> BN -> + skip, twice; the first skip goes through ``downsample``, if any.
 
-    With ``bits`` 32w32a the order stays and the convolutions are real.
+    With ``bits`` 32w32a the order is the same and the convolutions are real.
     """
 
     def __init__(
@@ -36,9 +37,9 @@ class Block(nn.Module):
 
 
 class ResNet(BinaryNetwork):
-    """(N, 3, H, W) -> logits (N, num_classes), from 32 pixels on; ImageNet takes 224.
+    """(N, 3, H, W) -> logits (N, num_classes), for images of at least 32 x 32.
 
-    ``depths`` are the numbers of blocks of the four stages.
+    ``depths`` are the numbers of blocks in the four stages.
     """
 
     def __init__(
@@ -68,7 +69,6 @@ class ResNet(BinaryNetwork):
         self.set_progress(0)
 
     def forward(self, images: Tensor) -> Tensor:
-        self.binarize_weights()
         x, _ = self.bn1(self.conv1(images))
         x = self.maxpool(x)
         pair = x, self.binarize(x)
@@ -89,5 +89,7 @@ def _init(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
 
-resnet18 = partial(ResNet, depths=(2, 2, 2, 2))
-resnet34 = partial(ResNet, depths=(3, 4, 6, 3))
+NETWORKS = (
+    Arch("resnet18", partial(ResNet, depths=(2, 2, 2, 2)), 224, "imagenet"),
+    Arch("resnet34", partial(ResNet, depths=(3, 4, 6, 3)), 224, "imagenet"),
+)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from models.layers import BatchNorm, NormBinarize, Pair, binarization, conv3x3, global_pool
 from models.network import BinaryNetwork
+from models.registry import Arch
 
 
 class PadShortcut(nn.Module):
-    """Option A of He et al. (2015): every second pixel, and zero channels on both sides."""
+    """Option A of He et al. (2015): every second pixel, with zero channels added on both sides."""
 
     def __init__(self, padding: int) -> None:
         super().__init__()
@@ -24,8 +25,10 @@ class PadShortcut(nn.Module):
 
 
 class _EverySecondPixel(torch.autograd.Function):
-    """x[:, :, ::2, ::2], padded by zero channels. Autograd's own gradient of that takes five passes
-    over maps that are not channels_last."""
+    """x[:, :, ::2, ::2], padded by zero channels.
+
+    The gradient that autograd would derive takes five passes over maps that are not channels_last.
+    """
 
     @staticmethod
     def forward(ctx, x, padding):  # type: ignore[no-untyped-def]
@@ -49,7 +52,7 @@ def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def make_shortcut(in_channels: int, channels: int, stride: int, *, project: bool) -> nn.Module:
-    """Identity where the shape stays, else option A or, to ``project``, 1x1 conv + BN."""
+    """The identity where the shape stays, else option A or, with ``project``, 1x1 conv and BN."""
     if stride == 1 and in_channels == channels:
         return nn.Sequential()
     if project:
@@ -59,7 +62,7 @@ def make_shortcut(in_channels: int, channels: int, stride: int, *, project: bool
 
 
 class Block(nn.Module):
-    """conv -> ReLU -> BN, twice, with one skip around both or, ``bireal``, around each."""
+    """conv -> ReLU -> BN, twice, with one skip around both or, with ``bireal``, around each."""
 
     def __init__(
         self,
@@ -112,9 +115,10 @@ class FullPrecisionBlock(nn.Module):
 
 
 class CifarResNet(BinaryNetwork):
-    """(N, 3, H, W) -> logits (N, num_classes); 32x32 is the usual size, any that fits works.
+    """(N, 3, H, W) -> logits (N, num_classes), for 32 x 32 images; other sizes work too.
 
-    ``widths`` are the channels of the stages, ``depth`` the blocks in each.
+    ``widths`` are the channels of the stages, and ``depth`` is the number of blocks in each.
+    ``kaiming`` chooses between Kaiming's initialisation and PyTorch's default.
     """
 
     def __init__(
@@ -159,7 +163,6 @@ class CifarResNet(BinaryNetwork):
         self.set_progress(0)
 
     def forward(self, images: Tensor) -> Tensor:
-        self.binarize_weights()
         pair = self.bn1(self.conv1(images))
         for stage in self.stages:
             pair = self.get_submodule(stage)(pair)
@@ -171,8 +174,10 @@ def _init(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
 
-resnet20 = CifarResNet
-resnet20_bireal = partial(CifarResNet, bireal=True)
-resnet18_cifar = partial(
-    CifarResNet, widths=(64, 128, 256, 512), depth=2, project=True, kaiming=False
+resnet18 = partial(CifarResNet, widths=(64, 128, 256, 512), depth=2, project=True, kaiming=False)
+
+NETWORKS = (
+    Arch("resnet20", CifarResNet, 32, "cifar10"),
+    Arch("resnet20_bireal", partial(CifarResNet, bireal=True), 32, "cifar10"),
+    Arch("resnet18_cifar", resnet18, 32, "cifar10"),
 )

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from models.layers import BatchNorm, NormBinarize, binarization, conv3x3
 from models.network import BinaryNetwork
+from models.registry import Arch
 
 WIDTHS = (128, 128, 256, 256, 512, 512)
 POOLED = (1, 3, 5)  # the convolutions that a 2x2 max-pooling follows
@@ -15,7 +16,7 @@ POOLED = (1, 3, 5)  # the convolutions that a 2x2 max-pooling follows
 class VggSmall(BinaryNetwork):
     """(N, 3, 32, 32) -> logits (N, num_classes).
 
-    conv -> ReLU -> BN (-> max-pool); in 32w32a conv -> BN -> ReLU (-> max-pool).
+    A layer is conv -> ReLU -> BN (-> max-pool), and in 32w32a conv -> BN -> ReLU (-> max-pool).
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class VggSmall(BinaryNetwork):
             conv = conv3x3(WIDTHS[i - 1], WIDTHS[i], bits=bits, estimator=estimator)
             self.add_module(f"conv{i}", conv)
         for i, width in enumerate(WIDTHS):
-            # A pooled map and the classifier's input are not binarized here.
+            # Pooled maps are binarized after the pooling, and the classifier's input not at all.
             sign = None if i in POOLED else binarization(bits, estimator)
             norm = BatchNorm(width) if bits == "32w32a" else NormBinarize(width, sign)
             self.add_module(f"bn{i}", norm)
@@ -42,7 +43,6 @@ class VggSmall(BinaryNetwork):
         return self.fc(forward(images).flatten(1))
 
     def _binary(self, images: Tensor) -> Tensor:
-        self.binarize_weights()
         x, xb = self.bn0(self.conv0(images))
         for i in range(1, 6):
             x, xb = self.get_submodule(f"bn{i}")(*self.get_submodule(f"conv{i}")(xb))
@@ -70,4 +70,4 @@ def _init(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-vgg_small = VggSmall
+NETWORKS = (Arch("vgg_small", VggSmall, 32, "cifar10"),)

@@ -1,1 +1,1 @@
-"""Kernels that only the benchmarks run so far: no network calls them."""
+"""Kernels that only the benchmarks run so far; no network calls them."""

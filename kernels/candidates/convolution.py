@@ -4,16 +4,18 @@ With xb and w of ±1, zeros around xb, and stride s,
 
     z[n, o, y, x] = sum over i, dy, dx of  xb[n, i, s y + dy - 1, s x + dx - 1] w[o, i, dy, dx]
 
-is a product of matrices: a row for every output position, a column for every output channel, and
-9 I products to a sum, taps by channels, the channels of a tap side by side as channels_last has
-them. The matrix of rows is never written: a program gathers its part from xb, whose pixels its
-neighbours read too, out of the caches. As it stores z it keeps mean and squared deviations of
-relu(z), which otherwise takes another pass over z (``kernels.batchnorm``).
+is a product of two matrices. The first has a row for every output position, the second a column for
+every output channel, and each sum has 9 I products: the taps one after the other, and the channels
+of a tap side by side, as channels_last has them. The first matrix is never written. A program
+gathers its part from xb, mostly out of the caches, because its neighbours read the same pixels.
+While it stores z, it computes the mean and the squared deviations of relu(z), which otherwise takes
+another pass over z (``kernels.norm``).
 
-A candidate: only the benchmark calls it, until it is measured to be faster than cuDNN. A training
-would need more than this file: ``norm_binarize`` would have to store yb as int8 or fp8, the
-convolution an autograd formula (its gradients are convolutions of signs and half-precision
-gradients, for which yb has to be widened or kept twice), and both statistics their collective.
+This is a candidate: only the benchmark calls it, until it is measured to be faster than cuDNN.
+Training with it needs three things more. ``norm_binarize`` has to store yb as int8 or fp8. The
+convolution has to have an autograd formula, whose gradients are convolutions of signs and
+half-precision gradients, for which yb has to be widened or kept twice. And the statistics have to
+be summed over the processes.
 """
 
 import itertools
@@ -24,15 +26,18 @@ from torch import Tensor
 
 from kernels import reference
 from kernels._triton import jit, tl, triton, uses_triton
-from kernels.norm import _Grid, _rectify, _rows, combine_deviations
+from kernels.norm import _rows
+from kernels.norm_triton import _Grid, _rectify, combine_deviations
 
 OPERANDS = (torch.int8, torch.float8_e4m3fn, torch.float16, torch.bfloat16)
 OUTPUTS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class Tile(NamedTuple):
-    """What a program of ``warps`` warps multiplies at once, (m, k) by (k, o), with loads that run
-    ``stages`` products ahead."""
+    """What a program multiplies at once: (m, k) by (k, o).
+
+    It has ``warps`` warps, and its loads run ``stages`` products ahead.
+    """
 
     m: int
     o: int
@@ -42,12 +47,13 @@ class Tile(NamedTuple):
 
 
 def tiles(channels: int, itemsize: int) -> list[Tile]:
-    """Those worth trying for ``channels`` output channels and operands of ``itemsize`` bytes.
+    """The tiles worth trying for ``channels`` output channels and operands of ``itemsize`` bytes.
 
-    k is 64 or 128 bytes however many the channels are, so it spans several taps where these are
-    few: of 16 channels in int8 four, and three products hold all nine. One tap at a time would
-    leave half of a product of 8-bit operands empty, which takes 32 of them; all at once, padded to
-    256, leave 44 % of it empty. No more than 8192 sums: 16384 spill registers.
+    k is 64 or 128 bytes, however many channels there are, so it spans several taps where they are
+    few: of 16 channels in int8 it holds four taps, and three products hold all nine. One tap at a
+    time would leave half of each product empty, because a product of 8-bit operands takes 32 of
+    them, and all taps at once, padded to 256, would leave 44 % of it empty. A tile has at most 8192
+    sums, because 16384 spill registers.
     """
     o = min(max(triton.next_power_of_2(channels), 16), 128)
     return [
@@ -66,32 +72,33 @@ def convolve(
     relu: bool = True,
     tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """z of this file's equation, and mean and sum of squared deviations of relu(z) as stored.
+    """z of this file's equation, and the mean and squared deviations of relu(z) as stored.
 
     Args:
-        xb: (N, I, H, W) of int8, fp8 (e4m3), fp16 or bf16; channels_last, else it is copied. Fast
-            where the channels of a pixel are a multiple of 16 bytes.
-        weight: (O, I, 3, 3) of xb's dtype; channels_last, else it is copied.
+        xb: (N, I, H, W) of int8, fp8 (e4m3), fp16 or bf16. It is copied unless it is channels_last,
+            and read fast where the channels of a pixel are a multiple of 16 bytes.
+        weight: (O, I, 3, 3) of xb's dtype. It is copied unless it is channels_last.
         stride: 1 or 2. The padding is 1.
-        dtype: of z: fp16, bf16 or fp32.
-        relu: statistics of relu(z), else of z.
+        dtype: the dtype of z: fp16, bf16 or fp32.
+        relu: whether the statistics are those of relu(z) or of z.
         tile: one of ``tiles``, which all give the same z; None for the first.
 
     Returns:
-        z (N, O, ceil(H / stride), ceil(W / stride)) of ``dtype``, channels_last; mean and squared
-        deviations (O,) fp32, over all positions of the batch: what ``reference.deviations`` gives.
+        z, (N, O, ceil(H / stride), ceil(W / stride)) of ``dtype``, channels_last; the mean and the
+        sum of squared deviations over all positions of the batch, (O,) fp32, as
+        ``reference.deviations`` gives them.
 
-    int8 is accumulated in int32, the others in fp32. Sums of ±1 are then exact, before they are
-    rounded to ``dtype``: on sm_90 tensor cores keep about 14 bits of a sum of fp8, and with 512
-    channels it takes 13.
+    int8 is accumulated in int32, the others in fp32. Sums of ±1 are then exact before they are
+    rounded to ``dtype``. This holds for fp8 too: on sm_90, tensor cores keep about 14 bits of a sum
+    of fp8, and 512 channels need 13.
 
     Raises:
         ValueError: shapes, dtypes, devices or a stride that do not fit; the message names the
             argument.
 
-    fp8 takes sm_89 or newer. Has no gradient. CUDA tensors run in Triton, CPU tensors in
+    fp8 needs sm_89 or newer. Has no gradient. CUDA tensors run in Triton, CPU tensors in
     ``kernels.reference``. Source: implicit GEMM is how cuDNN convolves (Chetlur et al., 2014,
-    arXiv:1410.0759); the partial sums are those of ``kernels.batchnorm``.
+    arXiv:1410.0759); the partial sums are those of ``kernels.norm_triton``.
     """
     _check(xb, weight, stride, dtype)
     if not uses_triton(xb):
@@ -172,7 +179,7 @@ def _convolution_kernel(  # type: ignore[no-untyped-def]
     BLOCK_O: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """z (rows, channels); mean and squared deviations of ``span`` rows, (programs, channels)."""
+    """z, (rows, channels), and each program's mean and deviations, (programs, channels)."""
     program = tl.program_id(1)
     o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     here = o < CHANNELS
@@ -198,8 +205,8 @@ def _convolution_kernel(  # type: ignore[no-untyped-def]
         at = row.to(tl.int64)[:, None] * CHANNELS + o[None, :]
         tl.store(z_ptr + at, stored, mask=inside)
         u = _rectify(stored, RELU)
-        # Chan, Golub and LeVeque's sums over the tiles: what a tile keeps in registers while it
-        # multiplies is a row of them.
+        # The sums of Chan, Golub and LeVeque over the tiles need only one row of registers while
+        # the next tile is multiplied.
         tile = tl.minimum(count - first, BLOCK_M)
         tile_mean = tl.sum(tl.where(inside, u, 0.0), 0) / tile
         deviation = tl.where(inside, u - tile_mean[None, :], 0.0)
@@ -227,7 +234,7 @@ def _products(  # type: ignore[no-untyped-def]
     BLOCK_O: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Sums (BLOCK_M, BLOCK_O): of rows, whose pixel above and left of the centre is (top, left)."""
+    """The sums (BLOCK_M, BLOCK_O) of rows whose first tap is the pixel (top, left)."""
     SUMS: tl.constexpr = 9 * CHANNELS_IN
     sums = tl.zeros(
         (BLOCK_M, BLOCK_O), tl.int32 if w_ptr.dtype.element_ty == tl.int8 else tl.float32

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from kernels import get_estimator
-from kernels.estimators import reste_surrogate
 from models import BinaryNetwork
 from models.layers import Binarize, BinaryConv2d, NormBinarize, Pair
 
@@ -91,7 +90,8 @@ class Indicators:
         # The official --cal_ind looks at weights only, sums over layers, and has sign(0) = 0. Each
         # step overwrites the one before, so that an epoch keeps its last step.
         weights = [conv.weight for conv in self.convs.values()]
-        errors = [(w.sign() - reste_surrogate(w, self.o_end.to(w.dtype))).norm() for w in weights]
+        reste = get_estimator("reste").surrogate
+        errors = [(w.sign() - reste(w, self.o_end.to(w.dtype))).norm() for w in weights]
         stability = [_gradient(conv).abs().var() for conv in self.convs.values()]
         return torch.stack([torch.stack(each).double().sum() for each in (errors, stability)])
 

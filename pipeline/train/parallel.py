@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models import IMAGENET_ARCHS, BinaryNetwork
+from models import ARCHS, BinaryNetwork
 
 
 def parallelize(model: BinaryNetwork, device: torch.device, timeout: float) -> nn.Module:
@@ -44,7 +44,7 @@ def _settle_buckets(parallel: DistributedDataParallel, device: torch.device) -> 
     """
     was_training = parallel.training
     dtype = next(parallel.parameters()).dtype
-    side = 64 if parallel.module.arch in IMAGENET_ARCHS else 32
+    side = min(ARCHS[parallel.module.arch].image_size, 64)
     images = torch.zeros(2, 3, side, side, dtype=dtype, device=device)
     parallel.eval()  # leaves batch norm's statistics alone
     for _ in range(2):

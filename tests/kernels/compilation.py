@@ -1,10 +1,15 @@
 """Compiles Triton kernels for the GPUs we support, where there need be none.
 
-A test lists jobs, ``compile_jobs`` compiles all of them in one process of its own (in the test's
-the kernels may be the interpreter's) and tells what the compiler made of each:
+A test module lists its jobs in a function ``gpu_jobs`` and looks at what the compiler made of them
+in a test that takes the fixture ``usages``. The jobs of all modules are compiled together, once a
+session, in a process of their own, because in the tests' the kernels may be the interpreter's:
 
-    jobs = [job(op._forward_kernel, x_ptr=t, y_ptr=t, n="i32", BLOCK=1024) for t in TYPES]
-    assert [usage for usage in compile_jobs(jobs) if usage.spilled] == []
+    def gpu_jobs():
+        return [job(op._forward_kernel, x_ptr=t, y_ptr=t, n="i32", BLOCK=1024) for t in TYPES]
+
+
+    def test_compiles_for_the_gpus_we_support(usages):
+        assert [usage for usage in usages if usage.spilled] == []
 """
 
 import importlib
@@ -14,8 +19,10 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
+from kernels import ESTIMATORS
 from tests import ROOT
 
 ARCHS = (80, 90, 100)  # A100, H100, B200
@@ -23,7 +30,7 @@ TYPES = ("*fp32", "*bf16", "*fp16")
 
 
 class Usage(NamedTuple):
-    """What one kernel takes on one architecture, per thread."""
+    """What a thread of one kernel takes on one architecture."""
 
     kernel: str  # "module:name"
     arguments: dict
@@ -35,9 +42,9 @@ class Usage(NamedTuple):
 def job(kernel, num_warps=4, *, num_stages=3, archs=ARCHS, **arguments):
     """One kernel to compile for ``archs``, as plain data.
 
-    ``arguments``: of a pointer or number its type ("*fp32", "*u8", "i32"), of a constexpr its
-    value. A pointer that is not given is None. ``kernel`` and constexpr functions may be Triton
-    functions of a module or their names, "module:name".
+    ``arguments`` holds the type of each pointer or number ("*fp32", "*u8", "i32") and the value of
+    each constexpr. A pointer that is not given is None. ``kernel`` and constexpr functions may be
+    Triton functions of a module or their names, "module:name".
     """
     arguments = {key: _name(value) for key, value in arguments.items()}
     options = {"num_warps": num_warps, "num_stages": num_stages}
@@ -48,26 +55,30 @@ def _name(value):
     return f"{value.fn.__module__}:{value.fn.__name__}" if hasattr(value, "fn") else value
 
 
+def takes(usage, estimator):
+    """Whether this kernel computes the factor of ``estimator``."""
+    return usage.arguments.get("FACTOR") == _name(ESTIMATORS[estimator].triton_factor)
+
+
 def compile_jobs(jobs):
     """The Usage of every job on each of its architectures; fails with the compiler's own words."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    with tempfile.TemporaryDirectory() as cache:
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.kernels.compilation"],
-            input=json.dumps(jobs),
-            cwd=ROOT,
-            env={**environment, "TRITON_CACHE_DIR": cache},
-            capture_output=True,
-            text=True,
-        )
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.compilation"],
+        input=json.dumps(jobs),
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return [Usage(*values) for values in json.loads(done.stdout)]
 
 
-def _compile(arch, kernel, options, arguments):
+def _compile(arch, job):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
+    kernel, arguments = job["kernel"], job["arguments"]
     function = _resolve(kernel)
     signature, constants, aligned = {}, {}, {}
     for place, parameter in enumerate(function.params):
@@ -80,7 +91,7 @@ def _compile(arch, kernel, options, arguments):
             aligned[(place,)] = [["tt.divisibility", 16]]  # as torch allocates
     source = ASTSource(function, signature, constants, aligned)
     target = GPUTarget("cuda", arch, 32)
-    cubin = compile(source, target=target, options=options).asm["cubin"]
+    cubin = compile(source, target=target, options=job["options"]).asm["cubin"]
     return Usage(kernel, arguments, arch, *_read_usage(cubin))
 
 
@@ -105,5 +116,6 @@ def _read_usage(cubin):
 
 
 if __name__ == "__main__":
-    usages = [_compile(arch, **work) for work in json.load(sys.stdin) for arch in work.pop("archs")]
-    print(json.dumps(usages))
+    work = [(arch, each) for each in json.load(sys.stdin) for arch in each["archs"]]
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        print(json.dumps([*pool.map(_compile, *zip(*work, strict=True))]))

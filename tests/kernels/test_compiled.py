@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from kernels import _compiled
-from kernels._compiled import compile_reference, fusible
+from kernels._compiled import compiled_reference, fusible
 from models.layers import Binarize, NormBinarize
 from pipeline.run.config import load_config
 from pipeline.train.precision import is_compiled
@@ -48,18 +48,17 @@ def test_compiled_blocks_equal_the_reference(dtype):
     expected = [block(*shape, **options) for shape, options in cases]
     torch._dynamo.reset()
     counters.clear()
-    compile_reference(True)
-    found = [block(*shape, **options) for shape, options in cases[:8]]
-    compiled = counters["stats"]["unique_graphs"]
-    assert compiled > 0
-    found += [block(*shape, **options) for shape, options in cases[8:]]
-    assert counters["stats"]["unique_graphs"] == compiled  # another shape compiles nothing
+    with compiled_reference(True):
+        found = [block(*shape, **options) for shape, options in cases[:8]]
+        compiled = counters["stats"]["unique_graphs"]
+        assert compiled > 0
+        found += [block(*shape, **options) for shape, options in cases[8:]]
+        assert counters["stats"]["unique_graphs"] == compiled  # another shape compiles nothing
     for options in ({"training": False}, {"rows": 5}):  # 32 does not divide its positions
         shape = {"channels": 16, "rows": 6, "dtype": dtype, "residual": True, "sign": True}
-        compile_reference(True)
-        found.append(block(**shape | options))
-        assert _compiled._enabled  # nothing failed
-        compile_reference(False)
+        with compiled_reference(True):
+            found.append(block(**shape | options))
+            assert _compiled._enabled.get()  # nothing failed
         expected.append(block(**shape | options))
     tolerance = TOLERANCE[dtype]
     for pair in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
@@ -73,10 +72,22 @@ def test_without_a_compiler_it_runs_as_it_is(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: fail)
     double = fusible(lambda x: 2 * x)
     assert double(2) == 4
-    compile_reference(True)
-    with pytest.warns(UserWarning, match="no compiler$"):
-        assert double(3) == 6
-    assert double(4) == 8  # and says so once
+    with compiled_reference(True):
+        with pytest.warns(UserWarning, match="no compiler$"):
+            assert double(3) == 6
+        assert double(4) == 8  # and says so once
+
+
+def test_the_state_is_restored_on_leaving(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda x: "compiled")
+    name = fusible(lambda x: "plain")
+    with pytest.raises(KeyError), compiled_reference(True):
+        assert name(1) == "compiled"
+        with compiled_reference(False):
+            assert name(1) == "plain"
+        assert name(1) == "compiled"
+        raise KeyError
+    assert name(1) == "plain"
 
 
 @pytest.mark.parametrize(

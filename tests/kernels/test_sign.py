@@ -1,6 +1,5 @@
 """The binarize op: forward, gradient, layouts, registration, and compilation without a GPU."""
 
-import importlib
 import math
 
 import pytest
@@ -10,9 +9,9 @@ from hypothesis import strategies as st
 
 import kernels
 from kernels import ESTIMATORS, binarize, reference
-from tests.kernels.compilation import TYPES, compile_jobs, job
+from kernels import sign as op
+from tests.kernels.compilation import TYPES, job, takes
 
-op = importlib.import_module("kernels.sign")
 triton = pytest.importorskip("triton")
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"  # without a GPU the kernels run in Triton's interpreter
@@ -118,9 +117,8 @@ def test_schedules_at_both_ends(estimator, options, begin, end):
     entry = ESTIMATORS[estimator]
     assert entry.schedule(0.0, **options) == pytest.approx(begin)
     assert entry.schedule(1.0, **options) == pytest.approx(end)
-    assert entry.schedule(0.6) == entry.schedule(
-        0.6, **{n: o.default for n, o in entry.options.items()}
-    )
+    defaults = {name: option.default for name, option in entry.options.items()}
+    assert entry.schedule(0.6) == entry.schedule(0.6, **defaults)
 
 
 def test_schedules_in_between():
@@ -311,7 +309,7 @@ def test_bad_arguments_name_themselves(x, params, estimator, word):
         kernels.binarize(x, params, estimator)
 
 
-def test_compiles_for_the_gpus_we_support():
+def gpu_jobs():
     jobs = []
     for t in TYPES:
         jobs.append(job(op._forward_kernel, x_ptr=t, y_ptr=t, n="i32", BLOCK=op.BLOCK))
@@ -319,9 +317,12 @@ def test_compiles_for_the_gpus_we_support():
             tensors = {"grad_ptr": t, "x_ptr": t, "params_ptr": "*fp32", "dx_ptr": t, "n": "i32"}
             constants = {"FACTOR": e.triton_factor, "BLOCK": op.BLOCK}
             jobs.append(job(op._backward_kernel, **tensors, **constants))
-    fda = "kernels.estimators:fda_factor_triton"  # Triton 3.8 gives its precise sine a stack
-    for usage in compile_jobs(jobs):
-        assert usage.spilled <= (48 if usage.arguments.get("FACTOR") == fda else 0), usage
+    return jobs
+
+
+def test_compiles_for_the_gpus_we_support(usages):
+    for usage in usages:
+        assert usage.spilled <= (48 if takes(usage, "fda") else 0), usage
 
 
 @pytest.mark.gpu

@@ -31,13 +31,16 @@ BINARY_CONVS = {
     "resnet18": 16,
     "resnet34": 32,
 }
-IMAGENET = ("resnet18", "resnet34")
 every_network = pytest.mark.parametrize("arch", ARCHS)
 every_bits = pytest.mark.parametrize("bits", BITS)
 
 
-def build(arch, bits, **options):
-    return build_model(arch, bits, 1000 if arch in IMAGENET else 10, **options)
+def classes(arch):
+    return 1000 if ARCHS[arch].dataset == "imagenet" else 10
+
+
+def build(arch, bits):
+    return build_model(arch, bits, classes(arch))
 
 
 @every_network
@@ -46,7 +49,7 @@ def test_sizes_and_keys_are_the_official_ones(arch, bits):
     model = build(arch, bits)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[arch]
     assert len(model.binary_convs()) == (0 if bits == "32w32a" else BINARY_CONVS[arch])
-    official = build_official(arch, bits, 1000 if arch in IMAGENET else 10)
+    official = build_official(arch, bits, classes(arch))
     assert model.state_dict().keys() == official.state_dict().keys()
 
 
@@ -71,7 +74,7 @@ def test_equals_the_official_formulation_in_float64(arch, bits, channels_last):
     torch.manual_seed(0)
     ours, official = (
         build(arch, bits).double(),
-        build_official(arch, bits, 1000 if arch in IMAGENET else 10).double(),
+        build_official(arch, bits, classes(arch)).double(),
     )
     make_exact(ours)
     ours.set_progress(0.7)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from launch.bench.official import load_official, set_official_o
-from models import ARCHS, BITS, IMAGENET_ARCHS, build_model
+from models import ARCHS, BITS, build_model
 from tests.models.parity import compare, make_exact
 
 CHECKOUT = os.environ.get("RESTE_OFFICIAL")
@@ -25,7 +25,7 @@ NETWORKS = [
 
 @pytest.mark.parametrize(("arch", "bits"), NETWORKS)
 def test_equals_the_official_code(arch, bits):
-    classes = 1000 if arch in IMAGENET_ARCHS else 10
+    classes = 1000 if ARCHS[arch].dataset == "imagenet" else 10
     official = load_official(Path(CHECKOUT), arch, bits, classes).double()
     torch.manual_seed(0)
     ours = build_model(arch, bits, classes).double()
@@ -33,7 +33,7 @@ def test_equals_the_official_code(arch, bits):
     ours.set_progress(0.7)
     o = ours.estimator_parameters()["o"]
     set_official_o(official, torch.tensor(o, dtype=torch.float64))
-    size = 224 if arch in IMAGENET_ARCHS else 32  # its pooling window is fixed
+    size = ARCHS[arch].image_size  # its pooling window is fixed
     images = torch.randn(4, 3, size, size, dtype=torch.float64)
     errors = compare(ours, official, images, torch.arange(4))
     print(arch, bits, errors)

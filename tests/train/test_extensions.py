@@ -8,11 +8,11 @@ from functools import partial
 
 import pytest
 import torch
-from kernels.estimators.ste import ESTIMATOR as STE
 
 import models
 from kernels import ESTIMATORS, estimators
 from kernels.estimators import Estimator, Option
+from kernels.estimators.ste import ESTIMATOR as STE
 from launch import train as train_command
 from models.resnet_cifar import CifarResNet
 from pipeline.data import open as data_open

@@ -1,0 +1,61 @@
+"""ReSTE: the derivative of sign(x) |x|^(1/o), whose power o grows during the training."""
+
+import math
+
+import torch
+
+from kernels._triton import jit, tl
+from kernels.estimators.estimator import Estimator, Option
+
+THRESHOLD = 1.5  # t: there is no gradient beyond it
+LINEAR = 0.1  # m: below it h is the slope of a secant, since the power would be unbounded
+O_END = Option(3.0, 1, 1e6, "the power o at the end of training")
+
+
+def schedule(progress: float, o_end: float = O_END.default) -> tuple[float, float, float]:
+    """(o, t, m) at ``progress``: o = 1 + (1 - cos(pi/2 progress)) (o_end - 1)."""
+    O_END.check("o_end", o_end)
+    o = 1 + (1 - math.cos(math.pi / 2 * progress)) * (o_end - 1)
+    return o, THRESHOLD, LINEAR
+
+
+def factor(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
+    """m^(1/o) / m = m^((1-o)/o) where |x| <= m; (1/o) |x|^((1-o)/o) up to t; 0 beyond.
+
+    The jump by a factor o at |x| = m is the official code's.
+    """
+    o, t, m = params.unbind()
+    a = x.abs()
+    # Masks are compared in place and multiplied: on a CPU, torch.where and masks of bools take
+    # many times as long. The power is 1 at o = 1, and at m it is the secant's slope times 1 / o.
+    weight = a.clone().le_(m).mul_(o - 1).add_(a.clone().le_(t)).div_(o)
+    # exp2(k log2 a) = a^k takes half the time of pow. The clamp keeps infinity out, because 0
+    # times the logarithm of infinity is NaN.
+    return a.clamp_(m, t).log2_().mul_((1 - o) / o).exp2_().mul_(weight)
+
+
+@jit
+def triton_factor(x, params):  # type: ignore[no-untyped-def]
+    o = tl.load(params)
+    t = tl.load(params + 1)
+    m = tl.load(params + 2)
+    a = tl.abs(x)
+    power = tl.exp2(tl.log2(tl.maximum(a, m)) * ((1 - o) / o))
+    return tl.where(a <= m, power, tl.where(a <= t, power / o, 0.0))
+
+
+def surrogate(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
+    """sign(x) |x|^(1/o)."""
+    return x.sign() * x.abs().pow(1 / params[0])
+
+
+ESTIMATOR = Estimator(
+    name="reste",
+    source="Wu et al., Estimator Meets Equilibrium Perspective, ICCV 2023",
+    parameters=("o", "t", "m"),
+    schedule=schedule,
+    factor=factor,
+    triton_factor=triton_factor,
+    surrogate=surrogate,
+    options={"o_end": O_END},
+)
