@@ -5,28 +5,8 @@ several GPUs: make imagenet-r18 GPUS=8.
 """
 
 from collections.abc import Sequence
-from typing import Any
-
-import torch
 
 from launch.command import Parser, command, find_config, whole
-from pipeline.data.open import build_loaders, divide_batch
-from pipeline.report.plots import draw_run
-from pipeline.run import processes, rendezvous, restart
-from pipeline.run.checkpoint import CheckpointStore
-from pipeline.run.commands import command_line
-from pipeline.run.config import Config, flatten, load_config
-from pipeline.run.console import bold, logger, start_console
-from pipeline.run.device import get_device
-from pipeline.run.errors import Diverged, Interrupted, UserError
-from pipeline.run.folder import open_folder
-from pipeline.run.recorder import Recorder
-from pipeline.run.resume import check_data, state_to_resume
-from pipeline.run.signals import StopSignal
-from pipeline.train.metrics import METRICS
-from pipeline.train.network import make_network
-from pipeline.train.randomness import seed_everything
-from pipeline.train.trainer import Trainer
 
 PARSER = Parser(
     "train",
@@ -44,102 +24,22 @@ PARSER.add_argument(
     "--check", nargs="?", const=1, default=0, type=whole(1), metavar="N",
     help="only look for mistakes in the config and the data, as N processes (1) would meet them",
 )  # fmt: skip
-# Between the processes of a run:
-MAY_DIFFER = ("data.path", "data.exclude", "data.workers", "run.dir")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Train as the config and the overrides in ``arguments`` say, or go on doing so."""
     options = PARSER.parse(arguments)
-    config = load_config(find_config(options.config), options.overrides)
-    with StopSignal() as stop:
-        try:
-            train(config, stop, options.check)
-        except (Interrupted, Diverged) as end:
-            restart.note(config, end)
-            raise
-        except UserError:  # asked to stop, it could not save
-            if stop.signal:
-                restart.note(config, Interrupted(stop.signal, "", together=False))
-            raise
+    from pipeline.report.plots import draw_run
+    from pipeline.run import processes, rendezvous
+    from pipeline.run.config import load_config
+    from pipeline.train.session import summarise, train
+
+    outcome = train(load_config(find_config(options.config), options.overrides), options.check)
+    if outcome:
+        if processes.is_main():
+            draw_run(outcome.config.run_folder)
+        summarise(outcome)
     rendezvous.stop()
-
-
-def train(config: Config, stop: StopSignal, only_check: int = 0) -> None:
-    """Train, unless the run is finished.
-
-    ``only_check``: look for mistakes as that many processes would meet them, and end.
-    """
-    device = get_device(config)
-    start_console()
-    config = divide_batch(config, only_check or processes.size())
-    processes.agree({k: v for k, v in flatten(config).items() if k not in MAY_DIFFER})
-    again = not only_check and restart.is_restart(config)
-    store = CheckpointStore(config.run_folder / "checkpoints", config.checkpoint.keep)
-    state = state_to_resume(config, store, again=again)
-    if state and state["epoch"] == config.train.epochs and not only_check:
-        logger.info("this run is finished; for another one set run.name")
-        return summarise(config, state["best"], state["last"])
-    seed_everything(config.seed, deterministic=config.deterministic)
-    loaders = build_loaders(config, device)
-    if state:
-        fingerprints = {"train": loaders[0].fingerprint, "val": loaders[1].fingerprint}
-        check_data(state, fingerprints, config)
-    model = make_network(config)
-    if only_check:
-        return
-    recorder = Recorder()
-    trainer = Trainer(config, model, loaders, device, store, stop, recorder)
-    open_folder(config, recorder, state["metrics_size"] if state else 0)
-    if state:
-        trainer.restore(state)
-        logger.info("going on after epoch %d, batch %d", trainer.state.epoch, trainer.state.batch)
-    describe(trainer, device)
-    exit_code = 1
-    try:
-        trainer.fit()
-        exit_code = 0
-    finally:
-        recorder.close(exit_code)
-    if processes.is_main():
-        draw_run(config.run_folder)
-    summarise(config, trainer.state.best, trainer.state.last)
-
-
-def describe(trainer: Trainer, device: torch.device) -> None:
-    """Say what is going to happen."""
-    config = trainer.config
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    logger.info(
-        "%s: %s %s, %s, %d training and %d validation images of %d classes, %d epochs of %d steps "
-        "on %s in %s",
-        config.run_folder,
-        config.model.arch,
-        config.model.bits,
-        config.estimator.name,
-        trainer.loader.images,
-        trainer.val_loader.images,
-        len(trainer.loader.classes),
-        config.train.epochs,
-        len(trainer.loader),
-        name,
-        config.train.precision,
-    )
-    if trainer.compiles:
-        logger.info("torch.compile fuses the blocks; the first step may take a minute")
-
-
-def summarise(config: Config, best: dict[str, Any], last: dict[str, Any]) -> None:
-    """Say how a finished run went, and what to do next."""
-    folder = config.run_folder
-    for label, record in (("best", best), ("last", last)):
-        figures = [f"{m.label} {m.digits(record[f'val_{m.name}'])} {m.unit}".rstrip()
-                   for m in METRICS.values() if f"val_{m.name}" in record and m.unit]  # fmt: skip
-        logger.info(bold(f"{label}: val {', '.join(figures)} (epoch {record['epoch'] + 1})"))
-    logger.info("the run lies in %s; next:", folder)
-    data = [f"data.path={config.data.path}"] if config.data.path else []
-    best_file = str(folder / "checkpoints" / "best.pt")
-    logger.info("  %s", command_line("evaluate", best_file, *data))
 
 
 if __name__ == "__main__":

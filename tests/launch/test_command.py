@@ -124,7 +124,7 @@ def test_the_launcher_for_real(tmp_path):
 
 
 def test_help_does_not_import_torch():
-    names = [f"launch.{name}" for name in ("__main__", "prepare", "benchmark")]
+    names = [f"launch.{name}" for name in ("__main__", "train", "evaluate", "prepare", "benchmark")]
     code = f"import os, sys, {', '.join(names)}\n"
     code += "print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'])"
     known = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}

@@ -9,10 +9,10 @@ import torch
 
 from launch import evaluate as evaluate_command
 from launch import train as train_command
-from launch.evaluate import values_of
 from pipeline.run.checkpoint import load
 from pipeline.run.config import load_config, make_config
 from pipeline.run.errors import UserError
+from pipeline.train.scoring import values_of
 from tests.data.fixtures import cifar_tree
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"

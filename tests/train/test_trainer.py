@@ -17,7 +17,7 @@ from launch.command import command
 from models import build_model
 from pipeline.run.checkpoint import load
 from pipeline.run.errors import Diverged, Interrupted, UserError
-from pipeline.train import trainer, watch
+from pipeline.train import session, trainer, watch
 from tests.data.fixtures import cifar_tree
 from tests.train.tiny import fit, make_trainer
 
@@ -273,7 +273,7 @@ def test_a_signal_before_the_training_holds_for_restarts(arguments, tmp_path, mo
 
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
     with monkeypatch.context() as patch:
-        patch.setattr(train_command, "build_loaders", load)
+        patch.setattr(session, "build_loaders", load)
         with pytest.raises(Interrupted, match="before the training began"):
             train_command.main(arguments)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
