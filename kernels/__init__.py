@@ -4,7 +4,7 @@ of a training step."""
 from kernels._compiled import compiled_reference
 from kernels.count import tally
 from kernels.crop import crop_flip_normalize
-from kernels.estimators import ESTIMATORS, Estimator, Option, get_estimator, register
+from kernels.estimators import ESTIMATORS, Estimator, get_estimator
 from kernels.norm import batch_statistics, norm_binarize, running_statistics
 from kernels.packing import pack, unpack
 from kernels.sign import binarize
@@ -13,7 +13,6 @@ from kernels.weights import binarize_weights
 __all__ = [
     "ESTIMATORS",
     "Estimator",
-    "Option",
     "batch_statistics",
     "binarize",
     "binarize_weights",
@@ -22,7 +21,6 @@ __all__ = [
     "get_estimator",
     "norm_binarize",
     "pack",
-    "register",
     "running_statistics",
     "tally",
     "unpack",

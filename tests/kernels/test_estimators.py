@@ -6,7 +6,8 @@ import re
 import pytest
 import torch
 
-from kernels import ESTIMATORS, Estimator, Option, estimators, reference, register
+from kernels import ESTIMATORS, estimators, reference
+from kernels.estimators import Estimator, Option, register
 from models import build_model
 
 WIDTH = Option(2.0, 0.5, 4.0, "the width of the slope")

@@ -1,6 +1,7 @@
 """The networks: sizes, names, and agreement with the official formulation in float64."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from kernels.reference import sign
 from launch.bench.official import build_official, set_official_o
 from models import ARCHS, BITS, build_model
 from models.layers import Binarize, BinaryConv2d, NormBinarize
+from models.resnet_cifar import CifarResNet
 from tests.models.parity import compare, make_exact
 
 PARAMETERS = {
@@ -65,12 +67,21 @@ def test_keys_by_name():
     assert not any("params" in key for each in keys.values() for key in each)
 
 
-@every_network
-@every_bits
-@pytest.mark.parametrize("channels_last", [False, True])
+def float64_cases():
+    """Every network in every number of bits, and the layout that a training has.
+
+    float64 convolutions are slow, and resnet34 is resnet18 with more of the same blocks.
+    """
+    for arch, bits in itertools.product(ARCHS, BITS):
+        slow = [pytest.mark.slow] if arch == "resnet34" else []
+        yield pytest.param(arch, bits, False, marks=slow)
+    for arch in ("resnet20", "resnet20_bireal", "resnet18_cifar", "vgg_small", "resnet18"):
+        slow = [pytest.mark.slow] if arch in ("resnet18_cifar", "vgg_small") else []
+        yield pytest.param(arch, "1w1a", True, marks=slow)
+
+
+@pytest.mark.parametrize(("arch", "bits", "channels_last"), float64_cases())
 def test_equals_the_official_formulation_in_float64(arch, bits, channels_last):
-    if channels_last and (bits != "1w1a" or arch == "resnet34"):
-        pytest.skip("covered by the others: float64 convolutions are slow")
     torch.manual_seed(0)
     ours, official = (
         build(arch, bits).double(),
@@ -224,7 +235,7 @@ def test_one_graph_of_the_network_over_a_whole_schedule(bits):
     """No recompilation and no graph break; the same numbers as eager, buffers included."""
     torch._dynamo.reset()
     torch.manual_seed(0)
-    eager = build_model("resnet20", bits)
+    eager = CifarResNet("resnet20", bits, 10, "reste", depth=1)  # every kind of its blocks
     model = copy.deepcopy(eager)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter)
