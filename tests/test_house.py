@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+import yaml
 from packaging.requirements import Requirement
 
 from tests import ROOT
@@ -230,7 +230,7 @@ def test_ci_runs_the_commands_of_the_readme():
         "triton": ["3.6.0", "3.9.0"],
         "torchvision": ["0.29.2"],
         "nvidia-dali-cuda130": ["2.4.0"],
-        "omegaconf": ["2.4.0"],
+        "pydantic": ["2.11.0"],
     }.items(),
 )
 def test_requirements_admit_what_we_support(package, versions):
@@ -265,8 +265,9 @@ def test_image_leaves_out_what_is_large_or_local():
 
 
 def test_citation_names_the_paper():
-    citation = OmegaConf.load(ROOT / "CITATION.cff")
-    paper = citation.references[0]
-    assert "Rectified Straight Through Estimator" in paper.title
-    assert [author["family-names"] for author in paper.authors] == ["Wu", "Zheng", "Liu", "Zheng"]
-    assert (paper.year, paper.start, paper.end) == (2023, 17055, 17064)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    paper = citation["references"][0]
+    assert "Rectified Straight Through Estimator" in paper["title"]
+    authors = [author["family-names"] for author in paper["authors"]]
+    assert authors == ["Wu", "Zheng", "Liu", "Zheng"]
+    assert (paper["year"], paper["start"], paper["end"]) == (2023, 17055, 17064)

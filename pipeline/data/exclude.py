@@ -6,10 +6,13 @@ string. Listed paths are only compared with the names in the data set, never ope
 """
 
 import json
+from io import TextIOWrapper
 
 from pipeline.run.commands import command_line
 from pipeline.run.errors import UserError
+from pipeline.run.files import open_file
 
+LONGEST_LINE = 64 * 1024  # characters; a path is shorter, even with each of them escaped
 SPLITS = ("train", "val", "test")
 
 
@@ -27,7 +30,8 @@ def read(file: str | None, split: str) -> set[str]:
         return set()
     try:
         # Line by line: a wrong file, however large, is refused at its first line.
-        with open(file, encoding="utf-8", errors="surrogateescape") as lines:
+        with TextIOWrapper(open_file(file), "utf-8", "surrogateescape") as text:
+            lines = iter(lambda: text.readline(LONGEST_LINE + 1), "")
             names = {
                 _name(line, f"data.exclude={file}, line {n}") for n, line in enumerate(lines, 1)
             }
@@ -41,6 +45,8 @@ def read(file: str | None, split: str) -> set[str]:
 
 def _name(line: str, place: str) -> str:
     """The path in a line, "" where it holds none."""
+    if len(line) > LONGEST_LINE:
+        raise UserError(f"{place}: longer than {LONGEST_LINE} characters, no path; {REMEDY}")
     text = line.strip()
     if not text or text.startswith("#"):
         return ""

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import torch
 
 from pipeline.run.errors import UserError
-from pipeline.run.files import write_atomically
+from pipeline.run.files import open_file, write_atomically
 
 FORMAT = 4  # of the dict that the trainer saves
 
@@ -31,13 +31,15 @@ def load(path: Path | BinaryIO) -> dict[str, Any]:
         UserError: no file, a damaged file, no checkpoint, or pickled code in it (not executed).
     """
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if (damaged := archive.testzip()) is not None:
-                    raise UserError(f"checkpoint {path} is damaged (in {damaged}); take another")
-        if not isinstance(path, Path):
-            path.seek(0)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open_file(path) if isinstance(path, Path) else path as file:
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    if (damaged := archive.testzip()) is not None:
+                        raise UserError(
+                            f"checkpoint {path} is damaged (in {damaged}); take another"
+                        )
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist; give the path of a .pt file") from None
     except pickle.UnpicklingError as error:

@@ -1,154 +1,357 @@
-"""The configuration: frozen dataclasses, filled from a YAML file and ``key=value`` overrides.
+"""The configuration: frozen pydantic models, filled from a YAML file and ``key=value`` overrides.
 
-``python -m pipeline.run.config`` prints the table of all keys that the README holds.
+Each key has its type, default, limits and meaning at its field; the options of an estimator have
+them in the estimator's own file. What a person wrote, in a file or behind ``key=``, is taken by
+the type of its key: text stands as it is written, and a number is a plain decimal one.
+
+``python -m pipeline.run.config`` prints docs/config.md, the reference of all keys.
 """
 
-import dataclasses
-import difflib
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import field_validator as field_check
+from pydantic import model_validator as model_check
 
 from kernels import ESTIMATORS
+from kernels.estimators import Option
 from models import ARCHS
+from pipeline.run import plain_yaml
+from pipeline.run.config_keys import Key, nearest, reference, refusal, shown, unknown
+from pipeline.run.config_types import (
+    Boolean,
+    FilePath,
+    Integer,
+    Number,
+    OneOf,
+    OptionalPath,
+    OptionalText,
+    Text,
+    Toggle,
+    read_number,
+)
 from pipeline.run.errors import UserError
+from pipeline.run.plain_yaml import Written
+
+MOST_PROBLEMS = 5  # that one error names
+MOST_KEYS = 1000  # of a section
 
 
-def key(default: Any, meaning: str) -> Any:
-    """A field with its default and, for the README's table, its meaning."""
-    return field(default=default, metadata={"meaning": meaning})
+def also(*names: str) -> dict[str, Any]:
+    """Other names under which people look for a key, for the hint in an error."""
+    return {"also": list(names)}
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    dir: str = key("runs", "the folder that holds all runs")
-    name: str | None = key(None, "this run's folder in it; unset: the config's name")
-    resume: str = key(
+class Section(BaseModel):
+    """Some keys of the config."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunConfig(Section):
+    dir: FilePath = Field(
+        "runs",
+        description="the folder that holds all runs",
+        json_schema_extra=also("results_dir", "output_dir", "path", "folder"),
+    )
+    name: OptionalText = Field(
+        None,
+        validate_default=True,
+        description="this run's folder in it; unset: the config's name",
+        json_schema_extra=also("save", "experiment"),
+    )
+    resume: FilePath = Field(
         "auto",
-        "auto: go on where an interrupted run was; none: an existing run is an error; "
+        description="auto: go on where an interrupted run was; none: an existing run is an error; "
         "a checkpoint's path: go on from it in a new run",
     )
 
+    @field_check("name")
+    @classmethod
+    def _is_the_name_of_a_folder(cls, name: str | None) -> str | None:
+        if not name or Path(name).name != name or name in (".", ".."):
+            what = f"run.name is {shown(name)}"
+            raise UserError(f"{what}; it must be the plain name of a folder in run.dir")
+        if len(os.fsencode(name)) > 255:
+            raise UserError("run.name is longer than 255 bytes; give a shorter name")
+        return name
 
-@dataclass(frozen=True)
-class ModelConfig:
-    arch: str = key("resnet20", " | ".join(ARCHS))
-    bits: Literal["1w1a", "1w32a", "32w32a"] = key("1w1a", "bits of weights and activations")
-    num_classes: int = key(10, "classes of the classifier; must be those of the data")
-    weights: str | None = key(None, "a checkpoint, ours or official, to start from (fine-tuning)")
 
-
-@dataclass(frozen=True)
-class EstimatorConfig:
-    name: str = key("reste", " | ".join(ESTIMATORS) + "; see kernels/estimators/")
-    o_end: float = key(3.0, "reste: the power o at the end of training, at least 1")
-    ede_t_min: float = key(
-        1e-3,
-        "ede: the slope t at the start of training, at most 10; the paper's is 0.001 for resnet20 "
-        "in 1w1a, 0.1 in 1w32a and for vgg_small",
+class ModelConfig(Section):
+    arch: Annotated[Text, AfterValidator(OneOf(ARCHS))] = Field(
+        "resnet20",
+        description="the network, see models/",
+        json_schema_extra=also("model", "network", "name"),
     )
-    swishsign_b: float = key(5.0, "swishsign: the steepness b")
-    dsq_a: float = key(0.2, "dsq: the constant a, between 0 and 1; the paper learns it")
-    fda_w: float = key(1.0, "fda: the frequency w")
+    bits: Literal["1w1a", "1w32a", "32w32a"] = Field(
+        "1w1a", description="bits of weights and activations", json_schema_extra=also("a32")
+    )
+    num_classes: Integer = Field(
+        10, ge=2, description="classes of the classifier; must be those of the data"
+    )
+    weights: OptionalPath = Field(
+        None,
+        description="a checkpoint, ours or official, to start from (fine-tuning)",
+        json_schema_extra=also("pretrained", "finetune", "init"),
+    )
 
 
-@dataclass(frozen=True)
-class DataConfig:
-    dataset: Literal["cifar10", "imagenet", "synthetic"] = key(
-        "cifar10", "imagenet: any tree with train/ and val/ of class folders; synthetic: drawn here"
+class EstimatorConfig(Section):
+    """The estimator and the options of all estimators, which their own files declare."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Annotated[Text, AfterValidator(OneOf(ESTIMATORS))] = Field(
+        "reste",
+        description="the gradient of sign, see kernels/estimators/",
+        json_schema_extra=also("estimator"),
     )
-    path: str | None = key(None, "where the data lie; synthetic: unset draws them once")
-    exclude: str | None = key(
-        None, "a list of images to leave out, such as ./reste prepare verify writes"
-    )
-    download: bool = key(False, "cifar10: download torchvision's files when they are missing")
-    loader: Literal["auto", "dali", "torchvision"] = key(
-        "auto", "of JPEG trees; auto: dali where it is installed"
-    )
-    batch_size: int = key(256, "images per training step, over all processes")
-    eval_batch_size: int = key(128, "images per evaluation step")
-    workers: int = key(8, "loader threads (dali) or processes (torchvision)")
-    augment: bool = key(True, "random crop and flip of training images")
-    size: int = key(224, "side of the images of JPEG trees, in pixels")
-    resize: int = key(256, "short side before the central crop in evaluation, in pixels")
-    min_area: float = key(0.08, "smallest share of an image that the random resized crop takes")
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, option: str) -> float: ...
+
+    @model_check(mode="before")
+    @classmethod
+    def _take_options(cls, values: Any) -> Any:
+        """Hold the given options against their limits, and fill in the others."""
+        if not isinstance(values, Mapping):
+            return values
+        known = {name: option for e in ESTIMATORS.values() for name, option in e.options.items()}
+        numbers = {name: read_number(value) for name, value in values.items() if name != "name"}
+        _refuse(line for item in numbers.items() for line in _option_problem(*item, known))
+        defaults = {name: float(option.default) for name, option in known.items()}
+        return dict(values) | defaults | numbers
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    epochs: int = key(1000, "passes over the training images")
-    device: Literal["auto", "cpu", "cuda"] = key("auto", "auto: cuda where there is one")
-    precision: Literal["fp32", "bf16", "fp16", "fp64"] = key(
-        "fp32", "bf16 and fp16: autocast (fp16 with loss scaling); fp64: for verification"
+def _option_problem(name: str, value: Any, known: Mapping[str, Option]) -> Iterator[str]:
+    key = f"estimator.{name}"
+    if name not in known:
+        yield unknown(key, keys().values())
+    elif not (type(value) is float and known[name].low <= value <= known[name].high):
+        yield refusal(keys()[key], value)
+
+
+class DataConfig(Section):
+    dataset: Literal["cifar10", "imagenet", "synthetic"] = Field(
+        "cifar10",
+        description="imagenet: any tree with train/ and val/ of class folders; synthetic: drawn "
+        "here",
     )
-    cuda_graph: Literal["auto", "true", "false"] = key(
+    path: OptionalPath = Field(
+        None,
+        description="where the data lie; synthetic: unset draws them once",
+        json_schema_extra=also("data", "root", "dir", "folder", "data_path", "data_dir"),
+    )
+    exclude: OptionalPath = Field(
+        None,
+        description="a list of images to leave out, such as ./reste prepare verify writes",
+        json_schema_extra=also("skip", "ignore"),
+    )
+    download: Boolean = Field(
+        False, description="cifar10: download torchvision's files when they are missing"
+    )
+    loader: Literal["auto", "dali", "torchvision"] = Field(
+        "auto", description="of JPEG trees; auto: dali where it is installed"
+    )
+    batch_size: Integer = Field(
+        256,
+        ge=1,
+        description="images per training step, over all processes",
+        json_schema_extra=also("b", "batch"),
+    )
+    eval_batch_size: Integer = Field(
+        128,
+        ge=1,
+        description="images per evaluation step",
+        json_schema_extra=also("bt", "val_batch_size", "test_batch_size"),
+    )
+    workers: Integer = Field(
+        8, ge=0, le=1024, description="loader threads (dali) or processes (torchvision)"
+    )
+    augment: Boolean = Field(
+        True,
+        description="random crop and flip of training images",
+        json_schema_extra=also("augmentation"),
+    )
+    size: Integer = Field(
+        224,
+        ge=8,
+        le=4096,
+        description="side of the images of JPEG trees, in pixels",
+        json_schema_extra=also("image_size", "img_size", "crop", "crop_size", "resolution"),
+    )
+    resize: Integer = Field(
+        256,
+        ge=8,
+        le=4096,
+        description="short side before the central crop in evaluation, in pixels",
+    )
+    min_area: Number = Field(
+        0.08,
+        ge=1e-6,
+        le=1,
+        description="smallest share of an image that the random resized crop takes",
+        json_schema_extra=also("scale"),
+    )
+
+    @model_check(mode="after")
+    def _crop_lies_in_the_image(self) -> Self:
+        if self.resize < self.size:
+            what = f"data.resize is {self.resize}"
+            raise UserError(f"{what}; it must be at least data.size ({self.size})")
+        return self
+
+
+class TrainConfig(Section):
+    epochs: Integer = Field(
+        1000,
+        ge=1,
+        description="passes over the training images",
+        json_schema_extra=also("num_epochs", "max_epochs"),
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: cuda where there is one", json_schema_extra=also("gpu", "gpus")
+    )
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
+        "fp32",
+        description="bf16 and fp16: autocast (fp16 with loss scaling); fp64: for verification",
+        json_schema_extra=also("amp", "dtype", "half", "bf16", "fp16", "mixed_precision"),
+    )
+    cuda_graph: Toggle = Field(
         "auto",
-        "the whole step as one CUDA graph, and the evaluation; auto: where it can be: one process "
-        "on a GPU, images that lie there (cifar10), optim.impl=torch_fused",
+        description="the whole step as one CUDA graph, and the evaluation; auto: where it can be: "
+        "one process on a GPU, images that lie there (cifar10), optim.impl=torch_fused",
     )
-    compile: Literal["auto", "true", "false"] = key(
+    compile: Toggle = Field(
         "auto",
-        "on a CPU, blocks fused by torch.compile, which takes a C++ compiler and, the first time, "
-        "up to a minute; auto: where images x epochs are at least 100,000, but for fp64",
+        description="on a CPU, blocks fused by torch.compile, which takes a C++ compiler and, the "
+        "first time, up to a minute; auto: where images x epochs are at least 100,000, but for "
+        "fp64",
     )
-    label_smoothing: float = key(0.0, "of the cross-entropy, 0 to below 1")
-    sync_bn: Literal["auto", "true", "false"] = key(
-        "auto", "batch norm over the images of all processes; auto: when there are several"
+    label_smoothing: Number = Field(
+        0.0, ge=0, le=0.999, description="of the cross-entropy, 0 to below 1"
     )
-    timeout: float = key(600.0, "seconds after which a process that waits for another gives up")
-    ema_decay: float = key(0.0, "decay per step of averaged weights, which are evaluated; 0: off")
+    sync_bn: Toggle = Field(
+        "auto",
+        description="batch norm over the images of all processes; auto: when there are several",
+        json_schema_extra=also("sync_batchnorm", "syncbn"),
+    )
+    timeout: Number = Field(
+        600.0,
+        ge=1,
+        le=1e9,
+        description="seconds after which a process that waits for another gives up",
+    )
+    ema_decay: Number = Field(
+        0.0,
+        ge=0,
+        le=1 - 1e-9,
+        description="decay per step of averaged weights, which are evaluated; 0: off",
+        json_schema_extra=also("ema"),
+    )
 
 
-@dataclass(frozen=True)
-class OptimConfig:
-    impl: Literal["torch_fused", "torch", "apex"] = key("torch_fused", "implementation of SGD")
-    lr: float = key(0.1, "learning rate at the start of the cosine")
-    momentum: float = key(0.9, "momentum of SGD")
-    weight_decay: float = key(1e-4, "L2 penalty on every parameter")
-    warmup_epochs: int = key(0, "epochs of linear warm-up")
+class OptimConfig(Section):
+    impl: Literal["torch_fused", "torch", "apex"] = Field(
+        "torch_fused",
+        description="implementation of SGD",
+        json_schema_extra=also("optim", "optimizer", "name"),
+    )
+    lr: Number = Field(0.1, ge=0, le=1e6, description="learning rate at the start of the cosine")
+    momentum: Number = Field(0.9, ge=0, le=1, description="momentum of SGD")
+    weight_decay: Number = Field(
+        1e-4,
+        ge=0,
+        le=1e6,
+        description="L2 penalty on every parameter",
+        json_schema_extra=also("l2", "decay"),
+    )
+    warmup_epochs: Integer = Field(
+        0, ge=0, description="epochs of linear warm-up", json_schema_extra=also("warmup", "warm_up")
+    )
 
 
-@dataclass(frozen=True)
-class CheckpointConfig:
-    keep: int = key(2, "newest checkpoints that stay, besides best.pt")
-    every_epochs: int = key(1, "epochs between checkpoints; the last epoch always makes one")
-    every_steps: int = key(0, "steps between checkpoints in mid-epoch; 0: none")
+class CheckpointConfig(Section):
+    keep: Integer = Field(2, ge=1, description="newest checkpoints that stay, besides best.pt")
+    every_epochs: Integer = Field(
+        1,
+        ge=1,
+        description="epochs between checkpoints; the last epoch always makes one",
+        json_schema_extra=also("checkpoint", "save_every", "save_freq", "every", "interval"),
+    )
+    every_steps: Integer = Field(
+        0, ge=0, description="steps between checkpoints in mid-epoch; 0: none"
+    )
 
 
-@dataclass(frozen=True)
-class LogConfig:
-    every: int = key(100, "steps between lines and step records")
-    eta: int = key(1, "epochs between estimates of the time of finish; 0: none")
-    wandb: Literal["disabled", "offline", "online"] = key("disabled", "Weights & Biases")
-    project: str = key("reste", "the wandb project")
+class LogConfig(Section):
+    every: Integer = Field(
+        100,
+        ge=1,
+        description="steps between lines and step records",
+        json_schema_extra=also("log", "print_freq", "log_every", "log_interval"),
+    )
+    eta: Integer = Field(
+        1,
+        ge=0,
+        description="epochs between estimates of the time of finish; 0: none",
+        json_schema_extra=also("time_estimate"),
+    )
+    wandb: Literal["disabled", "offline", "online"] = Field(
+        "disabled", description="Weights & Biases", json_schema_extra=also("wandb_mode")
+    )
+    project: Text = Field(
+        "reste", description="the wandb project", json_schema_extra=also("wandb_project")
+    )
 
 
-@dataclass(frozen=True)
-class IndicatorsConfig:
-    enabled: bool = key(False, "record estimating error and gradient stability in every epoch")
-    official: bool = key(False, "also record them as the official --cal_ind computes them")
-    samples: int = key(4096, "activations looked at per layer and step")
+class IndicatorsConfig(Section):
+    enabled: Boolean = Field(
+        False,
+        description="record estimating error and gradient stability in every epoch",
+        json_schema_extra=also("indicators", "cal_ind"),
+    )
+    official: Boolean = Field(
+        False, description="also record them as the official --cal_ind computes them"
+    )
+    samples: Integer = Field(4096, ge=2, description="activations looked at per layer and step")
 
 
-@dataclass(frozen=True)
-class Config:
-    seed: int = key(1234, "of weights, order of images and augmentation")
-    deterministic: bool = key(False, "only deterministic algorithms: bit-identical runs")
-    run: RunConfig = field(default_factory=RunConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    indicators: IndicatorsConfig = field(default_factory=IndicatorsConfig)
+class Config(Section):
+    """The whole config; ``load_config`` and ``make_config`` make it."""
+
+    seed: Integer = Field(
+        1234,
+        ge=0,
+        le=2**32 - 1,
+        description="of weights, order of images and augmentation",
+        json_schema_extra=also("random_seed", "manual_seed"),
+    )
+    deterministic: Boolean = Field(
+        False, description="only deterministic algorithms: bit-identical runs"
+    )
+    run: RunConfig
+    model: ModelConfig
+    estimator: EstimatorConfig
+    data: DataConfig
+    train: TrainConfig
+    optim: OptimConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+    indicators: IndicatorsConfig
+
+    @model_check(mode="after")
+    def _warmup_ends(self) -> Self:
+        warmup, epochs = self.optim.warmup_epochs, self.train.epochs
+        if warmup and warmup >= epochs:
+            what = f"optim.warmup_epochs is {warmup}"
+            raise UserError(f"{what}; it must be below train.epochs ({epochs})")
+        return self
 
     def changed(self, values: Mapping[str, Any]) -> "Config":
         """This config with other values for dotted keys."""
@@ -165,85 +368,51 @@ class Config:
         options = ESTIMATORS[self.estimator.name].options
         return {option: getattr(self.estimator, option) for option in options}
 
-
-LIMITS: dict[str, tuple[float, float]] = {  # both ends allowed
-    "seed": (0, 2**32 - 1),
-    "model.num_classes": (2, math.inf),
-    "estimator.o_end": (1, 1e6),
-    "estimator.ede_t_min": (1e-6, 10),
-    "estimator.swishsign_b": (1e-6, 1e6),
-    "estimator.dsq_a": (1e-6, 1 - 1e-6),
-    "estimator.fda_w": (1e-6, 1e6),
-    "data.batch_size": (1, math.inf),
-    "data.eval_batch_size": (1, math.inf),
-    "data.workers": (0, 1024),
-    "data.size": (8, 4096),
-    "data.resize": (8, 4096),
-    "data.min_area": (1e-6, 1),
-    "train.epochs": (1, math.inf),
-    "train.label_smoothing": (0, 0.999),
-    "train.ema_decay": (0, 1 - 1e-9),
-    "train.timeout": (1, 1e9),
-    "optim.lr": (0, 1e6),
-    "optim.momentum": (0, 1),
-    "optim.weight_decay": (0, 1e6),
-    "optim.warmup_epochs": (0, math.inf),
-    "checkpoint.keep": (1, math.inf),
-    "checkpoint.every_epochs": (1, math.inf),
-    "checkpoint.every_steps": (0, math.inf),
-    "log.every": (1, math.inf),
-    "log.eta": (0, math.inf),
-    "indicators.samples": (2, math.inf),
-}
+    def changed(self, values: Mapping[str, Any]) -> "Config":
+        """This config with other values, checked, such as ``{"data.batch_size": 8}``."""
+        nested = to_dict(self)
+        for key, value in values.items():
+            _put(nested, key, value)
+        return make_config(nested)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The config of a YAML file, changed by ``key=value`` strings.
 
     Raises:
-        UserError: no such file, no YAML, an unknown key, a wrong type or a bad value; the message
-            names the key.
+        UserError: the file cannot be read or is no plain YAML, or as ``make_config`` raises it.
     """
     path = Path(path)
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"config {path}: {reason}; take one of configs/*.yaml") from None
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"config {path} is not valid YAML: {reason}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"config {path} must hold keys and values, not {type(values).__name__}")
-    return make_config(values, overrides, name=path.stem)
+    return make_config(plain_yaml.load(path), overrides, name=path.stem)
 
 
 def make_config(
     values: Mapping[str, Any], overrides: Sequence[str] = (), *, name: str | None = None
 ) -> Config:
-    """The config of nested ``values`` over the defaults; ``name`` stands in for run.name."""
-    config = _merge(OmegaConf.structured(Config), {"run": {"name": name}})
-    config = _merge(config, OmegaConf.create(dict(values)))
-    for override in overrides:
-        config = _merge(config, _parse(override), override)
-    for full, value in _walk(OmegaConf.to_container(config)):  # type: ignore[arg-type]
-        if isinstance(value, str) and "${" in value:
-            # They would read the environment, and with it keys, into config.yaml.
-            raise UserError(f"{full} is {value!r}; write it out, ${{...}} is not filled in")
+    """The config of nested ``values`` and ``key=value`` strings over the defaults.
+
+    ``Written`` text among the values is read as an override is; any other value must have the type
+    of its key, but that an integer is a number too. ``name`` stands in where run.name is unset.
+
+    Raises:
+        UserError: an override without "=", an unknown key, a wrong type or a bad value; one line
+            names each of the keys, up to ``MOST_PROBLEMS``.
+    """
+    nested = _sections(values)
+    wrong = [line for override in overrides for line in _override(nested, override)]
+    if isinstance(nested["run"], dict) and nested["run"].get("name") is None:
+        nested["run"]["name"] = name
     try:
-        result = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:
-        raise UserError(_one_line(error)) from None
-    assert isinstance(result, Config)
-    _check(result)
-    return result
+        config = Config.model_validate(nested)
+    except ValidationError as error:
+        _refuse(chain(wrong, _problems(error)))
+    _refuse(wrong)
+    return config
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """The config as nested dicts of plain values."""
-    return dataclasses.asdict(config)
+    return config.model_dump()
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -259,87 +428,93 @@ def _walk(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + name, value
 
 
-def _parse(override: str) -> DictConfig:
-    if "=" not in override:
-        raise UserError(f"override {override!r} has no '='; write key=value, such as optim.lr=0.05")
-    name, _, value = override.partition("=")
-    try:
-        return OmegaConf.from_dotlist([override])
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError):
-        raise UserError(f"{name}: {value!r} is not a valid YAML value; put it in quotes") from None
+def keys() -> dict[str, Key]:
+    """All keys by name, those of the estimators that are registered now included."""
+    return {key.name: key for key in _keys()}
 
 
-def _merge(config: DictConfig, values: Any, source: str = "") -> DictConfig:
-    try:
-        merged = OmegaConf.merge(config, _spell(OmegaConf.create(values)))
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise UserError(_one_line(error, source)) from None
-    assert isinstance(merged, DictConfig)
-    return merged
-
-
-def _spell(values: DictConfig) -> DictConfig:
-    """``values`` with words where a choice of auto, true and false was read as a boolean."""
-    for name in ("train.sync_bn", "train.cuda_graph", "train.compile"):
-        if isinstance(value := OmegaConf.select(values, name), bool):
-            OmegaConf.update(values, name, str(value).lower())
-    return values
-
-
-def _one_line(error: Exception, source: str = "") -> str:
-    message = " ".join(str(error).splitlines()[0].split())
-    full_key = getattr(error, "full_key", None) or ""
-    if "not in" in message and full_key:
-        close = difflib.get_close_matches(full_key, flatten(Config()), n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else "the README lists all keys"
-        return f"{full_key} is no config key; {hint}"
-    return f"{full_key or source or 'config'}: {message}"
-
-
-def _check(config: Config) -> None:
-    for name, value in flatten(config).items():
-        low, high = LIMITS.get(name, (-math.inf, math.inf))
-        if isinstance(value, int | float) and not low <= value <= high:
-            limit = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
-            raise UserError(f"{name} is {value}; it must be {limit}")
-    for name, value, known in (
-        ("model.arch", config.model.arch, list(ARCHS)),
-        ("estimator.name", config.estimator.name, list(ESTIMATORS)),
-    ):
-        if value not in known:
-            raise UserError(f"{name} is {value!r}; choose one of {', '.join(known)}")
-    if config.optim.warmup_epochs >= config.train.epochs and config.optim.warmup_epochs:
-        raise UserError(
-            f"optim.warmup_epochs is {config.optim.warmup_epochs}; it must be below "
-            f"train.epochs ({config.train.epochs})"
-        )
-    if config.data.resize < config.data.size:
-        raise UserError(
-            f"data.resize is {config.data.resize}; it must be at least data.size "
-            f"({config.data.size})"
-        )
-    name = config.run.name or ""
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise UserError(f"run.name is {name!r}; it must be the plain name of a folder in run.dir")
-
-
-def table() -> str:
-    """Every key with its default and meaning, as a Markdown table."""
-    rows = ["| key | default | meaning |", "|---|---|---|"]
-    for section in dataclasses.fields(Config):
-        inner = section.default_factory
-        if inner is dataclasses.MISSING:
-            rows.append(_row(section.name, section))
+def _keys() -> Iterator[Key]:
+    for name, field in Config.model_fields.items():
+        if name not in SECTIONS:
+            yield Key.of_field(name, field)
             continue
-        rows += [_row(f"{section.name}.{each.name}", each) for each in dataclasses.fields(inner())]
-    return "\n".join(rows)
+        for inner, each in SECTIONS[name].model_fields.items():
+            yield Key.of_field(f"{name}.{inner}", each)
+        for estimator in ESTIMATORS.values() if name == "estimator" else ():
+            for option in estimator.options.items():
+                yield Key.of_option(estimator.name, *option)
 
 
-def _row(name: str, entry: "dataclasses.Field[Any]") -> str:
-    default = OmegaConf.to_yaml(OmegaConf.create({"v": entry.default}))[3:].strip()
-    meaning = entry.metadata["meaning"].replace("|", "\\|")
-    return f"| `{name}` | `{default}` | {meaning} |"
+SECTIONS: dict[str, type[Section]] = {
+    name: field.annotation
+    for name, field in Config.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
+
+
+def _sections(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of ``values`` that holds every section; an empty one may be null."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"the config is {shown(values)}; it must hold keys and values")
+    if any(len(v) > MOST_KEYS for v in (values, *values.values()) if isinstance(v, Mapping)):
+        raise UserError(f"the config holds more than {MOST_KEYS} keys in a section; leave some out")
+    nested = {key: dict(v) if isinstance(v, Mapping) else v for key, v in values.items()}
+    return nested | {name: {} for name in SECTIONS if nested.get(name) is None}
+
+
+def _put(nested: dict[str, Any], key: str, value: Any) -> None:
+    section, _, name = key.rpartition(".")
+    (nested[section] if section else nested)[name] = value
+
+
+def _override(nested: dict[str, Any], override: str) -> Iterator[str]:
+    """Put the value of an override into ``nested``, or say what is wrong with it."""
+    key, equals, text = override.partition("=")
+    if not equals or key.startswith("-"):
+        yield _no_override(override)
+    elif key not in keys():
+        yield _unknown(key)
+    elif isinstance(nested.get(key.partition(".")[0], {}), dict) or "." not in key:
+        _put(nested, key, None if text == "null" else Written(text))
+
+
+def _no_override(override: str) -> str:
+    """How an override is written, for one that has no "=" or that begins with a dash."""
+    word, _, value = override.lstrip("-").partition("=")
+    key = word if word in keys() else nearest(word, keys().values()) or "optim.lr"
+    what = "begins with a dash" if override.startswith("-") else "has no '='"
+    example = f"{key}={value[:80] or 'VALUE'}"
+    return f"override {shown(override)} {what}; write key=value, such as {example}"
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    """A line for each error that pydantic found."""
+    for each in error.errors(include_url=False):
+        key = ".".join(map(str, each["loc"]))
+        cause = each.get("ctx", {}).get("error")
+        if isinstance(cause, UserError):
+            yield str(cause)
+        elif each["type"] in ("extra_forbidden", "invalid_key"):
+            yield _unknown(key)
+        elif key in SECTIONS:
+            value = shown(each["input"])
+            yield f"{key} is {value}, but it is a section; write {key}: {{key: value}}"
+        else:
+            yield refusal(keys()[key], each["input"], str(cause or ""))
+
+
+def _unknown(key: str) -> str:
+    what = "a section, no config key" if key in SECTIONS else "no config key"
+    return unknown(key, keys().values(), what=what)
+
+
+def _refuse(problems: Iterable[str]) -> None:
+    """Raise the first problems as one line, if there are any; the rest is not even looked at."""
+    lines = list(islice(problems, MOST_PROBLEMS + 1))
+    if lines:
+        more = "; and more" if len(lines) > MOST_PROBLEMS else ""
+        raise UserError("; also ".join(lines[:MOST_PROBLEMS]) + more)
 
 
 if __name__ == "__main__":
-    print(table())
+    print(reference(keys().values()), end="")

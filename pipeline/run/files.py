@@ -1,14 +1,34 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and the opening of files that the user names."""
 
 import contextlib
+import errno
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.run.errors import UserError
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Open a file that the user names for reading, without ever waiting for it.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder, or is a pipe, a socket or a device, which
+            could keep a reader waiting or reading for ever.
+    """
+    file = open(path, "rb", opener=_open_now)  # noqa: SIM115
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "This is a pipe or a device, no file", str(path))
+
+
+def _open_now(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
 
 
 @contextlib.contextmanager

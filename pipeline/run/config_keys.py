@@ -1,0 +1,179 @@
+"""What is known about every config key, and what a user is told about a wrong key or value."""
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import AfterValidator
+from pydantic.fields import FieldInfo
+
+from kernels.estimators import Option
+from pipeline.run.config_types import INT64, OneOf, check_path, limits, read_integer
+from pipeline.run.plain_yaml import Written
+
+REFERENCE = "docs/config.md lists all keys"
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key such as ``optim.lr``: its default, what its value must be, its meaning, the words of
+    its choices if it has them, and other names under which people look for it."""
+
+    name: str
+    default: Any
+    must: str
+    meaning: str
+    choices: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+
+    @classmethod
+    def of_field(cls, name: str, field: FieldInfo) -> "Key":
+        """The key of a field of a pydantic model."""
+        extra = field.json_schema_extra
+        also = extra.get("also", ()) if isinstance(extra, dict) else ()
+        choices = _choices(field)
+        return cls(name, field.default, _must(field, choices), field.description or "", choices,
+                   tuple(map(str, also)))  # type: ignore[arg-type]  # fmt: skip
+
+    @classmethod
+    def of_option(cls, estimator: str, name: str, option: Option) -> "Key":
+        """The key of an option of an estimator."""
+        must = f"a number {limits(option.low, option.high)}"
+        return cls(f"estimator.{name}", option.default, must, f"{estimator}: {option.meaning}")
+
+
+def _choices(field: FieldInfo) -> tuple[str, ...]:
+    if get_origin(field.annotation) is Literal:
+        return get_args(field.annotation)
+    checks = [each.func for each in field.metadata if isinstance(each, AfterValidator)]
+    return next((tuple(each.registry) for each in checks if isinstance(each, OneOf)), ())
+
+
+def _must(field: FieldInfo, choices: Collection[str]) -> str:
+    if choices:
+        return f"one of {', '.join(choices)}"
+    if field.annotation is bool:
+        return "true or false"
+    if field.annotation in (int, float):
+        low = max(each.ge for each in field.metadata if hasattr(each, "ge"))
+        high = min(each.le for each in field.metadata if hasattr(each, "le"))
+        return f"{'an integer' if field.annotation is int else 'a number'} {limits(low, high)}"
+    checks = [each.func for each in field.metadata if isinstance(each, AfterValidator)]
+    what = "a path" if check_path in checks else "text of one line"
+    return what if field.is_required() or field.default is not None else f"{what}, or null"
+
+
+def refusal(key: Key, value: Any, reason: str = "") -> str:
+    """The line about a value that ``key`` does not take, with a ``reason`` that it may have."""
+    if isinstance(value, str) and "${" in value:
+        # It would read the environment, and with it secrets, into config.yaml.
+        return f"{key.name} is {shown(value)}; write it out, ${{...}} is not filled in"
+    if key.choices and isinstance(value, str):
+        close = difflib.get_close_matches(value[:64].lower(), key.choices, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"{key.name} is {shown(value)}; choose {key.must}{hint}"
+    value = read_integer(value)
+    hint = f", {reason}" if reason else _way_to_write(key, value)
+    return f"{key.name} is {shown(value)}; it must be {key.must}{hint}"
+
+
+def _way_to_write(key: Key, value: Any) -> str:
+    if isinstance(value, int) and abs(value) > INT64:
+        return ", within 64 bits"
+    if not isinstance(value, str) or not key.must.startswith(("a number", "an integer", "true")):
+        return ""
+    if not isinstance(value, Written):
+        return ", without quotes"
+    ways = {"an integer": ", in plain digits", "a number": ", as a plain decimal"}
+    return next((way for kind, way in ways.items() if key.must.startswith(kind)), "")
+
+
+def shown(value: Any) -> str:
+    """A value of whatever type and size, in a few printable words."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return repr(str(value[:80])) + ("..." if len(value) > 80 else "")
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "a huge integer"
+    if isinstance(value, int | float):
+        return repr(value)
+    kinds = {Mapping: "a mapping", list | tuple: "a list"}
+    return next((word for kind, word in kinds.items() if isinstance(value, kind)), "no plain value")
+
+
+def unknown(word: str, keys: Iterable[Key], *, what: str = "no config key") -> str:
+    """The line about a key that there is not."""
+    keys = list(keys)
+    if word in {key.name for key in keys}:  # it stands where only sections stand
+        section, _, name = word.partition(".")
+        return f"{word} is {what} at this place; write {section}: {{{name}: value}}"
+    close = nearest(word, keys)
+    return f"{_plain(word)} is {what}; {f'did you mean {close}?' if close else REFERENCE}"
+
+
+def _plain(word: str) -> str:
+    text = word[:64] + ("..." if len(word) > 64 else "")
+    return text if text.isprintable() and text else repr(text)
+
+
+def nearest(word: str, keys: Iterable[Key]) -> str | None:
+    """The key that ``word`` most likely means, by its spelling, by other names of a key, and by the
+    words of its meaning; None where none is likely."""
+    word = word.lower()[:64].lstrip("-").replace("-", "_")
+    score, name = max((_likeness(word, key), key.name) for key in keys)
+    return name if score >= 0.66 else None
+
+
+def _likeness(word: str, key: Key) -> float:
+    """From 0 to 1 for the likeness of the name or of the meaning, and up to 0.1 for the section."""
+    section, _, name = word.rpartition(".")
+    own_section, _, own = key.name.rpartition(".")
+    initials = "".join(part[0] for part in own.split("_"))
+    names = (own, f"{own_section}_{own}", *key.also)
+    is_short_for = float(len(name) > 1 and name == initials)
+    spelling = max(is_short_for, *(_ratio(name, each) for each in names))
+    words, known = _words(name), _words(f"{own} {key.meaning}")
+    meaning = sum(each in known for each in words) / max(1, len(words))
+    return max(spelling, 0.75 * meaning) + 0.1 * _ratio(section, own_section)
+
+
+def _ratio(a: str, b: str) -> float:
+    if min(len(a), len(b)) < 3:  # too short to be alike by more than chance
+        return float(a == b)
+    return difflib.SequenceMatcher(None, a, b).ratio()
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z]{3,}", text.lower())
+
+
+def reference(keys: Iterable[Key]) -> str:
+    """docs/config.md: every key with its default, what its value must be, and its meaning."""
+    rows = ["| key | default | value | meaning |", "|---|---|---|---|"]
+    for key in keys:
+        default = "null" if key.default is None else str(key.default)
+        if isinstance(key.default, bool):
+            default = default.lower()
+        cells = (f"`{key.name}`", f"`{default}`", key.must, key.meaning)
+        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return INTRODUCTION + "\n".join(rows) + "\n"
+
+
+INTRODUCTION = """# Configuration
+
+This page is printed by `python -m pipeline.run.config`; a test holds it equal to the code.
+
+A config is a YAML file that holds what differs from the defaults below, in sections, as
+`optim: {lr: 0.1}`. Overrides behind it on the command line are written `optim.lr=0.1`. Each value
+is taken by the type of its key. Text and paths stand as they are written, so that `run.name=010`
+and `run.name=no` are names; paths may begin with `~`. Numbers are plain decimal ones, such as `5`,
+`0.1` or `1e-3`, and integers have digits only. `null` unsets a key that may be unset. In a file, a
+value in quotes is text.
+
+A file is plain YAML of at most 64 KiB and 20 levels, without tags, merges (`<<`) and keys that
+stand twice. Aliases are filled in. `${...}` is never filled in.
+
+"""
