@@ -74,7 +74,7 @@ def refusal(key: Key, value: Any, reason: str = "") -> str:
         close = difflib.get_close_matches(value[:64].lower(), key.choices, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         return f"{key.name} is {shown(value)}; choose {key.must}{hint}"
-    value = read_integer(value)
+    value = read_integer(value) if key.must.startswith("an integer") else value
     hint = f", {reason}" if reason else _way_to_write(key, value)
     return f"{key.name} is {shown(value)}; it must be {key.must}{hint}"
 

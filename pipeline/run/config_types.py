@@ -1,5 +1,6 @@
 """The types of config values, and how each reads what a person wrote."""
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ def read_number(value: Any) -> Any:
     """The float that was written as a plain decimal number or given as an integer; any other value
     as it is."""
     if isinstance(value, Written) and _DECIMAL.fullmatch(value):
-        return float(value)
+        return number if math.isfinite(number := float(value)) else value
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= INT64:
         return float(value)
     return value
