@@ -137,10 +137,10 @@ def _option_problem(name: str, value: Any, known: Mapping[str, Option]) -> Itera
 
 
 class DataConfig(Section):
-    dataset: Literal["cifar10", "imagenet", "synthetic"] = Field(
+    dataset: Text = Field(
         "cifar10",
-        description="imagenet: any tree with train/ and val/ of class folders; synthetic: drawn "
-        "here",
+        description="cifar10; imagenet: any tree with train/ and val/ of class folders; synthetic: "
+        "drawn here; see pipeline/data/open.py",
     )
     path: OptionalPath = Field(
         None,
@@ -155,8 +155,8 @@ class DataConfig(Section):
     download: Boolean = Field(
         False, description="cifar10: download torchvision's files when they are missing"
     )
-    loader: Literal["auto", "dali", "torchvision"] = Field(
-        "auto", description="of JPEG trees; auto: dali where it is installed"
+    loader: Text = Field(
+        "auto", description="of image trees: dali, torchvision; auto: the first that is installed"
     )
     batch_size: Integer = Field(
         256,
@@ -352,10 +352,6 @@ class Config(Section):
             what = f"optim.warmup_epochs is {warmup}"
             raise UserError(f"{what}; it must be below train.epochs ({epochs})")
         return self
-
-    def changed(self, values: Mapping[str, Any]) -> "Config":
-        """This config with other values for dotted keys."""
-        return make_config(to_dict(self), [f"{key}={value}" for key, value in values.items()])
 
     @property
     def run_folder(self) -> Path:

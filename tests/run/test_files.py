@@ -18,7 +18,9 @@ from pipeline.run.errors import UserError
 from pipeline.run.files import open_file
 from tests import ROOT
 from tests.data.fixtures import cifar_tree
+from tests.run.test_plain_yaml import BOMB
 
+NO_FILE = "This is a pipe or a device, no file"
 READERS = {
     "config": plain_yaml.load,
     "data.exclude": lambda path: exclude.read(str(path), "train"),
@@ -50,7 +52,7 @@ def test_what_is_no_file_is_refused_at_once(no_file, reader):
     message = str(caught.value)
     assert str(no_file) in message and "; " in message and message.isprintable()
     if no_file.name in ("pipe", "zero", "null"):
-        assert "This is a pipe or a device, no file; " in message
+        assert f"{NO_FILE}; " in message
 
 
 def test_what_is_no_file_is_closed_again(tmp_path):
@@ -111,7 +113,7 @@ def test_a_training_with_no_file_ends_at_once(tmp_path, key):
     data = cifar_tree(tmp_path / "data")
     for path in (tmp_path / "pipe", "/dev/zero"):
         arguments = [str(config), f"data.path={data}", f"run.dir={tmp_path}/runs", f"{key}={path}"]
-        with pytest.raises(UserError, match=f"{path}.*: This is a pipe or a device, no file; "):
+        with pytest.raises(UserError, match=f"{path}.*: {NO_FILE}; "):
             train_command.main(arguments)
     assert not (tmp_path / "runs").exists()
 
@@ -124,7 +126,7 @@ def test_a_config_in_a_checkpoint_that_is_none_is_refused(tmp_path, config):
         evaluate_command.main([str(path)])
     assert len(str(caught.value).splitlines()) == 1
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="This is a pipe or a device, no file; "):
+    with pytest.raises(UserError, match=NO_FILE):
         evaluate_command.main([str(tmp_path / "pipe")])
 
 
@@ -132,11 +134,8 @@ ODD_CONFIGS = {
     "deep": (b"[" * 10_000, "line 1: nested deeper than 20 levels; write it flat"),
     "null": (b"~: 1", "line 1: a key is empty or null; write key: value"),
     "binary": (b"\x7fELF\xff", "is no text in UTF-8; take one of"),
-    "bomb": (
-        b"a: &a [x,x]\n" + b"b: &b [*a,*a]\n" * 999,
-        "the key b stands twice; keep one of them",
-    ),
-    "pipe": (None, "This is a pipe or a device, no file; take one of"),
+    "bomb": (BOMB.encode(), "line 4: more than 2000 values, aliases included; leave some out"),
+    "pipe": (None, NO_FILE),
 }
 
 
@@ -162,7 +161,5 @@ def test_so_does_a_process():
         [sys.executable, "-m", "launch.train", "/dev/zero"],
         cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    line = (
-        "error: config /dev/zero: This is a pipe or a device, no file; take one of configs/*.yaml\n"
-    )
+    line = f"error: config /dev/zero: {NO_FILE}; take one of configs/*.yaml\n"
     assert (run.returncode, run.stdout, run.stderr) == (2, "", line)

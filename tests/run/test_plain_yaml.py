@@ -70,7 +70,7 @@ def test_booleans_are_words_where_a_choice_has_them(tmp_path, name, value):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("seed: '5'", "seed is '5'; it must be an integer between 0 and 4294967295, without quotes"),
+        ("log: {eta: '5'}", "log.eta is '5'; it must be an integer of at least 0, without quotes"),
         ("seed: 1:30", "seed is '1:30'; it must be an integer between 0 and 4294967295, in plain "
          "digits"),
         ("optim: {momentum: '1'}",
