@@ -31,11 +31,10 @@ class Key:
     @classmethod
     def of_field(cls, name: str, field: FieldInfo) -> "Key":
         """The key of a field of a pydantic model."""
-        extra = field.json_schema_extra
-        also = extra.get("also", ()) if isinstance(extra, dict) else ()
-        choices = _choices(field)
-        return cls(name, field.default, _must(field, choices), field.description or "", choices,
-                   tuple(map(str, also)))  # type: ignore[arg-type]  # fmt: skip
+        extra: Any = field.json_schema_extra or {}
+        choices, also = _choices(field), tuple(extra.get("also", ()))
+        must = _must(field, choices)
+        return cls(name, field.default, must, field.description or "", choices, also)
 
     @classmethod
     def of_option(cls, estimator: str, name: str, option: Option) -> "Key":
@@ -82,12 +81,11 @@ def refusal(key: Key, value: Any, reason: str = "") -> str:
 def _way_to_write(key: Key, value: Any) -> str:
     if isinstance(value, int) and abs(value) > INT64:
         return ", within 64 bits"
-    if not isinstance(value, str) or not key.must.startswith(("a number", "an integer", "true")):
-        return ""
-    if not isinstance(value, Written):
-        return ", without quotes"
-    ways = {"an integer": ", in plain digits", "a number": ", as a plain decimal"}
-    return next((way for kind, way in ways.items() if key.must.startswith(kind)), "")
+    ways = {"an integer": ", in plain digits", "a number": ", as a plain decimal", "true": ""}
+    for kind, way in ways.items():
+        if isinstance(value, str) and key.must.startswith(kind):
+            return way if isinstance(value, Written) else ", without quotes"
+    return ""
 
 
 def shown(value: Any) -> str:
