@@ -13,9 +13,15 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic import field_validator as field_check
-from pydantic import model_validator as model_check
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from kernels import ESTIMATORS
 from kernels.estimators import Option
@@ -70,7 +76,7 @@ class RunConfig(Section):
         "a checkpoint's path: go on from it in a new run",
     )
 
-    @field_check("name")
+    @field_validator("name")
     @classmethod
     def _is_the_name_of_a_folder(cls, name: str | None) -> str | None:
         if not name or Path(name).name != name or name in (".", ".."):
@@ -115,7 +121,7 @@ class EstimatorConfig(Section):
 
         def __getattr__(self, option: str) -> float: ...
 
-    @model_check(mode="before")
+    @model_validator(mode="before")
     @classmethod
     def _take_options(cls, values: Any) -> Any:
         """Hold the given options against their limits, and fill in the others."""
@@ -199,7 +205,7 @@ class DataConfig(Section):
         json_schema_extra=also("scale"),
     )
 
-    @model_check(mode="after")
+    @model_validator(mode="after")
     def _crop_lies_in_the_image(self) -> Self:
         if self.resize < self.size:
             what = f"data.resize is {self.resize}"
@@ -345,7 +351,7 @@ class Config(Section):
     log: LogConfig
     indicators: IndicatorsConfig
 
-    @model_check(mode="after")
+    @model_validator(mode="after")
     def _warmup_ends(self) -> Self:
         warmup, epochs = self.optim.warmup_epochs, self.train.epochs
         if warmup and warmup >= epochs:
@@ -479,7 +485,7 @@ def _no_override(override: str) -> str:
     word, _, value = override.lstrip("-").partition("=")
     key = word if word in keys() else nearest(word, keys().values()) or "optim.lr"
     what = "begins with a dash" if override.startswith("-") else "has no '='"
-    example = f"{key}={value[:80] or 'VALUE'}"
+    example = f"{key}={value if value.isprintable() and 0 < len(value) < 80 else 'VALUE'}"
     return f"override {shown(override)} {what}; write key=value, such as {example}"
 
 

@@ -179,6 +179,7 @@ def test_a_mistake_is_one_line_with_the_key_and_the_remedy(override, rest):
         ("--optim.lr=0.1", "begins with a dash", "optim.lr=0.1"),
         ("--lr", "begins with a dash", "optim.lr=VALUE"),
         ("-b=64", "begins with a dash", "data.batch_size=64"),
+        ("--seed=1\n", "begins with a dash", "seed=VALUE"),
     ],
 )
 def test_what_is_no_override_is_told_how_to_write_one(override, what, example):
