@@ -36,17 +36,19 @@ def read(file: str | None, split: str) -> set[str]:
                 _name(line, f"data.exclude={file}, line {n}") for n, line in enumerate(lines, 1)
             }
     except OSError as error:
-        remedy = f"name the list that {command_line('prepare', 'verify', 'DATA')} writes"
-        raise UserError(
-            f"data.exclude={file}: {error.strerror}; {remedy}, or set data.exclude=null"
-        ) from None
+        raise UserError(f"data.exclude={file}: {error.strerror}; {_remedy()}") from None
     return {name for name in names if name.startswith(f"{split}/")}
+
+
+def _remedy() -> str:
+    verify = command_line("prepare", "verify", "DATA")
+    return f"name the list that {verify} writes, or set data.exclude=null"
 
 
 def _name(line: str, place: str) -> str:
     """The path in a line, "" where it holds none."""
     if len(line) > LONGEST_LINE:
-        raise UserError(f"{place}: longer than {LONGEST_LINE} characters, no path; {REMEDY}")
+        raise UserError(f"{place}: longer than {LONGEST_LINE} characters, no path; {_remedy()}")
     text = line.strip()
     if not text or text.startswith("#"):
         return ""

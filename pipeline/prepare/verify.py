@@ -25,6 +25,7 @@ from pipeline.data.image import unreadable
 from pipeline.data.tree import walk
 from pipeline.run.console import ProgressBar, logger
 from pipeline.run.errors import Interrupted, UserError
+from pipeline.run.files import open_file
 
 BLOCK = 32  # images that a thread takes, and that are remembered, at a time
 SPEAK_EVERY = 10.0  # seconds between two lines that say how far it is
@@ -122,10 +123,14 @@ def verify(root: Path, report: Path, workers: int) -> tuple[int, int]:
 def _check_report(report: Path, head: str) -> None:
     """Never write over a file that is not the report of the same data."""
     expected = f"{head}\n".encode()
-    if report.exists():
-        with report.open("rb") as file:
+    try:
+        with open_file(report) as file:
             if file.read(len(expected)) != expected:
                 raise UserError(f"--report: {report} is no report of these data; name another file")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UserError(f"--report: {report}: {error.strerror}; name another file") from None
 
 
 def _splits(root: Path) -> list[str]:

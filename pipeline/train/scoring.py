@@ -48,11 +48,14 @@ def values_of(state: dict[str, Any]) -> dict[str, Any]:
     """The config of a checkpoint but for ``PLACES``; an official one gives its network and its
     data set."""
     if "config" in state:
+        config = state["config"]
+        if not isinstance(config, dict):
+            return config  # make_config refuses it
         return {
             section: {k: v for k, v in values.items() if k not in PLACES.get(section, ())}
             if isinstance(values, dict)
             else values
-            for section, values in dict(state["config"]).items()
+            for section, values in config.items()
         }
     arch, bits = identify(state)
     if arch not in ARCHS:
