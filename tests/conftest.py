@@ -2,6 +2,11 @@
 
 import os
 
+# Threads of OpenMP that wait for each other must not spin: on a machine that has other work, too,
+# a spinning thread takes the core that the awaited one needs, and tests took up to 40 times as
+# long. Read when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
 import pytest
 import torch
 from hypothesis import settings
