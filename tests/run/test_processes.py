@@ -37,6 +37,16 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.dis
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
+# Processes that need no torchrun are forked from one that has imported what would take seconds in
+# each; a first custom operator imports torch._dynamo.
+multiprocessing.set_forkserver_preload(["torch._dynamo", "tests.run.test_processes"])
+
+
+def fork(function, *arguments, size):
+    """Call ``function(rank, *arguments)`` in ``size`` processes; an error of one is raised."""
+    multiprocessing.start_processes(function, arguments, size, start_method="forkserver")
+
+
 def run(lab, name, size, *overrides):
     return Run(lab, name, size, overrides=overrides).start().finish()
 
@@ -142,7 +152,7 @@ def _signalled_while_it_waits(rank, port):
 
 
 def test_a_signal_that_comes_while_others_are_waited_for_is_not_lost():
-    multiprocessing.spawn(_signalled_while_it_waits, (free_port(),), nprocs=2)
+    fork(_signalled_while_it_waits, free_port(), size=2)
 
 
 def test_evaluation_on_two_processes_speaks_once(lab):
@@ -217,7 +227,7 @@ def test_nccl_leaves_its_traces_in_the_runs_folder(tmp_path, monkeypatch):
 
 
 def test_who_is_to_blame(monkeypatch):
-    monkeypatch.setattr(processes, "size", lambda: 4)
+    monkeypatch.setattr(rendezvous, "size", lambda: 4)
     error = RuntimeError("[gloo/pair.cc:1] Connection closed\nat ...")
     for ends, words in (
         ({0: "", 1: "", 3: ""}, "rank 2 does not answer, it hangs or is lost ([gloo/pair.cc:1]"),
@@ -249,7 +259,7 @@ def _agree(rank, port, folder):
 
 
 def test_the_main_process_decides_for_all(tmp_path):
-    multiprocessing.spawn(_agree, (free_port(), str(tmp_path)), nprocs=2)
+    fork(_agree, free_port(), str(tmp_path), size=2)
 
 
 def free_port():
@@ -315,8 +325,7 @@ def _block(z, residual, dy, dyb, *, sync):
 @pytest.mark.parametrize("triton", [False, True])
 @pytest.mark.parametrize("sizes", [(3, 3), (0, 6), (2, 1, 4)])
 def test_synchronised_block_of_uneven_batches(sizes, triton, tmp_path):
-    arguments = (free_port(), sizes, str(tmp_path), triton)
-    multiprocessing.spawn(_synchronised, arguments, nprocs=len(sizes))
+    fork(_synchronised, free_port(), sizes, str(tmp_path), triton, size=len(sizes))
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(sizes))]
     tolerance = 1e-5 if triton else 1e-12
     whole = _block(*_data(sum(sizes), torch.float64), sync=False)
