@@ -31,7 +31,7 @@ bench = $(RESTE) benchmark $(1) $(or $(CONFIG),$(2)) $(if $(DEVICE),train.device
 mount_runs = --mount type=bind,source=$(call quote,$(CURDIR)/runs),target=/workspace/reste-trainer/runs
 mount_data = --mount type=bind,source="$$(cd $(call quote,$(DATA)) && pwd)",target=/data,readonly
 
-.PHONY: help setup quickstart test test-gpu soak lint format \
+.PHONY: help setup quickstart test test-all test-gpu soak lint format \
 	imagenet-r18 imagenet-r34 cifar10-r20 cifar10-r20-bireal cifar10-r18 cifar10-vgg-small \
 	bench-kernels bench-train bench-loader scaling docker-build docker-run
 
@@ -45,7 +45,10 @@ setup: $(READY)  ## make .venv and install everything into it (6 GB, once)
 quickstart: $(READY)  ## train a small network on a data set drawn here
 	$(RESTE) train quickstart $(ARGS)
 
-test: $(READY)  ## the tests that need no GPU
+test: $(READY)  ## the quick tests, in minutes on a CPU
+	$(PYTHON) -m pytest -m "not gpu and not slow" $(ARGS)
+
+test-all: $(READY)  ## all tests that need no GPU
 	$(PYTHON) -m pytest -m "not gpu" $(ARGS)
 
 test-gpu: $(READY)  ## the tests that need a GPU

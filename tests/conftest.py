@@ -2,6 +2,12 @@
 
 import os
 
+# One thread in each process, as tensors are small here. Threads that wait for each other spin: on a
+# machine that has other work, too, they keep the core from the one that they wait for, and tests
+# took up to 40 times as long. Read when torch and NumPy are loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
 import torch
 from hypothesis import settings
@@ -11,9 +17,16 @@ GPU = torch.cuda.device_count() > 0
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated
 
-torch.set_num_threads(min(4, torch.get_num_threads()))  # more of them only wait: tensors are small
 settings.register_profile("house", deadline=None)  # a first call compiles
 settings.load_profile("house")
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """Data, a config and the undisturbed runs that tests of several processes compare with."""
+    from tests.faults.harness import Lab
+
+    return Lab(tmp_path_factory.mktemp("lab"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -97,7 +97,8 @@ def test_make_alone_lists_every_target(house):
     ("target", "expected"),
     [
         ("quickstart", [*RESTE, "train", "quickstart", "a=1", "b=2"]),
-        ("test", ["-m", "pytest", "-m", "not gpu", "a=1", "b=2"]),
+        ("test", ["-m", "pytest", "-m", "not gpu and not slow", "a=1", "b=2"]),
+        ("test-all", ["-m", "pytest", "-m", "not gpu", "a=1", "b=2"]),
         ("test-gpu", ["-m", "pytest", "-m", "gpu", "a=1", "b=2"]),
         (
             "bench-train",
@@ -217,7 +218,7 @@ def test_docker_run(house):
 
 def test_ci_runs_the_commands_of_the_readme():
     commands = re.findall(r"^make .*", (ROOT / ".ci/run").read_text(), re.M)
-    assert commands == ["make lint", "make test", "make quickstart"]
+    assert commands == ["make lint", "make test-all", "make quickstart"]
     assert os.access(ROOT / ".ci/run", os.X_OK)
     readme = (ROOT / "README.md").read_text()
     assert [command for command in commands if command not in readme] == []

@@ -159,6 +159,7 @@ def test_less_talk_is_never_slower(gpus):
     assert step(chosen, gpus, 8192, Plan(overlap=False)).seconds > whole
 
 
+@pytest.mark.slow
 @needs_distributed
 def test_collectives_are_measured(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

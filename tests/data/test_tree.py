@@ -380,10 +380,9 @@ def test_fewer_training_images_than_a_batch(kind, tmp_path):
 
 LEAVE = """
 import sys
-import weakref
 from pathlib import Path
-from pipeline.imagefolder import scan
-from tests.imagefolder_fixtures import make
+from pipeline.data.tree import scan
+from tests.data.fixtures import make
 from {module} import {kind}
 folder = scan(Path({root!r}), "train")
 loader = make({kind}, folder, workers=2)
@@ -399,8 +398,7 @@ print("leaving", flush=True)
 def test_a_program_can_end_in_mid_epoch(kind, tmp_path):
     plain_folder(tmp_path, "train", 22)
     code = LEAVE.format(module=kind.__module__, kind=kind.__name__, root=str(tmp_path))
-    root = ROOT
-    env = {**os.environ, "PYTHONPATH": str(root)}
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
     )

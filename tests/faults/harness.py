@@ -74,6 +74,7 @@ class Run:
     meeting: str = "make"
     overrides: tuple[str, ...] = ()
     module: str = "launch.train"
+    restarts: int = 3  # how often torchrun starts the processes again
     processes: "list[subprocess.Popen[str]]" = field(default_factory=list, repr=False)
 
     @property
@@ -112,7 +113,7 @@ class Run:
         if nodes > 1:
             with socket.create_server(("127.0.0.1", 0)) as free:
                 options.append(f"--rdzv-endpoint=127.0.0.1:{free.getsockname()[1]}")
-        return ["-m", "torch.distributed.run", *options, "--max-restarts=3"]
+        return ["-m", "torch.distributed.run", *options, f"--max-restarts={self.restarts}"]
 
     def workers(self) -> list[int]:
         """The process ids of the ranks, in their order; of those that there are."""

@@ -16,11 +16,12 @@ GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"  # without a GPU the kernel runs in Triton's interpreter
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(32, 32, 3), (1, 1, 3), (5, 7, 3), (33, 31, 1), (9, 40, 4)]  # height, width, channels
+TRITON = pytest.param("triton", marks=pytest.mark.triton)
 
 
 @pytest.fixture(autouse=True)
 def kernels_on_this_device(monkeypatch, request):
-    if "triton" in request.node.name:
+    if request.node.get_closest_marker("triton"):
         monkeypatch.setattr(op, "uses_triton", lambda x: True)
 
 
@@ -52,7 +53,7 @@ def oracle(images, index, mean, std, crop=None):
     return torch.from_numpy(np.stack(batch))
 
 
-@pytest.mark.parametrize("way", ["reference", "triton"])
+@pytest.mark.parametrize("way", ["reference", TRITON])
 def test_every_crop_and_flip_equals_the_loop(way):
     tensors, _ = draw(162, images=162)
     cases = [(top, left, flip) for top in range(9) for left in range(9) for flip in (False, True)]
@@ -63,7 +64,7 @@ def test_every_crop_and_flip_equals_the_loop(way):
 
 @pytest.mark.parametrize("cropped", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("way", ["reference", "triton"])
+@pytest.mark.parametrize("way", ["reference", TRITON])
 def test_every_shape_equals_the_loop(way, shape, cropped):
     tensors, crop = draw(5, shape)
     crop = crop if cropped else None
@@ -88,6 +89,7 @@ def test_black_is_what_was_padded_before_normalising(place, pixel):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", [0, 1, 7])
 @pytest.mark.parametrize("cropped", [False, True])
+@pytest.mark.triton
 def test_triton_equals_the_reference(dtype, batch, cropped, monkeypatch):
     tensors, crop = draw(batch)
     crop = crop if cropped else ()
@@ -109,6 +111,7 @@ def test_computed_in_float32_whatever_is_given(dtype):
     assert torch.equal(y, crop_flip_normalize(*tensors, torch.float32, crop).to(dtype))
 
 
+@pytest.mark.triton
 def test_triton_takes_strided_draws():
     tensors, crop = draw(8)
     images, index, mean, std = tensors
@@ -118,6 +121,7 @@ def test_triton_takes_strided_draws():
 
 
 @pytest.mark.parametrize("cropped", [False, True])
+@pytest.mark.triton
 def test_triton_registration_passes_opcheck(cropped):
     tensors, crop = draw(3)
     arguments = (*tensors, torch.float16, list(crop) if cropped else [])

@@ -31,11 +31,12 @@ EPS, MOMENTUM = 1e-3, 0.1  # a large eps, so that its folding shows
 SHAPES = [(3, 1, 5, 4), (2, 3, 7, 5), (1, 16, 8, 8), (4, 64, 3, 3), (3, 100, 1, 1), (2, 512, 1, 2)]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 5e-2}
 ALL = dict.fromkeys(("relu", "scale", "residual", "sign", "training"), True)
+TRITON = pytest.param("triton", marks=pytest.mark.triton)
 
 
 @pytest.fixture(autouse=True)
 def kernels_on_this_device(monkeypatch, request):
-    if "triton" in request.node.name:
+    if request.node.get_closest_marker("triton"):
         monkeypatch.setattr(op, "uses_triton", lambda x: x.dtype != torch.float64)
 
 
@@ -147,6 +148,7 @@ def test_one_gradient_alone(dy, dyb):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", [*SHAPES, (8, 5)])
+@pytest.mark.triton
 def test_triton_equals_the_reference(shape, dtype):
     """Stage by stage on the same inputs, so that no rounding error turns a sign on the way."""
     generator = torch.Generator().manual_seed(1)
@@ -176,6 +178,7 @@ def test_triton_equals_the_reference(shape, dtype):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("channels", [1, 5, 16, 64, 513])
+@pytest.mark.triton
 def test_triton_scale_gradient_equals_the_reference(channels, training):
     generator = torch.Generator().manual_seed(channels)
     sums = torch.randn(2, channels, generator=generator).to(DEVICE)
@@ -221,6 +224,7 @@ def close(ours, theirs, tolerance):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.triton
 def test_triton_takes_every_estimator(estimator):
     leaves = inputs((2, 16, 6, 6), torch.float32)
     wide = {k: v.detach().double().requires_grad_() for k, v in leaves.items()}
@@ -232,6 +236,7 @@ def test_triton_takes_every_estimator(estimator):
     )
 
 
+@pytest.mark.triton
 def test_triton_cuts_many_rows_into_programs(monkeypatch):
     monkeypatch.setattr(launchers, "PROGRAMS", 3)
     monkeypatch.setattr(launchers, "TILE", 256)
@@ -258,6 +263,7 @@ def train(images, steps=50):
     return torch.stack(losses)
 
 
+@pytest.mark.triton
 def test_triton_network_drifts_no_more_than_by_rounding(monkeypatch):
     """One turned sign separates two runs for good, so the yardstick is how fast the reference
     leaves itself when its images change by 1e-7."""
@@ -310,7 +316,7 @@ def test_reference_agrees_with_finite_differences(training):
     assert torch.autograd.gradcheck(block, tuple(leaves.values()), atol=1e-6)
 
 
-@pytest.mark.parametrize("where", ["reference", "triton"])
+@pytest.mark.parametrize("where", ["reference", TRITON])
 @pytest.mark.parametrize(("mean", "std"), [(1e4, 1.0), (-3e3, 0.1), (0.0, 1e-6)])
 def test_statistics_are_sound(where, mean, std):
     z = (torch.randn(64, 3, 16, 16, dtype=torch.float64) * std + mean).float().to(DEVICE)
@@ -320,7 +326,7 @@ def test_statistics_are_sound(where, mean, std):
     torch.testing.assert_close(rstd.double(), var.rsqrt(), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("where", ["reference", "triton"])
+@pytest.mark.parametrize("where", ["reference", TRITON])
 def test_any_layout_of_inputs_and_gradients(where):
     options = {"relu": True, "training": True, "sign": True}
     leaves = inputs((2, 3, 4, 5), torch.float32)
@@ -343,7 +349,7 @@ def test_any_layout_of_inputs_and_gradients(where):
     assert leaves["z"].grad.abs().max() < 1e-4  # batch norm takes constants out
 
 
-@pytest.mark.parametrize("where", ["reference", "triton"])
+@pytest.mark.parametrize("where", ["reference", TRITON])
 def test_nan_is_never_hidden(where):
     leaves = inputs((2, 3, 4, 4), torch.float32)
     with torch.no_grad():
@@ -422,7 +428,7 @@ def test_bad_statistics_name_themselves(change, word):
         batch_statistics(**arguments | change)
 
 
-@pytest.mark.parametrize("where", ["reference", "triton"])
+@pytest.mark.parametrize("where", ["reference", TRITON])
 def test_no_images_at_all(where):
     leaves = inputs((0, 3, 4, 4), torch.float32)
     found = results(fused, leaves, relu=True, training=False, sign=True)
@@ -430,7 +436,7 @@ def test_no_images_at_all(where):
     assert found["dweight"].tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("where", ["reference", "triton"])
+@pytest.mark.parametrize("where", ["reference", TRITON])
 @pytest.mark.parametrize("sign", [True, False])
 def test_registration_passes_opcheck(where, sign):
     leaves = inputs((2, 3, 4, 5), torch.float32)

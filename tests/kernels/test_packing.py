@@ -18,11 +18,12 @@ SIZES = [0, 1, 7, 8, 9, 31, 32, 33, 1023, 1025, packing.BLOCK + 1]
 EDGES = [0.0, -0.0, 1e-7, -1e-7, math.inf, -math.inf, math.nan, -math.nan]
 FAST = [torch.float32, torch.bfloat16, torch.float16]
 every_dtype = pytest.mark.parametrize("dtype", FAST)
+TRITON = pytest.param("triton", marks=pytest.mark.triton)
 
 
 @pytest.fixture(autouse=True)
 def kernels_on_this_device(monkeypatch, request):
-    if "triton" in request.node.name:
+    if request.node.get_closest_marker("triton"):
         monkeypatch.setattr(packing, "uses_triton", lambda x: x.dtype != torch.float64)
 
 
@@ -57,6 +58,7 @@ def test_reference_equals_packbits(dtype, size):
 
 @every_dtype
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.triton
 def test_triton_equals_the_reference(dtype, size, monkeypatch):
     x = values(size).to(dtype)
     packed = reference.pack(x)
@@ -97,7 +99,7 @@ def layouts():
 
 
 @pytest.mark.parametrize("layout", layouts())
-@pytest.mark.parametrize("way", ["reference", "triton"])
+@pytest.mark.parametrize("way", ["reference", TRITON])
 def test_every_layout_comes_back(layout, way):
     x = layouts()[layout].to(DEVICE)
     like = torch.empty_like(x)
@@ -114,6 +116,7 @@ def test_neither_has_a_gradient():
     assert not packed.requires_grad and not unpack(packed, (9,)).requires_grad
 
 
+@pytest.mark.triton
 def test_triton_registration_passes_opcheck():
     x = torch.randn(2, 3, 4, 5, device=DEVICE).to(memory_format=torch.channels_last)
     torch.library.opcheck(packing._pack, (x,))

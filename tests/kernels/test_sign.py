@@ -24,7 +24,7 @@ every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, t
 
 @pytest.fixture(autouse=True)
 def kernels_on_this_device(monkeypatch, request):
-    if "triton" in request.node.name:
+    if request.node.get_closest_marker("triton"):
         monkeypatch.setattr(op, "uses_triton", lambda x: x.dtype != torch.float64)
 
 
@@ -167,6 +167,7 @@ def rounding(estimator, params):
 @every_dtype
 @pytest.mark.parametrize("size", [1, 1023, 1025])
 @pytest.mark.filterwarnings("ignore:invalid value encountered in")  # a cosine of infinity
+@pytest.mark.triton
 def test_triton_equals_the_reference(estimator, dtype, size):
     torch.manual_seed(size)
     x = torch.randn(size, device=DEVICE)
@@ -189,6 +190,7 @@ def test_triton_equals_the_reference(estimator, dtype, size):
 
 @every_estimator
 @pytest.mark.parametrize("progress", [0.0, 1.0])
+@pytest.mark.triton
 def test_triton_and_fp32_are_near_float64(estimator, progress):
     entry = ESTIMATORS[estimator]
     points = torch.tensor([k * math.pi for k in range(-3, 4)] + [2e4])
@@ -206,6 +208,7 @@ def test_triton_and_fp32_are_near_float64(estimator, progress):
 
 
 @pytest.mark.parametrize("estimator", ["swishsign", "fda"])
+@pytest.mark.triton
 def test_triton_b_and_w_stretch_x(estimator):
     """f_w(x) = f_1(w x), so h_w(x) = w h_1(w x)."""
     entry, x = ESTIMATORS[estimator], torch.linspace(-2, 2, 101, device=DEVICE)
@@ -235,6 +238,7 @@ def layouts():
 
 @pytest.mark.parametrize("layout", layouts())
 @pytest.mark.parametrize("grad_layout", ["contiguous", "channels_last", "expanded"])
+@pytest.mark.triton
 def test_triton_takes_every_layout_of_x_and_of_its_gradient(layout, grad_layout):
     x = layouts()[layout].to(DEVICE)
     grad = torch.randn(x.shape, device=DEVICE)
@@ -263,6 +267,7 @@ def test_nan_is_never_hidden(estimator):
 
 
 @every_estimator
+@pytest.mark.triton
 def test_triton_registration_passes_opcheck(estimator):
     x = torch.randn(2, 3, 4, 5, device=DEVICE).to(memory_format=torch.channels_last)
     arguments = (x.requires_grad_(), params_of(estimator), estimator)

@@ -10,11 +10,12 @@ from tests.kernels.compilation import TYPES, job, takes
 triton = pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(1, 1, 1, 1), (5, 3, 3, 3), (16, 64, 2, 2), (4097, 1, 1, 1), (32, 37, 3, 3)]
+TRITON = pytest.param("triton", marks=pytest.mark.triton)
 
 
 @pytest.fixture(autouse=True)
 def kernels_on_this_device(monkeypatch, request):
-    if "triton" in request.node.name:
+    if request.node.get_closest_marker("triton"):
         monkeypatch.setattr(op, "uses_triton", lambda x: x.dtype != torch.float64)
 
 
@@ -59,6 +60,7 @@ def test_reference_equals_a_layer_at_a_time(estimator, memory_format):
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.triton
 def test_triton_equals_the_reference(estimator, dtype, monkeypatch):
     weights, params = make_weights(), params_of(estimator)
     signs, scales = binarize_weights(weights, params, estimator, dtype)
@@ -75,7 +77,7 @@ def test_triton_equals_the_reference(estimator, dtype, monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * peak)
 
 
-@pytest.mark.parametrize("where", ["reference", "triton"])
+@pytest.mark.parametrize("where", ["reference", TRITON])
 def test_nan_is_never_hidden(where):
     weights = make_weights()
     with torch.no_grad():
@@ -110,7 +112,7 @@ def test_bad_arguments_name_themselves(weights, params, estimator, word):
         binarize_weights(weights, params, estimator)
 
 
-@pytest.mark.parametrize("where", ["reference", "triton"])
+@pytest.mark.parametrize("where", ["reference", TRITON])
 def test_registration_passes_opcheck(where):
     flat = [w.detach().reshape(-1).requires_grad_() for w in make_weights()[:3]]
     arguments = (flat, params_of("reste"), "reste", torch.float32)

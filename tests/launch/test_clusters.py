@@ -127,6 +127,7 @@ def step(folder):
     return load(max((folder / "checkpoints").glob("*.pt"), key=os.path.getmtime))["step"]
 
 
+@pytest.mark.slow
 @needs_cluster
 def test_slurm_saves_requeues_and_goes_on(cluster):
     submit, root = cluster

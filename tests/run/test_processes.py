@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,25 +31,32 @@ from pipeline.run import processes, rendezvous
 from pipeline.run.errors import UserError
 from pipeline.run.signals import StopSignal
 from pipeline.train.parallel import parallelize
-from tests.faults.harness import Lab, Run, check_same
+from tests.faults.harness import Run, check_same
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    return Lab(tmp_path_factory.mktemp("lab"))
+# Processes that need no torchrun are forked from one that has imported what would take seconds in
+# each; a first custom operator imports torch._dynamo.
+multiprocessing.set_forkserver_preload(["torch._dynamo", "tests.run.test_processes"])
 
 
-def run(lab, name, size, *overrides, code=0):
-    return Run(lab, name, size, overrides=overrides).start().finish(code)
+def fork(function, *arguments, size):
+    """Call ``function(rank, *arguments)`` in ``size`` processes; an error of one is raised."""
+    multiprocessing.start_processes(function, arguments, size, start_method="forkserver")
 
 
-@pytest.mark.parametrize("size", [2, 4])
+def run(lab, name, size, *overrides):
+    return Run(lab, name, size, overrides=overrides).start().finish()
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_number_of_processes_changes_nothing(lab, size):
     check_same(lab.reference(size), lab.reference(1), 1e-9)
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_changes_nothing_for_files(lab):
     """JPEG trees, through DALI where it is installed: order, crops and flips are the same too."""
     tree = lab.root / "tree"
@@ -69,28 +77,52 @@ def test_only_the_main_process_speaks(lab):
     assert "rank" not in said and "Warning" not in said
 
 
+@pytest.mark.slow
 def test_without_synchronised_batch_norm_it_is_another_training(lab):
     other = run(lab, "unsynchronised", 2, "train.sync_bn='false'", "train.epochs=1").records()
     assert abs(other[0]["loss"] - lab.reference(1).records()[0]["loss"]) > 1e-6
 
 
-def test_a_batch_that_cannot_be_shared_is_rounded(lab):
-    rounded = run(lab, "rounded", 4, "data.batch_size=9", "train.epochs=1")
-    assert "data.batch_size: 9 -> 8, a multiple of 4 processes" in rounded.said
-    assert "batch_size: 8\n" in (rounded.folder / "config.yaml").read_text()
+@dataclass
+class Stopped:
+    """A run on two processes, asked to stop in its second epoch and started again."""
+
+    run: Run  # which is over
+    listening: list[list[str]]  # the addresses of torchrun and of the two processes
+    check: str  # what the look for mistakes said before it went on
 
 
-def test_a_rounded_run_goes_on(lab):
-    """Also past the check before torchrun, which is one process that looks as for four."""
-    arguments = (*("data.batch_size=9", "train.epochs=2"), "checkpoint.every_epochs=1")
-    going = Run(lab, "again", 4, overrides=arguments).start()
+@pytest.fixture(scope="module")
+def stopped(lab):
+    overrides = ("data.batch_size=9",)  # which two processes cannot share: the reference has 8
+    going = Run(lab, "stopped", 2, overrides=overrides).start()
     assert going.wait_until(lambda: going.lines() > 7)
+    listening = [_listening(pid) for pid in [going.processes[0].pid, *going.workers()]]
     going.processes[0].send_signal(signal.SIGTERM)
     assert going.end()
-    check = Run(lab, "again", 1, overrides=(*arguments, "--check=4")).start().finish()
-    assert "batch_size: 9 -> 8, a multiple of 4" in check.said
-    going.start().finish()
-    assert going.records()[-1]["epoch"] == 1
+    check = Run(lab, "stopped", 1, overrides=(*overrides, "--check=2")).start().finish()
+    return Stopped(going.start().finish(), listening, check.said)
+
+
+@linux
+def test_a_batch_that_cannot_be_shared_is_rounded(stopped):
+    """In the check before torchrun, too, which is one process that looks as for two."""
+    for said in (stopped.run.said, stopped.check):
+        assert "data.batch_size: 9 -> 8, a multiple of 2 processes" in said
+    assert "batch_size: 8\n" in (stopped.run.folder / "config.yaml").read_text()
+
+
+@linux
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(lab, stopped):
+    assert "interrupted; saved" in stopped.run.said and "going on after" in stopped.run.said
+    check_same(stopped.run, lab.reference(2))
+
+
+@linux
+def test_nothing_listens_to_other_machines(stopped):
+    _, main, other = stopped.listening
+    assert len(main) >= 2 and len(other) >= 1, "gloo, and the main one's store"
+    assert {each for found in stopped.listening for each in found} == {"127.0.0.1"}
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -120,7 +152,7 @@ def _signalled_while_it_waits(rank, port):
 
 
 def test_a_signal_that_comes_while_others_are_waited_for_is_not_lost():
-    multiprocessing.spawn(_signalled_while_it_waits, (free_port(),), nprocs=2)
+    fork(_signalled_while_it_waits, free_port(), size=2)
 
 
 def test_evaluation_on_two_processes_speaks_once(lab):
@@ -137,20 +169,11 @@ def test_evaluation_on_two_processes_speaks_once(lab):
 
 
 def test_an_error_names_its_rank(lab):
-    said = run(lab, "wrong", 2, "model.num_classes=3", code=1).said
+    wrong = Run(lab, "wrong", 2, overrides=("model.num_classes=3",), restarts=0)
+    said = wrong.start().finish(1).said
     for rank in (0, 1):
         assert f"rank {rank}: error: model.num_classes is 3" in said
     assert "UserError" not in said  # no traceback of ours
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_nothing_listens_to_other_machines(lab):
-    going = Run(lab, "listening", 2).start()
-    assert going.wait_until(lambda: going.lines() > 1)
-    addresses = [_listening(pid) for pid in [going.processes[0].pid, *going.workers()]]
-    going.kill()
-    assert len(addresses[1]) >= 2 and len(addresses[2]) >= 1, "gloo, and the main one's store"
-    assert {each for found in addresses for each in found} == {"127.0.0.1"}
 
 
 def _listening(pid):
@@ -204,7 +227,7 @@ def test_nccl_leaves_its_traces_in_the_runs_folder(tmp_path, monkeypatch):
 
 
 def test_who_is_to_blame(monkeypatch):
-    monkeypatch.setattr(processes, "size", lambda: 4)
+    monkeypatch.setattr(rendezvous, "size", lambda: 4)
     error = RuntimeError("[gloo/pair.cc:1] Connection closed\nat ...")
     for ends, words in (
         ({0: "", 1: "", 3: ""}, "rank 2 does not answer, it hangs or is lost ([gloo/pair.cc:1]"),
@@ -236,7 +259,7 @@ def _agree(rank, port, folder):
 
 
 def test_the_main_process_decides_for_all(tmp_path):
-    multiprocessing.spawn(_agree, (free_port(), str(tmp_path)), nprocs=2)
+    fork(_agree, free_port(), str(tmp_path), size=2)
 
 
 def free_port():
@@ -302,8 +325,7 @@ def _block(z, residual, dy, dyb, *, sync):
 @pytest.mark.parametrize("triton", [False, True])
 @pytest.mark.parametrize("sizes", [(3, 3), (0, 6), (2, 1, 4)])
 def test_synchronised_block_of_uneven_batches(sizes, triton, tmp_path):
-    arguments = (free_port(), sizes, str(tmp_path), triton)
-    multiprocessing.spawn(_synchronised, arguments, nprocs=len(sizes))
+    fork(_synchronised, free_port(), sizes, str(tmp_path), triton, size=len(sizes))
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(sizes))]
     tolerance = 1e-5 if triton else 1e-12
     whole = _block(*_data(sum(sizes), torch.float64), sync=False)
