@@ -37,7 +37,9 @@ def block(channels, rows, dtype, *, residual, sign, training=True, bad=False):
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
+)
 def test_compiled_blocks_equal_the_reference(dtype):
     booleans = [False, True]
     cases = [

@@ -146,8 +146,14 @@ def test_one_gradient_alone(dy, dyb):
     agree(results(fused, leaves, **options), theirs, 1e-11)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("shape", [*SHAPES, (8, 5)])
+def kernel_cases():
+    """Every shape in fp32; the other dtypes differ in loads and stores alone, so two shapes do."""
+    for shape, dtype in itertools.product([*SHAPES, (8, 5)], TOLERANCE):
+        quick = dtype == torch.float32 or shape in (SHAPES[1], (8, 5))
+        yield pytest.param(shape, dtype, marks=[] if quick else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [*kernel_cases()])
 @pytest.mark.triton
 def test_triton_equals_the_reference(shape, dtype):
     """Stage by stage on the same inputs, so that no rounding error turns a sign on the way."""
@@ -246,7 +252,7 @@ def test_triton_cuts_many_rows_into_programs(monkeypatch):
     agree(results(fused, leaves, **options), results(plain, wide, **options), 2e-5)
 
 
-def train(images, steps=50):
+def train(images, steps):
     """Losses of a small network with every kind of block."""
     torch.manual_seed(0)
     model = CifarResNet("tiny", "1w1a", 10, "reste", widths=(4, 8), depth=1, project=True)
@@ -263,18 +269,19 @@ def train(images, steps=50):
     return torch.stack(losses)
 
 
+@pytest.mark.parametrize("steps", [10, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.triton
-def test_triton_network_drifts_no_more_than_by_rounding(monkeypatch):
+def test_triton_network_drifts_no_more_than_by_rounding(steps, monkeypatch):
     """One turned sign separates two runs for good, so the yardstick is how fast the reference
     leaves itself when its images change by 1e-7."""
     for module in (sign, weights):
         monkeypatch.setattr(module, "uses_triton", lambda x: op.uses_triton(x))
     images = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    ours = train(images)
+    ours = train(images, steps)
     monkeypatch.setattr(op, "uses_triton", lambda x: False)
-    expected = train(images)
+    expected = train(images, steps)
     noise = [torch.randn_like(images) * 1e-7 for _ in range(4)]
-    drifts = torch.stack([(train(images + n) - expected).abs() for n in noise])
+    drifts = torch.stack([(train(images + n, steps) - expected).abs() for n in noise])
     yardstick = drifts.cummax(1).values.max(0).values  # so far, over four perturbations
     assert ours[0] == pytest.approx(expected[0].item(), rel=1e-6)
     assert ((ours - expected).abs() <= yardstick + 1e-6).all()
