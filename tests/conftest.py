@@ -1,5 +1,6 @@
 """What every test needs before the first kernel is imported."""
 
+import logging
 import os
 
 # One thread in each process, as tensors are small here. Threads that wait for each other spin: on a
@@ -19,6 +20,15 @@ if not GPU:
 
 settings.register_profile("house", deadline=None)  # a first call compiles
 settings.load_profile("house")
+
+
+@pytest.fixture(autouse=True)
+def silent_console():
+    """A command that a test ran has started the console: end it."""
+    yield
+    logger = logging.getLogger("reste")
+    logger.handlers.clear()
+    logger.propagate = True
 
 
 @pytest.fixture(scope="session")
