@@ -130,7 +130,9 @@ def _check_report(report: Path, head: str) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise UserError(f"--report: {report}: {error.strerror}; name another file") from None
+        raise UserError(
+            f"--report: cannot use {report}: {error.strerror}; name another file"
+        ) from None
 
 
 def _splits(root: Path) -> list[str]:

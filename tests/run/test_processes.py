@@ -79,7 +79,7 @@ def test_only_the_main_process_speaks(lab):
 
 @pytest.mark.slow
 def test_without_synchronised_batch_norm_it_is_another_training(lab):
-    other = run(lab, "unsynchronised", 2, "train.sync_bn='false'", "train.epochs=1").records()
+    other = run(lab, "unsynchronised", 2, "train.sync_bn=false", "train.epochs=1").records()
     assert abs(other[0]["loss"] - lab.reference(1).records()[0]["loss"]) > 1e-6
 
 
