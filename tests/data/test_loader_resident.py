@@ -166,9 +166,9 @@ def link(file):
     {
         "no test": (lambda t: remove(t / "test"), "no folder test/"),
         "no train": (lambda t: remove(t / "train"), "no folder train/"),
-        "other class": (lambda t: (t / "test/dog").rename(t / "test/fox"), "class dog is in one"),
-        "class missing": (lambda t: remove(t / "test/dog"), "class dog is in one"),
-        "class more": (lambda t: (t / "test/ant").mkdir(), "class ant is in one"),
+        "other class": (lambda t: (t / "test/dog").rename(t / "test/fox"), "only in train/: dog"),
+        "class missing": (lambda t: remove(t / "test/dog"), "only in train/: dog"),
+        "class more": (lambda t: (t / "test/ant").mkdir(), "only in test/: ant"),
         "one class": (lambda t: remove(*t.glob("*/[de]*")), "one class only"),
         "no class": (lambda t: remove(*t.glob("*/*")), "train"),
         "empty class": (lambda t: [f.unlink() for f in t.glob("train/dog/*")], "train/dog"),
@@ -187,7 +187,7 @@ def test_bad_tree_is_named(tree, spoil, named):
 
 def test_bad_test_split_is_named(tree):
     (tree / "train/dog").rename(tree / "train/fox")
-    assert "class dog is in one" in fails(tree, "test")
+    assert "only in test/: dog; only in train/: fox" in fails(tree, "test")
     shutil.rmtree(tree / "test")
     assert "no folder test/" in fails(tree, "test")
 
@@ -508,13 +508,13 @@ def test_a_cursor_keeps_its_tensors():
     train = loader(numbered(50), 7)
     cursor = train.cursor()
     cursor.seek(0)
-    places = cursor.table.data_ptr(), cursor.at.data_ptr()
+    places = cursor.contents.data_ptr(), cursor.at.data_ptr()
     for epoch, start in ((0, 0), (2, 0), (3, 4), (3, 0), (5, 1)):
-        cursor.prepare(epoch + epoch % 2)  # sometimes that of another epoch
+        cursor.look_ahead(epoch + epoch % 2)  # sometimes that of another epoch
         cursor.seek(epoch, start)
         drawn = [cursor.draw() for _ in range(start, len(train))]
         assert_same(drawn, list(loader(numbered(50), 7).epoch(epoch, start)))
-    assert (cursor.table.data_ptr(), cursor.at.data_ptr()) == places
+    assert (cursor.contents.data_ptr(), cursor.at.data_ptr()) == places
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 20])
