@@ -30,8 +30,9 @@ Pair = tuple[Tensor, Tensor]
 class Binarize(nn.Module):
     """sign(x) with ``estimator``'s gradient; shape, dtype and memory format stay x's.
 
-    ``params`` is a buffer outside of the ``state_dict``. A network's ``set_progress`` fills it with
-    the estimator's parameters for weights, if ``weights``, or for activations.
+    ``params`` is a buffer outside of the ``state_dict``. It holds the estimator's parameters for
+    weights, if ``weights``, or for activations: at first those of the beginning of a training, then
+    those that a network's ``set_progress`` fills in.
     """
 
     params: Tensor
@@ -39,8 +40,9 @@ class Binarize(nn.Module):
     def __init__(self, estimator: str, *, weights: bool = False) -> None:
         super().__init__()
         self.estimator, self.weights = estimator, weights
-        count = len(get_estimator(estimator).parameters)
-        self.register_buffer("params", torch.zeros(count), persistent=False)
+        entry = get_estimator(estimator)
+        schedule = entry.schedule if weights else entry.activation_schedule or entry.schedule
+        self.register_buffer("params", torch.tensor(schedule(0.0)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return binarize(x, self.params, self.estimator)

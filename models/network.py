@@ -1,7 +1,7 @@
 """What all networks share: their binary weights and their estimator's schedule."""
 
 import itertools
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -22,7 +22,15 @@ class BinaryNetwork(nn.Module):
         self.arch, self.bits, self.estimator, self.options = arch, bits, estimator, options
         self.progress = 0.0
         self.binarize_by_stage = False  # so that the gradients of the last stages are there early
-        self.register_forward_pre_hook(_binarize_weights)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Make the binary weights, then call the layers: see ``forward``.
+
+        This is no forward pre-hook, because torch.compile leaves hooks of a whole network outside
+        of its graph.
+        """
+        self.binarize_weights()
+        return super().__call__(*arguments, **options)
 
     def binarize_weights(self) -> None:
         """Make the binary weights of all layers, at once or stage by stage.
@@ -73,11 +81,3 @@ class BinaryNetwork(nn.Module):
     def reset_head_binarization(self, block: nn.Module) -> None:
         """Drop the sign after the last ``block``, because the classifier reads the real stream."""
         cast(NormBinarize, block.bn2).binarize = nn.Identity()
-
-
-def _binarize_weights(network: BinaryNetwork, _: object) -> None:
-    """The pre-hook of every network.
-
-    It is no bound method, which a copy of the network would go on calling on the original.
-    """
-    network.binarize_weights()

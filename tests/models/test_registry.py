@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from kernels import ESTIMATORS
 from models import ARCHS, Arch, BinaryNetwork, build_model, register
-from models.layers import NormBinarize, binarization, conv3x3, global_pool
+from models.layers import Binarize, BinaryConv2d, NormBinarize, binarization, conv3x3, global_pool
 
 
 class Toy(BinaryNetwork):
@@ -119,3 +120,16 @@ def test_distributed_data_parallel_calls_it_too(one_process, by_stage):
     parallel = DistributedDataParallel(model)
     for ours, theirs in zip(gradients(model, images, parallel), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_layers_work_outside_of_a_network(estimator):
+    """Before any schedule is set, they begin as a training does: no gradient is NaN."""
+    torch.manual_seed(0)
+    conv, norm = BinaryConv2d(4, 4, estimator=estimator), NormBinarize(4, Binarize(estimator))
+    x = torch.randn(2, 4, 6, 6, requires_grad=True)
+    y, yb = norm(*conv(x))
+    (y + yb).square().sum().backward()
+    gradients = [x.grad, conv.weight.grad, norm.weight.grad]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert conv.weight.grad.abs().sum() > 0
