@@ -25,7 +25,7 @@ import torch
 from pipeline.run.checkpoint import CheckpointStore, load
 from tests.data.fixtures import cifar_tree
 
-EPOCHS, LINES = 4, 24  # of a whole run; lines in metrics.jsonl: 4 times 5 steps and an epoch
+EPOCHS, LINES = 3, 18  # of a whole run; lines in metrics.jsonl: 3 times 5 steps and an epoch
 LIMIT = 240  # seconds that a run may take
 TIMEOUT = 10  # train.timeout, after which a hung process is noticed
 NOT_COMPARED = ("seconds", "images_per_second", "data_wait")

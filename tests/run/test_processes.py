@@ -31,7 +31,7 @@ from pipeline.run import processes, rendezvous
 from pipeline.run.errors import UserError
 from pipeline.run.signals import StopSignal
 from pipeline.train.parallel import parallelize
-from tests.faults.harness import Run, check_same
+from tests.faults.harness import EPOCHS, Run, check_same
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -73,7 +73,7 @@ def test_the_number_of_processes_changes_nothing_for_files(lab):
 
 def test_only_the_main_process_speaks(lab):
     said = lab.reference(2).said
-    assert len(re.findall("val loss", said)) == 4
+    assert len(re.findall("val loss", said)) == EPOCHS
     assert "rank" not in said and "Warning" not in said
 
 
