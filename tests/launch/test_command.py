@@ -178,7 +178,7 @@ def test_help(words, parser, monkeypatch, capsys):
             assert word is None or word == "--help" or word in usage, "usage leaves it out"
         assert action.help and "%" not in rest
     for line in rest.partition("\nexamples:\n")[2].splitlines():
-        parser.parse(shlex.split(line)[1 + len(words.split()) :])  # it is right
+        parser.parse(shlex.split(line.strip().removeprefix(parser.prog)))  # it is right
 
 
 def test_every_command_is_tested():
