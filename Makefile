@@ -27,6 +27,8 @@ train = $(if $(filter-out 1,$(GPUS)),$(is_number) && $(RESTE) train $(arguments)
   $(TORCHRUN) -m launch.train $(arguments),$(RESTE) train $(arguments))
 bench = $(RESTE) benchmark $(1) $(or $(CONFIG),$(2)) $(if $(DEVICE),train.device=$(DEVICE)) \
   $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)
+# Two processes; the tests of a group (tests/conftest.py) stay together.
+in_parallel = -n $(or $(JOBS),2) --dist loadgroup --no-loadscope-reorder
 # --mount, since -v would create a path that is missing, as root.
 mount_runs = --mount type=bind,source=$(call quote,$(CURDIR)/runs),target=/workspace/reste-trainer/runs
 mount_data = --mount type=bind,source="$$(cd $(call quote,$(DATA)) && pwd)",target=/data,readonly
@@ -46,10 +48,10 @@ quickstart: $(READY)  ## train a small network on a data set drawn here
 	$(RESTE) train quickstart $(ARGS)
 
 test: $(READY)  ## the quick tests, in minutes on a CPU
-	$(PYTHON) -m pytest -m "not gpu and not slow" $(ARGS)
+	$(PYTHON) -m pytest -m "not gpu and not slow" $(in_parallel) $(ARGS)
 
 test-all: $(READY)  ## all tests that need no GPU
-	$(PYTHON) -m pytest -m "not gpu" $(ARGS)
+	$(PYTHON) -m pytest -m "not gpu" $(in_parallel) $(ARGS)
 
 test-gpu: $(READY)  ## the tests that need a GPU
 	$(PYTHON) -m pytest -m gpu $(ARGS)

@@ -43,3 +43,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not GPU and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: "lab" not in item.fixturenames)  # the longest group comes first
+
+
+def _group(item: pytest.Item) -> str:
+    """What runs in one process of several: the tests of a file, or those that share what takes long
+    to make."""
+    shared = [name for name in ("lab", "usages") if name in item.fixturenames]
+    return shared[0] if shared else item.path.as_posix()

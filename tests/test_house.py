@@ -24,6 +24,7 @@ TRAININGS = {
     "cifar10-vgg-small": "cifar10_vgg_small",
 }
 RESTE = ["-P", "-m", "launch"]  # what the launcher gives its interpreter before the command
+PARALLEL = ["-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"]
 ECHO = '#!/bin/sh\nprintf "%s\\n" "$@"\n'  # a program that prints its arguments, one per line
 # An interpreter whose `-m venv DIR` puts a copy of itself into DIR and whose `-m pip` fails while
 # the file `offline` exists. Both leave a line in `log`.
@@ -97,8 +98,8 @@ def test_make_alone_lists_every_target(house):
     ("target", "expected"),
     [
         ("quickstart", [*RESTE, "train", "quickstart", "a=1", "b=2"]),
-        ("test", ["-m", "pytest", "-m", "not gpu and not slow", "a=1", "b=2"]),
-        ("test-all", ["-m", "pytest", "-m", "not gpu", "a=1", "b=2"]),
+        ("test", ["-m", "pytest", "-m", "not gpu and not slow", *PARALLEL, "a=1", "b=2"]),
+        ("test-all", ["-m", "pytest", "-m", "not gpu", *PARALLEL, "a=1", "b=2"]),
         ("test-gpu", ["-m", "pytest", "-m", "gpu", "a=1", "b=2"]),
         (
             "bench-train",
