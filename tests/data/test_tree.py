@@ -193,7 +193,7 @@ def names(path):
     """A pattern for the message of the one line that blames this file."""
     return (
         rf"^data\.path: cannot read the image {re.escape(str(path))} \(.*\); replace or remove it "
-        r"\(.* reste prepare verify .*, data\.exclude .*\)$"
+        r"\(.*reste prepare verify .*, data\.exclude .*\)$"
     )
 
 
