@@ -65,7 +65,7 @@ def is_restart(config: Config) -> bool:
 def _read(config: Config) -> dict[str, Any]:
     """What the predecessors of these processes left, or nothing."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        word = json.loads(_path(config).read_text())
+        word = json.loads(_path(config).read_text(encoding="utf-8"))
         if _Job.name and word["job"] == _Job.name:
             return dict(word)
     return {}

@@ -16,7 +16,7 @@ from pipeline.run import processes
 from pipeline.run.checkpoint import FORMAT, CheckpointStore
 from pipeline.run.config import Config, to_dict
 from pipeline.run.console import ProgressBar, clock, logger
-from pipeline.run.errors import Diverged, Interrupted
+from pipeline.run.errors import Diverged
 from pipeline.run.recorder import Recorder
 from pipeline.run.signals import StopSignal
 from pipeline.train.evaluation import Evaluation
@@ -107,7 +107,9 @@ class Trainer:
         state.model.train()
         state.watch.seek(self.step)
         label = f"epoch {state.epoch + 1}/{self.config.train.epochs}"
-        with ProgressBar(label, steps, first) as bar:
+        images = self.config.data.batch_size
+        later = (self.config.train.epochs - state.epoch - 1) * steps
+        with ProgressBar(label, steps, first, images=images, later=later) as bar:
             mark = time.perf_counter()
             for waited in self.stepper.epoch(state.epoch, first):
                 state.batch += 1
@@ -173,9 +175,7 @@ class Trainer:
 
     def _stop_if_asked(self, done: int, total: int) -> None:
         if self.stop.is_asked(done, total):
-            path = self._save()
-            text = f"interrupted; saved {path}; start it again to go on"
-            raise Interrupted(self.stop.signal, text)
+            raise self.stop.end(self._save())
 
     def _evaluate(self) -> tuple[dict[str, float], float]:
         """The validation metrics, and the seconds that they took."""
@@ -193,10 +193,12 @@ class Trainer:
 
     def _finish_epoch(self, record: dict[str, Any], seconds: float) -> None:
         config, state, epochs = self.config, self.state, self.config.train.epochs
+        self.recorder.write(record, self.step)
+        if self.stop.has_failed():  # started again, it evaluates again
+            raise self.stop.end(self._save())
         state.last = {name: record[name] for name in ("epoch", *(f"val_{m}" for m in METRICS))}
         if is_best := record["val_top1"] > state.best["val_top1"]:
             state.best = state.last
-        self.recorder.write(record, self.step)
         state.finish_epoch()
         logger.info("epoch %d/%d  %s", state.epoch, epochs, summary_of(record))
         if config.log.eta and state.epoch % config.log.eta == 0 and state.epoch < epochs:
