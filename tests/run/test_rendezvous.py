@@ -42,8 +42,8 @@ def test_what_a_scheduler_left_alone_is_named(monkeypatch, left, device, missing
     with pytest.raises(UserError) as error:
         start(monkeypatch, {k: GOOD[k] for k in ("WORLD_SIZE", *left)}, device)
     assert str(error.value) == (
-        f"WORLD_SIZE=4 says that this is one of 4 processes, but {missing}start them with torchrun, "
-        "or train in one process after: unset WORLD_SIZE"
+        f"WORLD_SIZE=4 says that this is one of 4 processes, but {missing}start them with "
+        "torchrun, or train in one process after: unset WORLD_SIZE"
     )
 
 
