@@ -14,7 +14,7 @@ except ImportError:  # Windows
 from pipeline.run.config import Config, to_dict
 from pipeline.run.console import check_file, logger
 from pipeline.run.errors import UserError
-from pipeline.run.files import write_atomically
+from pipeline.run.files import open_file, write_atomically
 from pipeline.run.lines import LineFile
 
 
@@ -119,12 +119,14 @@ class Wandb:
             identity = folder / "wandb_id"
             if not identity.exists():
                 write_atomically(identity, os.urandom(6).hex().encode())
+            with open_file(identity) as file:
+                name = file.read(64).decode()
             self.run = wandb.init(
                 project=project,
                 name=folder.name,
                 dir=folder,
                 config=config,
-                id=identity.read_text(encoding="utf-8"),
+                id=name,
                 resume="allow",
                 mode=mode,  # type: ignore[arg-type]
             )
