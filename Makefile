@@ -6,7 +6,7 @@ define break
 
 endef
 typed = $(if $(findstring $(break),$(value $(1))),$(error $(1) holds a line break; give it without))$(value $(1))
-given = DATA CONFIG GPUS DEVICE ARGS CMD MINUTES IMAGE BASE_IMAGE PYTHON BASE_PYTHON
+given = DATA CONFIG GPUS DEVICE ARGS CMD MINUTES JOBS IMAGE BASE_IMAGE PYTHON BASE_PYTHON
 $(foreach name,$(.VARIABLES),$(if $(filter command environment,$(firstword $(origin $(name)))),\
   $(if $(or $(filter $(name),$(given)),$(filter command,$(firstword $(origin $(name))))),\
   $(eval override $(name) := $$(call typed,$(name))))))

@@ -2,9 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 try:
     import fcntl
@@ -18,19 +17,10 @@ from pipeline.run.files import open_file, write_atomically
 from pipeline.run.lines import LineFile
 
 
-def _raise(error: UserError) -> NoReturn:
-    raise error
-
-
 class Recorder:
-    """Takes the records of a run; does nothing before ``open``, as in all but the main process.
+    """Takes the records of a run; does nothing before ``open``, as in all but the main process."""
 
-    ``fail`` is called where metrics.jsonl or log.txt cannot be written; unless it raises, the lines
-    are tried again with the next record.
-    """
-
-    def __init__(self, fail: Callable[[UserError], None] = _raise) -> None:
-        self.fail = fail
+    def __init__(self) -> None:
         self.lines: JsonLines | None = None
         self.wandb: Wandb | None = None
 
@@ -41,20 +31,22 @@ class Recorder:
         self.wandb = Wandb(config.log.wandb, config.log.project, folder, to_dict(config))
 
     def write(self, record: dict[str, Any], step: int) -> None:
-        """Add ``record``, of plain values, made after ``step`` steps."""
+        """Add ``record``, of plain values, made after ``step`` steps.
+
+        Raises UserError where metrics.jsonl or log.txt cannot be written; the lines are tried again
+        with the next record.
+        """
+        if self.wandb:
+            self.wandb.write(record, step)
         if self.lines:
             try:
                 self.lines.write(record)
                 check_file()
             except OSError as error:
-                self.fail(
-                    UserError(
-                        f"cannot write {error.filename}: {error.strerror}; repair that or make "
-                        "room, and start it again to go on"
-                    )
-                )
-        if self.wandb:
-            self.wandb.write(record, step)
+                raise UserError(
+                    f"cannot write {error.filename}: {error.strerror}; repair that or make room, "
+                    "and start it again to go on"
+                ) from None
 
     def size(self) -> int:
         """The length of metrics.jsonl in bytes."""

@@ -72,7 +72,7 @@ def _train(config: Config, stop: StopSignal, only_check: int) -> Outcome | None:
     model = make_network(config)
     if only_check:
         return None
-    recorder = Recorder(stop.fail)
+    recorder = Recorder()
     trainer = Trainer(config, model, loaders, device, store, stop, recorder)
     open_folder(config, recorder, state["metrics_size"] if state else 0)
     if state:

@@ -16,7 +16,7 @@ from pipeline.run import processes
 from pipeline.run.checkpoint import FORMAT, CheckpointStore
 from pipeline.run.config import Config, to_dict
 from pipeline.run.console import ProgressBar, clock, logger
-from pipeline.run.errors import Diverged
+from pipeline.run.errors import Diverged, UserError
 from pipeline.run.recorder import Recorder
 from pipeline.run.signals import StopSignal
 from pipeline.train.evaluation import Evaluation
@@ -161,11 +161,17 @@ class Trainer:
     def _log_step(self, bar: ProgressBar, rate: float) -> None:
         state, means = self.state, self.state.sums.means()
         record = {"kind": "step", "step": self.step, "epoch": state.epoch, "lr": rate}
-        self.recorder.write({**record, "loss": means["loss"]}, self.step)
+        self._record({**record, "loss": means["loss"]})
         steps_left = self.config.train.epochs * len(self.loader) - self.step
         values = {name: means[name] for name in METRICS if METRICS[name].in_training}
         values["images/s"] = self._images_per_second()
         bar.show(state.batch, state.seconds / state.batch * steps_left, **values)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        try:
+            self.recorder.write(record, self.step)
+        except UserError as error:  # the others are asked to end too, when all have saved
+            self.stop.fail(error)
 
     def _save_if_due(self, first: int) -> None:
         batch, every = self.state.batch, self.config.checkpoint.every_steps
@@ -193,7 +199,7 @@ class Trainer:
 
     def _finish_epoch(self, record: dict[str, Any], seconds: float) -> None:
         config, state, epochs = self.config, self.state, self.config.train.epochs
-        self.recorder.write(record, self.step)
+        self._record(record)
         if self.stop.has_failed():  # started again, it evaluates again
             raise self.stop.end(self._save())
         state.last = {name: record[name] for name in ("epoch", *(f"val_{m}" for m in METRICS))}

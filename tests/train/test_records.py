@@ -12,7 +12,6 @@ from launch import train as train_command
 from pipeline.prepare.verify import verify_tree
 from pipeline.run.checkpoint import load
 from pipeline.run.errors import UserError
-from pipeline.run.recorder import Recorder
 from pipeline.run.streams import Courtesy
 from pipeline.train.trainer import Trainer
 from tests import ROOT
@@ -35,9 +34,8 @@ def before(monkeypatch, name, act, *, at):
 
 
 def recorded(trainer, folder, store):
-    """Let ``trainer`` save in ``store`` and tell of failures as a whole training does."""
+    """Let ``trainer`` save in ``store``."""
     trainer.store.folder = store
-    trainer.recorder = Recorder(trainer.stop.fail)
     return fit(trainer, folder)
 
 
