@@ -114,7 +114,7 @@ class ProgressBar:
     """
 
     def __init__(
-        self, label: str, total: int, done: int = 0, *, images: int = 1, later: int = 0
+        self, label: str, total: int, done: int = 0, images: int = 1, later: int = 0
     ) -> None:
         self.label, self.total, self.done = label, total, done
         self.images, self.later = images, later

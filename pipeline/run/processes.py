@@ -92,6 +92,12 @@ def from_main(make: Callable[[], bytes]) -> bytes:
     return content
 
 
+def alike(check: Callable[[], object]) -> None:
+    """Let the main process do ``check``, which would find the same in all; so is a ``UserError``
+    raised."""
+    from_main(lambda: b"" if check() else b"")
+
+
 def end_with_parent(number: int) -> None:
     """Let this process get the signal ``number`` when the one that started it dies (on Linux)."""
     if sys.platform == "linux":

@@ -5,15 +5,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from pipeline.run import processes
-from pipeline.run.errors import Interrupted, UserError
+from pipeline.run.errors import Interrupted
 
 AGREE_EVERY = 8  # steps between two looks at what the other processes were asked
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
-FAILED = 1000  # stands for a failure where processes agree on the number of a signal
 
 
 class StopSignal:
@@ -27,8 +25,6 @@ class StopSignal:
     def __init__(self, unsaved: str = "interrupted before the training began") -> None:
         self.unsaved = unsaved
         self.signal = 0
-        self.failure: UserError | None = None
-        self.agreed = 0
         self.can_save = False
         self.previous: dict[int, Any] = {}
         self.listener: _Listener | None = None
@@ -47,36 +43,18 @@ class StopSignal:
         if self.listener:
             self.listener.end()
 
-    def fail(self, error: UserError) -> None:
-        """Ask all processes to save and to end with ``error``: the records cannot be written."""
-        self.failure = self.failure or error
-
     def is_asked(self, done: int, total: int) -> bool:
         """Whether any process was asked to stop, after ``done`` of ``total`` steps.
 
         All processes must call it after each step, and all learn it after the same one.
         """
-        asked = FAILED if self.failure else self.signal
-        if processes.size() > 1:
-            if done % AGREE_EVERY and done != total:
-                return False
-            asked = processes.largest(asked)
-        if asked and asked != FAILED:  # a signal that came meanwhile is kept
-            self.signal = asked
-        self.agreed = asked
-        return bool(asked)
-
-    def has_failed(self) -> bool:
-        """Whether ``fail`` was called in any process; all must call this together."""
-        self.agreed = processes.largest(FAILED if self.failure else 0)
-        return bool(self.agreed)
-
-    def end(self, path: Path) -> Interrupted | UserError:
-        """What the run ends with, after it was asked to stop and has saved ``path``."""
-        if self.agreed == FAILED:
-            what, _, remedy = str(self.failure or "the main process cannot write").partition("; ")
-            return UserError(f"{what} (saved {path}); {remedy or 'see what it says'}")
-        return Interrupted(self.signal, f"interrupted; saved {path}; start it again to go on")
+        if processes.size() == 1:
+            return bool(self.signal)
+        if done % AGREE_EVERY and done != total:
+            return False
+        if agreed := processes.largest(self.signal):  # a signal that came meanwhile is kept
+            self.signal = agreed
+        return bool(agreed)
 
     def _note(self, number: int, _: object) -> None:
         if not self.can_save:

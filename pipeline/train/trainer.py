@@ -16,7 +16,7 @@ from pipeline.run import processes
 from pipeline.run.checkpoint import FORMAT, CheckpointStore
 from pipeline.run.config import Config, to_dict
 from pipeline.run.console import ProgressBar, clock, logger
-from pipeline.run.errors import Diverged, UserError
+from pipeline.run.errors import Diverged, Interrupted, UserError
 from pipeline.run.recorder import Recorder
 from pipeline.run.signals import StopSignal
 from pipeline.train.evaluation import Evaluation
@@ -107,9 +107,8 @@ class Trainer:
         state.model.train()
         state.watch.seek(self.step)
         label = f"epoch {state.epoch + 1}/{self.config.train.epochs}"
-        images = self.config.data.batch_size
         later = (self.config.train.epochs - state.epoch - 1) * steps
-        with ProgressBar(label, steps, first, images=images, later=later) as bar:
+        with ProgressBar(label, steps, first, self.config.data.batch_size, later) as bar:
             mark = time.perf_counter()
             for waited in self.stepper.epoch(state.epoch, first):
                 state.batch += 1
@@ -168,10 +167,12 @@ class Trainer:
         bar.show(state.batch, state.seconds / state.batch * steps_left, **values)
 
     def _record(self, record: dict[str, Any]) -> None:
+        """Add ``record``; where the main process cannot, all save and end."""
         try:
-            self.recorder.write(record, self.step)
-        except UserError as error:  # the others are asked to end too, when all have saved
-            self.stop.fail(error)
+            processes.alike(lambda: self.recorder.write(record, self.step))
+        except UserError as error:
+            what, _, remedy = str(error).partition("; ")
+            raise UserError(f"{what} (saved {self._save()}); {remedy}") from None
 
     def _save_if_due(self, first: int) -> None:
         batch, every = self.state.batch, self.config.checkpoint.every_steps
@@ -181,7 +182,9 @@ class Trainer:
 
     def _stop_if_asked(self, done: int, total: int) -> None:
         if self.stop.is_asked(done, total):
-            raise self.stop.end(self._save())
+            path = self._save()
+            text = f"interrupted; saved {path}; start it again to go on"
+            raise Interrupted(self.stop.signal, text)
 
     def _evaluate(self) -> tuple[dict[str, float], float]:
         """The validation metrics, and the seconds that they took."""
@@ -199,9 +202,7 @@ class Trainer:
 
     def _finish_epoch(self, record: dict[str, Any], seconds: float) -> None:
         config, state, epochs = self.config, self.state, self.config.train.epochs
-        self._record(record)
-        if self.stop.has_failed():  # started again, it evaluates again
-            raise self.stop.end(self._save())
+        self._record(record)  # first: if it fails, the run evaluates again when it goes on
         state.last = {name: record[name] for name in ("epoch", *(f"val_{m}" for m in METRICS))}
         if is_best := record["val_top1"] > state.best["val_top1"]:
             state.best = state.last

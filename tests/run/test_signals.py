@@ -6,11 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from pipeline.run.errors import Interrupted, UserError
+from pipeline.run.errors import Interrupted
 from pipeline.run.signals import NAMES, StopSignal
 from tests import ROOT
 
@@ -40,9 +39,7 @@ def test_a_signal_is_noted_and_answered(name, capfd):
         stop.can_save = True
         send(name)
         assert stop.is_asked(2, 9)
-    end = stop.end(Path("x.pt"))
-    assert isinstance(end, Interrupted) and end.signal == getattr(signal, name)
-    assert str(end) == "interrupted; saved x.pt; start it again to go on"
+    assert stop.signal == getattr(signal, name)
     said = capfd.readouterr().err
     assert said.count(": saving after this step") == 1
     assert ("Ctrl-C again: at once, unsaved" in said) == (name == "SIGINT")
@@ -67,17 +64,6 @@ def test_nohup_is_respected():
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def test_a_failure_of_records_ends_a_run_as_a_signal_does():
-    stop = StopSignal()
-    assert not stop.has_failed()
-    stop.fail(UserError("no room; make some"))
-    stop.fail(UserError("later"))
-    stop.signal = signal.SIGTERM
-    assert stop.has_failed() and stop.is_asked(1, 9)
-    end = stop.end(Path("x.pt"))
-    assert isinstance(end, UserError) and str(end) == "no room (saved x.pt); make some"
 
 
 @pytest.mark.parametrize("console", ["pipe", "closed"])
