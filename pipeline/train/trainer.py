@@ -154,8 +154,7 @@ class Trainer:
         self.state.watch.check(scale, self.step, self.state.epoch, len(self.loader))
 
     def _images_per_second(self) -> float:
-        images = self.state.batch * self.config.data.batch_size
-        return images / max(self.state.seconds, 1e-9)
+        return self.state.batch * self.config.data.batch_size / max(self.state.seconds, 1e-9)
 
     def _log_step(self, bar: ProgressBar, rate: float) -> None:
         state, means = self.state, self.state.sums.means()
@@ -171,8 +170,7 @@ class Trainer:
         try:
             processes.alike(lambda: self.recorder.write(record, self.step))
         except UserError as error:
-            what, _, remedy = str(error).partition("; ")
-            raise UserError(f"{what} (saved {self._save()}); {remedy}") from None
+            raise UserError(f"{error} from {self._save()}, which was saved") from None
 
     def _save_if_due(self, first: int) -> None:
         batch, every = self.state.batch, self.config.checkpoint.every_steps
@@ -182,8 +180,7 @@ class Trainer:
 
     def _stop_if_asked(self, done: int, total: int) -> None:
         if self.stop.is_asked(done, total):
-            path = self._save()
-            text = f"interrupted; saved {path}; start it again to go on"
+            text = f"interrupted; saved {self._save()}; start it again to go on"
             raise Interrupted(self.stop.signal, text)
 
     def _evaluate(self) -> tuple[dict[str, float], float]:

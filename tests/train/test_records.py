@@ -59,7 +59,8 @@ def test_removed_records_end_a_run_with_a_saved_state(tmp_path, monkeypatch, pla
     with pytest.raises(UserError, match="cannot write .*metrics.jsonl: it was removed") as error:
         recorded(make_trainer(tmp_path, EVERY), folder, store)
     path = store / "step_9.pt"
-    assert f"(saved {path}); repair that or make room, and start it again" in str(error.value)
+    remedy = "repair that or make room, and start it again to go on from"
+    assert str(error.value).endswith(f"; {remedy} {path}, which was saved")
     assert load(path)["step"] == 9
 
 
@@ -110,7 +111,9 @@ def test_a_removed_log_ends_a_run(arguments, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "runs/tiny"
     with monkeypatch.context() as patch:
         before(patch, "train_step", lambda: (folder / "log.txt").unlink(), at=2)
-        with pytest.raises(UserError, match=r"log.txt: it was removed .*\(saved .*step_3.pt\)"):
+        with pytest.raises(
+            UserError, match=r"log.txt: it was removed .*step_3.pt, which was saved"
+        ):
             train_command.main(arguments)
     train_command.main(arguments)  # started again, it goes on
     assert "going on after epoch 0, batch 3" in (folder / "log.txt").read_text()
