@@ -63,7 +63,7 @@ class TorchvisionLoader(FolderLoader):
 
     def _fits(self) -> bool:
         """Whether the batches that are read ahead fit into shared memory; says it if not."""
-        needed = (AHEAD + 1) * self.workers * self.plan.local_batch_size * self.size**2 * 3
+        needed = (AHEAD * self.workers + 1) * self.plan.local_batch_size * self.size**2 * 3
         free = _free_shared_memory()
         if free is None or needed <= free:
             return True
