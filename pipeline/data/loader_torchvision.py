@@ -77,8 +77,10 @@ class TorchvisionLoader(FolderLoader):
     def _read(self) -> Batch:
         try:
             batch = next(self._stream)
-        except RuntimeError as error:
-            if not re.match(r"DataLoader worker \(pid", str(error)):
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+            # A batch whose process is gone cannot be fetched from it, before torch has noticed.
+            is_told = re.match(r"DataLoader worker \(pid", str(error))
+            if isinstance(error, RuntimeError) and not is_told:
                 raise
             raise UserError(
                 f"a loader process ended ({' '.join(str(error).split())}); set data.workers=0, or "

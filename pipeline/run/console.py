@@ -77,7 +77,7 @@ def check_file() -> None:
 
 class _Pace:
     """When progress is told off a terminal: after the first steps of each kind of work, and then
-    whenever nothing was said for about as long as the run has lasted, within ``GAPS``."""
+    whenever nothing was said for as long as the run had lasted before, within ``GAPS``."""
 
     def __init__(self) -> None:
         self.begin()
@@ -96,9 +96,9 @@ class _Pace:
         if kind not in self.known and steps >= FIRST_STEPS:
             self.known.add(kind)
             return left > GAPS[0]
-        now = time.monotonic()
         shortest, longest = GAPS
-        return now - self.spoken >= min(max(now - self.began, shortest), longest)
+        gap = min(max(self.spoken - self.began, shortest), longest)
+        return time.monotonic() - self.spoken >= gap
 
 
 _pace = _Pace()

@@ -11,7 +11,9 @@ from pipeline.run.errors import UserError
 
 
 def limited(wanted):
-    return workers.limit_workers(make_config({}, [f"data.workers={wanted}"])).data.workers
+    return workers.limit_workers(
+        make_config({}, ["run.name=x", f"data.workers={wanted}"])
+    ).data.workers
 
 
 @pytest.fixture

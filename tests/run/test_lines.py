@@ -18,7 +18,7 @@ def test_lines_are_appended(file):
     file.add("é\udcff")
     again = LineFile(file.path)
     again.add("b")
-    assert file.path.read_bytes() == b"a\n\xc3\xa9\\udcff\nb\n" and again.size() == 12
+    assert file.path.read_bytes() == b"a\n\xc3\xa9\\udcff\nb\n" and again.size() == 13
     again.cut(2)
     again.add("c")
     assert file.path.read_text() == "a\nc\n"

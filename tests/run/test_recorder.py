@@ -84,11 +84,13 @@ class Full:
 @pytest.fixture
 def run(tmp_path):
     """An open recorder beside a log, and its folder."""
+    folder = tmp_path / "run"
+    folder.mkdir()
     recorder = Recorder()
-    recorder.lines = JsonLines(tmp_path / "metrics.jsonl")
+    recorder.lines = JsonLines(folder / "metrics.jsonl")
     console.start_console()
-    console.start_file(tmp_path / "log.txt")
-    return SimpleNamespace(recorder=recorder, folder=tmp_path)
+    console.start_file(folder / "log.txt")
+    return SimpleNamespace(recorder=recorder, folder=folder)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt"])
