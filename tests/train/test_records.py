@@ -147,27 +147,33 @@ def test_the_first_line_comes_before_the_data_are_read(arguments, capsys):
     assert capsys.readouterr().err.endswith("runs/tiny: reading /nonexistent\n")
 
 
-PLANTED = [
-    "config.yaml", ".config.yaml.tmp", "job.json", ".job.json.tmp", "metrics.jsonl", "log.txt",
-    "checkpoints/epoch_0001.pt", "checkpoints/.epoch_0001.pt.tmp", "checkpoints/best.pt",
-    "checkpoints/.best.pt.tmp", "plots/training.png", "plots/.training.png.tmp",
-]  # fmt: skip
+PLANTED = {
+    "records": ["metrics.jsonl"],
+    "log": ["log.txt"],
+    "checkpoint": ["checkpoints/epoch_0001.pt", "checkpoints/best.pt"],
+    "others": [
+        "config.yaml", ".config.yaml.tmp", "job.json", ".job.json.tmp", "checkpoints/best.pt",
+        "checkpoints/.epoch_0001.pt.tmp", "checkpoints/.best.pt.tmp", "plots/training.png",
+        "plots/.training.png.tmp",
+    ],
+}  # fmt: skip
 
 
-def test_what_others_planted_in_a_run_is_not_written_through(arguments, tmp_path, monkeypatch):
-    theirs = tmp_path / "theirs"
+@pytest.mark.parametrize("name", PLANTED)
+def test_what_others_planted_in_a_run_is_not_written_through(
+    arguments, tmp_path, monkeypatch, name
+):
+    theirs, run = tmp_path / "theirs", tmp_path / "runs" / "tiny"
     theirs.write_text("theirs")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
-    for name in PLANTED:
-        link = tmp_path / "runs" / name.replace("/", "_").strip(".") / name
-        link.parent.mkdir(parents=True)
-        link.symlink_to(theirs)
-        run = link.relative_to(tmp_path / "runs").parts[0]
-        try:
-            train_command.main([*arguments, f"run.name={run}"])
-        except UserError as error:
-            assert "\n" not in str(error)
-        assert theirs.read_text() == "theirs", name
+    for file in PLANTED[name]:
+        (run / file).parent.mkdir(parents=True, exist_ok=True)
+        (run / file).symlink_to(theirs)
+    try:
+        train_command.main(arguments)
+    except UserError as error:
+        assert "\n" not in str(error)
+    assert theirs.read_text() == "theirs"
 
 
 def test_what_others_planted_beside_a_report_is_not_written_through(tmp_path, cifar):
