@@ -1,9 +1,25 @@
+# What a person gives stays as it was typed: make itself would expand each $ in it. Only a line break
+# has no way through a recipe. ARGS and CMD are lists of words, in which a shell takes quotes away; in
+# ARGS, what a shell would run or expand is refused.
+define break
+
+
+endef
+typed = $(if $(findstring $(break),$(value $(1))),$(error $(1) holds a line break; give it without))$(value $(1))
+given = DATA CONFIG GPUS DEVICE ARGS CMD MINUTES JOBS IMAGE BASE_IMAGE PYTHON BASE_PYTHON
+$(foreach name,$(.VARIABLES),$(if $(filter command environment,$(firstword $(origin $(name)))),\
+  $(if $(or $(filter $(name),$(given)),$(filter command,$(firstword $(origin $(name))))),\
+  $(eval override $(name) := $$(call typed,$(name))))))
+$(foreach sign,$$ ` ; & | < >,$(if $(findstring $(sign),$(ARGS)),$(error ARGS holds $(sign), which a \
+  shell would take for its own; give that value in a config, or to ./reste train)))
+
 # PYTHON=... takes that interpreter as it is; without it, .venv is made once and kept up to date.
 VENV := .venv
 BASE_PYTHON ?= python3
 BASE_IMAGE ?= nvcr.io/nvidia/pytorch:26.09-py3
 IMAGE ?= reste-trainer
-CMD ?= make imagenet-r18 $(if $(DATA),DATA=/data) $(if $(GPUS),GPUS=$(GPUS)) $(if $(ARGS),ARGS=$(call quote,$(ARGS)))
+CMD ?= make imagenet-r18 $(if $(DATA),DATA=/data) $(if $(GPUS),GPUS=$(call quote,$(GPUS))) \
+  $(if $(ARGS),ARGS=$(call quote,$(ARGS)))
 
 ifdef PYTHON
 READY :=
@@ -15,23 +31,25 @@ RESTE = ./reste
 endif
 
 quote = '$(subst ','\'',$(1))'
+python = $(call quote,$(PYTHON))
 # One node: like this nothing listens to other machines; with torchrun's --standalone it does.
 TORCHRUN = meeting=$$(mktemp) && trap 'rm -f "$$meeting"' EXIT && TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 \
   OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(( ($$(getconf _NPROCESSORS_ONLN) + $(GPUS) - 1) / $(GPUS) ))} \
-  $(PYTHON) -m torch.distributed.run --rdzv-backend=c10d --rdzv-conf=store_type=file \
+  $(python) -m torch.distributed.run --rdzv-backend=c10d --rdzv-conf=store_type=file \
   --rdzv-endpoint="$$meeting" --local-addr=127.0.0.1 --nproc-per-node=$(GPUS) --max-restarts=3
 arguments = $(1) $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)
 # torchrun answers every failure with a long report of its own, so a mistake is looked for first.
 is_number = case $(call quote,$(GPUS)) in *[!0-9]* | 0*) echo 'error: GPUS is no number of GPUs' >&2; exit 2 ;; esac
-train = $(if $(filter-out 1,$(GPUS)),$(is_number) && $(RESTE) train $(arguments) --check=$(GPUS) && \
+is_several = $(if $(GPUS),$(subst =1=,,=$(GPUS)=))
+train = $(if $(is_several),$(is_number) && $(RESTE) train $(arguments) --check=$(GPUS) && \
   $(TORCHRUN) -m launch.train $(arguments),$(RESTE) train $(arguments))
-bench = $(RESTE) benchmark $(1) $(or $(CONFIG),$(2)) $(if $(DEVICE),train.device=$(DEVICE)) \
+bench = $(RESTE) benchmark $(1) $(if $(CONFIG),$(call quote,$(CONFIG)),$(2)) $(if $(DEVICE),$(call quote,train.device=$(DEVICE))) \
   $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)
 # Two processes; the tests of a group (tests/conftest.py) stay together.
-in_parallel = -n $(or $(JOBS),2) --dist loadgroup --no-loadscope-reorder
+in_parallel = -n $(call quote,$(or $(JOBS),2)) --dist loadgroup --no-loadscope-reorder
 # --mount, since -v would create a path that is missing, as root.
 mount_runs = --mount type=bind,source=$(call quote,$(CURDIR)/runs),target=/workspace/reste-trainer/runs
-mount_data = --mount type=bind,source="$$(cd $(call quote,$(DATA)) && pwd)",target=/data,readonly
+mount_data = --mount type=bind,source="$$(CDPATH= cd -- $(call quote,$(DATA)) && pwd)",target=/data,readonly
 
 .PHONY: help setup quickstart test test-all test-gpu soak lint format \
 	imagenet-r18 imagenet-r34 cifar10-r20 cifar10-r20-bireal cifar10-r18 cifar10-vgg-small \
@@ -48,25 +66,25 @@ quickstart: $(READY)  ## train a small network on a data set drawn here
 	$(RESTE) train quickstart $(ARGS)
 
 test: $(READY)  ## the quick tests, in minutes on a CPU
-	$(PYTHON) -m pytest -m "not gpu and not slow" $(in_parallel) $(ARGS)
+	$(python) -m pytest -m "not gpu and not slow" $(in_parallel) $(ARGS)
 
 test-all: $(READY)  ## all tests that need no GPU
-	$(PYTHON) -m pytest -m "not gpu" $(in_parallel) $(ARGS)
+	$(python) -m pytest -m "not gpu" $(in_parallel) $(ARGS)
 
 test-gpu: $(READY)  ## the tests that need a GPU
-	$(PYTHON) -m pytest -m gpu $(ARGS)
+	$(python) -m pytest -m gpu $(ARGS)
 
 soak: $(READY)  ## break real runs for MINUTES=30 and see whether they survive
-	$(PYTHON) -m tests.faults.soak --minutes $(or $(MINUTES),30)
+	$(python) -m tests.faults.soak --minutes $(call quote,$(or $(MINUTES),30))
 
 lint: $(READY)  ## ruff and mypy; changes nothing
-	$(PYTHON) -m ruff check .
-	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
 
 format: $(READY)  ## let ruff rewrite the sources
-	$(PYTHON) -m ruff check --fix .
-	$(PYTHON) -m ruff format .
+	$(python) -m ruff check --fix .
+	$(python) -m ruff format .
 
 imagenet-r18: $(READY)  ## ImageNet, ResNet-18
 	$(call train,imagenet_resnet18)
@@ -99,19 +117,19 @@ scaling: $(READY)  ## the tables and the plot of docs/scaling.md
 	$(RESTE) benchmark scaling
 
 docker-build:  ## build the image (BASE_IMAGE=, IMAGE=)
-	docker build --build-arg BASE_IMAGE=$(BASE_IMAGE) -t $(IMAGE) .
+	docker build --build-arg $(call quote,BASE_IMAGE=$(BASE_IMAGE)) -t $(call quote,$(IMAGE)) .
 
 docker-run:  ## imagenet-r18, or CMD="make ...", in the image; DATA becomes /data, runs/ is shared
 	@mkdir -p runs
 	docker run --rm $$(test -t 0 && echo -it) --gpus all --ipc=host --ulimit memlock=-1 --ulimit stack=67108864 \
-	  --user "$$(id -u):$$(id -g)" --env WANDB_API_KEY $(mount_runs) $(if $(DATA),$(mount_data)) $(IMAGE) $(CMD)
+	  --user "$$(id -u):$$(id -g)" --env WANDB_API_KEY $(mount_runs) $(if $(DATA),$(mount_data)) $(call quote,$(IMAGE)) $(CMD)
 
 # .incomplete marks an environment that was begun here and not finished: it is made anew. Any other
 # one is only brought up to date.
 $(VENV)/.ready: pyproject.toml
 	@if [ -e $(VENV)/.incomplete ] || [ ! -x $(VENV)/bin/python ]; then \
-	  $(BASE_PYTHON) -c 'import ensurepip, sys; assert sys.version_info >= (3, 11)' 2>/dev/null || \
-	    { echo 'error: $(BASE_PYTHON) is no Python 3.11 or newer with its venv module: make setup BASE_PYTHON=/path/to/python3.11' >&2; exit 1; }; \
-	  rm -rf $(VENV) && mkdir $(VENV) && touch $(VENV)/.incomplete && $(BASE_PYTHON) -m venv $(VENV); fi
-	$(PYTHON) -m pip install --disable-pip-version-check '.[torch,test,lint,wandb,plot]'
+	  $(call quote,$(BASE_PYTHON)) -c 'import ensurepip, sys; assert sys.version_info >= (3, 11)' 2>/dev/null || \
+	    { echo $(call quote,error: $(BASE_PYTHON) is no Python 3.11 or newer with its venv module: make setup BASE_PYTHON=/path/to/python3.11) >&2; exit 1; }; \
+	  rm -rf $(VENV) && mkdir $(VENV) && touch $(VENV)/.incomplete && $(call quote,$(BASE_PYTHON)) -m venv $(VENV); fi
+	$(python) -m pip install --disable-pip-version-check '.[torch,test,lint,wandb,plot]'
 	@rm -f $(VENV)/.incomplete && touch $@

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from pipeline.run.commands import ROOT, command_line
 from pipeline.run.errors import Diverged, Interrupted, UserError
+from pipeline.run.streams import forgive_failures, give
 
 Main = Callable[[Sequence[str]], None]  # takes the words behind the command's own
 HELP = ("-h", "--help")
@@ -25,7 +26,8 @@ ROOMS = ("kernels", "models", "pipeline", "launch", "tests")
 def command(main: Main) -> NoReturn:
     """Run ``main`` with the command line; exit with 0, 2 (the user's input is wrong), 3 (the
     training diverged), 128 + the signal that stopped it, 1 (another process was lost, or a bug), or
-    what a SystemExit of ``main`` says."""
+    what a SystemExit of ``main`` says. A console that fails changes none of this."""
+    forgive_failures()
     try:
         main(sys.argv[1:])
     except (UserError, Diverged) as error:
@@ -38,7 +40,7 @@ def command(main: Main) -> NoReturn:
             _say(str(stop))
         sys.exit(128 + stop.signal)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _say("interrupted")
         sys.exit(130)
     except Exception as error:
         if (reason := _explain(error)) is not None:
@@ -78,6 +80,16 @@ def _say(text: str) -> None:
     rank, size = _place()
     others = f"rank {rank}: " if size > 1 else ""
     print(f"{others}{text}", file=sys.stderr, flush=True)
+
+
+def answer(line: str) -> None:
+    """Print the line that the command was asked for; raises UserError where nobody gets it."""
+    try:
+        give(line)
+    except OSError as error:
+        raise UserError(
+            f"stdout does not take the result: {error.strerror}; let it go to a file: > result.json"
+        ) from None
 
 
 class Parser(argparse.ArgumentParser):

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.command import Parser, command
+from launch.command import Parser, answer, command
 
 PARSER = Parser(
     "evaluate",
@@ -27,11 +27,13 @@ def main(arguments: Sequence[str]) -> None:
     """Evaluate the checkpoint in ``arguments`` on the validation images."""
     options = PARSER.parse(arguments)
     from pipeline.run import processes, rendezvous
+    from pipeline.run.signals import StopSignal
     from pipeline.train.scoring import score
 
-    result = score(Path(options.checkpoint), options.overrides)
+    with StopSignal("interrupted; an evaluation has nothing to save"):
+        result = score(Path(options.checkpoint), options.overrides)
     if processes.is_main():
-        print(json.dumps(result))
+        answer(json.dumps(result))
     rendezvous.stop()
 
 

@@ -45,7 +45,7 @@ def write(bench: str, rows: list[Row], device: torch.device, commit: str) -> Non
     path = results_file(bench, device)
     RESULTS.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
-    with open(path, "a", newline="") as file:
+    with open(path, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         if is_new:
             writer.writeheader()
@@ -98,4 +98,4 @@ def commit() -> str:
 
 
 def _git(*words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, encoding="utf-8")

@@ -61,5 +61,5 @@ def _start(path: str, overrides: Sequence[str]) -> tuple[float, float]:
 
 
 def _steps_done(metrics: Path) -> int:
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
     return sum(json.loads(line)["kind"] == "step" for line in lines)

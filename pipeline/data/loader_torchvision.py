@@ -4,8 +4,12 @@ The images come in the same order and with the same crops and flips as in loader
 resize rounds differently.
 """
 
+import contextlib
+import functools
 import gc
+import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +25,12 @@ from pipeline.data.image import open_rgb
 from pipeline.data.loader import Batch
 from pipeline.data.loader_stream import FolderLoader
 from pipeline.data.plan import Plan, Position
+from pipeline.run import processes
+from pipeline.run.console import logger
 from pipeline.run.errors import UserError
+
+SHARED = "/dev/shm"  # where Linux keeps what processes share
+AHEAD = 2  # batches that each process reads ahead
 
 
 class TorchvisionLoader(FolderLoader):
@@ -34,30 +43,94 @@ class TorchvisionLoader(FolderLoader):
         if self.workers:
             gc.collect()  # or a forked worker might collect an older loader, and hang
         loader = DataLoader(
-            _Batches(self),
+            _Batches(self, shared=self._fits()),
             batch_size=None,  # an item is a batch
             sampler=_positions(self.plan, position),
             num_workers=self.workers,
-            worker_init_fn=_leave_signals_to_the_trainer,
+            prefetch_factor=AHEAD if self.workers else None,
+            worker_init_fn=functools.partial(_become_a_worker, os.getpid()),
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else it would draw from the trainer's
         )
-        return iter(loader)
+        try:
+            with _dead_children_raise_nothing():
+                return iter(loader)
+        except OSError as error:
+            raise UserError(
+                f"data.workers={self.workers}: their processes cannot start: {error.strerror}; set "
+                "data.workers=0"
+            ) from None
+
+    def _fits(self) -> bool:
+        """Whether the batches that are read ahead fit into shared memory; says it if not."""
+        needed = (AHEAD * self.workers + 1) * self.plan.local_batch_size * self.size**2 * 3
+        free = _free_shared_memory()
+        if free is None or needed <= free:
+            return True
+        logger.warning(
+            "%s has %d MB free, %d would be used: batches come through pipes, which is slower; in "
+            "docker, --ipc=host or --shm-size gives more",
+            SHARED, free >> 20, (needed >> 20) + 1,
+        )  # fmt: skip
+        return False
 
     def _read(self) -> Batch:
-        batch = next(self._stream)
+        try:
+            batch = next(self._stream)
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+            # A batch whose process is gone cannot be fetched from it, before torch has noticed.
+            is_told = re.match(r"DataLoader worker \(pid", str(error))
+            if isinstance(error, RuntimeError) and not is_told:
+                raise
+            raise UserError(
+                f"a loader process ended ({' '.join(str(error).split())}); set data.workers=0, or "
+                "give the processes more memory (in docker, --ipc=host or --shm-size)"
+            ) from None
         if isinstance(batch, str):
             raise UserError(batch)
-        nhwc, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+        nhwc, labels = (torch.as_tensor(each).to(self.device, non_blocking=True) for each in batch)
         pixels = nhwc.permute(0, 3, 1, 2).to(torch.float32)
         return Batch(pixels.sub_(self._mean).div_(self._std).to(self.dtype), labels)
 
 
-def _leave_signals_to_the_trainer(_: int) -> None:
-    """Ignore Ctrl-C and end at SIGTERM: a forked worker has the trainer's handlers, and a terminal
-    interrupts both."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def _dead_children_raise_nothing() -> Iterator[None]:
+    """Keep torch from handling SIGCHLD, by an exception in whatever the trainer does just then.
+
+    Whoever waits for a batch of a process that is dead learns it within seconds.
+    """
+    number = getattr(signal, "SIGCHLD", None)
+    previous = number and signal.getsignal(number)
+    try:
+        yield
+    finally:
+        if number and signal.getsignal(number) != previous:
+            signal.signal(number, previous)
+
+
+def _free_shared_memory() -> int | None:
+    """In bytes; None where it cannot be told."""
+    try:
+        found = os.statvfs(SHARED)
+    except (OSError, AttributeError):  # Windows has no statvfs
+        return None
+    return found.f_bavail * found.f_frsize
+
+
+def _become_a_worker(parent: int, _: int) -> None:
+    """Leave signals to the process ``parent``, which trains, and end with it.
+
+    A forked worker has the trainer's handlers; and a terminal sends its signals to both.
+    """
+    signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
+        if number := getattr(signal, name, None):
+            signal.signal(number, signal.SIG_IGN)
+    if multiprocessing.get_start_method() == "fork":
+        processes.end_with_parent(getattr(signal, "SIGKILL", signal.SIGTERM))
+        if os.getppid() != parent:  # it died meanwhile
+            os._exit(1)
 
 
 def _positions(plan: Plan, position: Position) -> Iterator[Position]:
@@ -69,15 +142,16 @@ def _positions(plan: Plan, position: Position) -> Iterator[Position]:
 class _Batches(Dataset[Any]):
     """Maps a position to its images (N, size, size, 3) uint8 and labels (N,) int64."""
 
-    def __init__(self, loader: FolderLoader) -> None:
+    def __init__(self, loader: FolderLoader, *, shared: bool = True) -> None:
         folder = loader.folder
+        self._shared = shared  # tensors travel through shared memory, arrays through a pipe
         self._root, self._labels, self._plan = str(folder.root), folder.labels, loader.plan
         # One array, not a million strings: quick to pickle, and shared by forked workers.
         self._files = np.array([os.fsencode(file) for file in folder.files])
         self._size, self._resize = loader.size, loader.resize
         self._min_area, self._random = loader.min_area, loader.random
 
-    def __getitem__(self, position: Position) -> tuple[torch.Tensor, torch.Tensor] | str:
+    def __getitem__(self, position: Position) -> tuple[Any, Any] | str:
         """The images and labels of a batch, or the message of a ``UserError``: torch would wrap one
         that is raised in a worker."""
         indices = self._plan.indices(position)
@@ -87,7 +161,8 @@ class _Batches(Dataset[Any]):
                 images[i] = self._pixels(indices[i], u)
         except UserError as error:
             return str(error)
-        return torch.from_numpy(images), torch.from_numpy(self._labels[indices])
+        batch = images, self._labels[indices]
+        return (torch.from_numpy(batch[0]), torch.from_numpy(batch[1])) if self._shared else batch
 
     def _pixels(self, index: int, u: Floats) -> npt.NDArray[np.uint8]:
         image = open_rgb(os.path.join(self._root, os.fsdecode(self._files[index])))

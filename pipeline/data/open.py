@@ -11,6 +11,7 @@ import torch
 from pipeline.data import synthetic
 from pipeline.data.loader import Loader, image_dtype
 from pipeline.data.tree import ImageFolder, scan, scan_train_val
+from pipeline.data.workers import limit_workers
 from pipeline.run import processes
 from pipeline.run.config import Config
 from pipeline.run.console import logger
@@ -55,7 +56,7 @@ def divide_batch(config: Config, size: int) -> Config:
 def _open(config: Config, device: torch.device, splits: Sequence[str]) -> list[Loader]:
     openers = {name: dataset.opener for name, dataset in DATASETS.items()}
     opener: Opener = _look_up("data.dataset", config.data.dataset, openers)
-    loaders = opener(config, device, splits)
+    loaders = opener(limit_workers(config), device, splits)
     for loader in loaders:
         if (count := len(loader.classes)) != config.model.num_classes:
             raise UserError(

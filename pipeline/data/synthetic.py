@@ -10,7 +10,6 @@ alone.
 import io
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +19,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
-from tqdm import tqdm
 
+from pipeline.run.console import ProgressBar, logger
 from pipeline.run.errors import UserError
 
 VERSION = 2  # raise it when the pictures change: an older data set is then not taken for this one
@@ -211,7 +210,7 @@ def draw(root: Path, *, seed: int = 0, train: int = 3000, val: int = 500) -> Pat
         with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as folder:
             whole = Path(folder) / "whole"
             _draw_all(whole, seed, {"train": train, "val": val})
-            (whole / MARKER).write_text(json.dumps(wanted))
+            (whole / MARKER).write_text(json.dumps(wanted), encoding="utf-8")
             whole.rename(root)
     except OSError as error:
         if _exists(root, wanted):  # another process drew it meanwhile
@@ -227,7 +226,7 @@ def _exists(root: Path, wanted: dict[str, int]) -> bool:
     if not root.exists() or root.is_dir() and not any(root.iterdir()):
         return False
     try:
-        found = json.loads((root / MARKER).read_text())
+        found = json.loads((root / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = None
     if found != wanted:
@@ -252,15 +251,12 @@ def _draw_all(root: Path, seed: int, counts: dict[str, int]) -> None:
         picture(seed, split, name, number).save(content, "JPEG", quality=90)
         (root / split / name / f"{number:05d}.JPEG").write_bytes(content.getvalue())
 
-    on_terminal = sys.stderr.isatty()
-    if not on_terminal:
-        print(f"drawing {len(jobs)} images", file=sys.stderr)
+    logger.info("drawing the %d images of %s once", len(jobs), root)
     # Threads: Pillow and NumPy leave the interpreter's lock while they work.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        done = pool.map(save, jobs)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, ProgressBar("drawing", len(jobs)) as bar:
         try:
-            for _ in tqdm(done, "drawing", len(jobs), leave=False, disable=not on_terminal):
-                pass
+            for _ in pool.map(save, jobs):
+                bar.advance()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -8,7 +8,6 @@ import hashlib
 import os
 import shlex
 import signal
-import time
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -25,10 +24,10 @@ from pipeline.data.image import unreadable
 from pipeline.data.tree import walk
 from pipeline.run.console import ProgressBar, logger
 from pipeline.run.errors import Interrupted, UserError
-from pipeline.run.files import open_file
+from pipeline.run.files import open_file, replacing
+from pipeline.run.lines import open_alone
 
 BLOCK = 32  # images that a thread takes, and that are remembered, at a time
-SPEAK_EVERY = 10.0  # seconds between two lines that say how far it is
 MAGIC = b"verified"  # what a file that remembers begins with; as long as a digest
 
 
@@ -47,7 +46,7 @@ class Memory:
     """
 
     def __init__(self, path: Path) -> None:
-        self.file = path.open("ab")
+        self.file = open(path, "ab", opener=open_alone)  # noqa: SIM115
         content = path.read_bytes()
         if content and not content.startswith(MAGIC):
             raise UserError(f"--report: {path} is in the way; name another report")
@@ -114,9 +113,8 @@ def verify(root: Path, report: Path, workers: int) -> tuple[int, int]:
         for verdict in _with_progress(verdicts, total):
             if verdict.reason:
                 lines += [f"# {printable(verdict.reason)}", printable(verdict.name)]
-    temporary = report.with_name(f".{report.name}.tmp")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(report)
+    with replacing(report) as file:
+        file.write(("\n".join(lines) + "\n").encode())
     return total, len(lines) // 2
 
 
@@ -203,13 +201,8 @@ def _digest(path: str) -> bytes | None:
 
 def _with_progress(verdicts: Iterable[Verdict], total: int) -> Iterator[Verdict]:
     bad = 0
-    start = spoken = time.monotonic()
     with ProgressBar("verify", total) as progress:
-        for done, verdict in enumerate(verdicts, 1):
-            progress.advance()
+        for verdict in verdicts:
             bad += verdict.reason is not None
-            now = time.monotonic()
-            if now - spoken > SPEAK_EVERY:
-                spoken = now
-                progress.show(done, (now - start) / done * (total - done), bad=bad)
+            progress.advance(bad=bad)
             yield verdict

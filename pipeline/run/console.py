@@ -1,20 +1,26 @@
 """What a run says to people: on the console and in log.txt."""
 
+import contextlib
 import logging
 import sys
+import time
 import warnings
 from pathlib import Path
 
 from tqdm import tqdm
 
 from pipeline.run import processes
+from pipeline.run.lines import LineFile
 
 logger = logging.getLogger("reste")
+
+FIRST_STEPS = 3  # after so many, their speed is told
+GAPS = (10.0, 600.0)  # seconds between two lines of progress: at first, and at most
 
 
 class _Console(logging.Handler):
     """Writes lines to stderr, above a progress bar if there is one; warnings are yellow on a
-    terminal."""
+    terminal. A stderr that fails is no matter."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
@@ -22,7 +28,26 @@ class _Console(logging.Handler):
             text = f"warning: {text}"
             if sys.stderr.isatty():
                 text = f"\033[33m{text}\033[0m"
-        tqdm.write(text, file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError):
+            tqdm.write(text, file=sys.stderr)
+        _pace.note()
+
+
+class _LogFile(logging.Handler):
+    """Appends lines to log.txt, with the time before each. A failure is kept in ``error``, for the
+    loop to end the run where it can save."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.file = LineFile(path)
+        self.error: OSError | None = None
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.file.add(self.format(record))
+        except OSError as error:
+            self.error = error
 
 
 def start_console() -> None:
@@ -33,23 +58,67 @@ def start_console() -> None:
     logger.setLevel(logging.INFO if processes.is_main() else logging.ERROR)
     logger.propagate = False
     logger.addHandler(_Console())
+    _pace.begin()
 
 
 def start_file(path: Path) -> None:
     """Let ``logger`` append to ``path`` too, with the time before every line."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)
+    logger.addHandler(_LogFile(path))
+
+
+def check_file() -> None:
+    """Raise OSError if log.txt could not be written, or does not lie at its path any more."""
+    for handler in logger.handlers:
+        if isinstance(handler, _LogFile):
+            if handler.error:
+                raise handler.error
+            handler.file.check()
+
+
+class _Pace:
+    """When progress is told off a terminal: after the first steps of each kind of work, and then
+    whenever nothing was said for as long as the run had lasted before, within ``GAPS``."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        self.began = self.spoken = time.monotonic()
+        self.known: set[str] = set()  # kinds of work whose first steps are done
+
+    def note(self) -> None:
+        """Something was said."""
+        self.spoken = time.monotonic()
+
+    def is_due(self, kind: str, steps: int, left: float) -> bool:
+        """Whether it is time for a line, after ``steps`` of this ``kind`` and with ``left`` seconds
+        to go."""
+        if kind not in self.known and steps >= FIRST_STEPS:
+            self.known.add(kind)
+            return left > GAPS[0]
+        shortest, longest = GAPS
+        gap = min(max(self.spoken - self.began, shortest), longest)
+        return time.monotonic() - self.spoken >= gap
+
+
+_pace = _Pace()
 
 
 class ProgressBar:
-    """Shows how far an epoch is, by a bar on a terminal and by a plain line now and then elsewhere.
+    """Shows how far a piece of work is, by a bar on a terminal and by a plain line now and then
+    elsewhere.
 
-    It is a context, whose end takes the bar away.
+    ``label``: its kind, and what else there is to say. ``images``: how many a step takes.
+    ``later``: how many more steps come after this piece, for the estimate of the time left. It is a
+    context, whose end takes the bar away.
     """
 
-    def __init__(self, label: str, total: int, done: int = 0) -> None:
-        self.label, self.total = label, total
+    def __init__(
+        self, label: str, total: int, done: int = 0, images: int = 1, later: int = 0
+    ) -> None:
+        self.label, self.total, self.done = label, total, done
+        self.images, self.later = images, later
+        self.first, self.mark = done, (done, time.monotonic())
         self.bar = tqdm(
             desc=label,
             total=total,
@@ -67,19 +136,36 @@ class ProgressBar:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def advance(self) -> None:
-        """Count one batch more."""
-        self.bar.update()
+    def advance(self, **values: float) -> None:
+        """Count one step more; ``values`` are shown when it is time to."""
+        self.done += 1
+        if not self.bar.disable:
+            if values:
+                self.bar.set_postfix_str(_in_words(values), refresh=False)
+            self.bar.update()
+            return
+        done, mark = self.mark
+        now = time.monotonic()
+        seconds = (now - mark) / (self.done - done)  # of a step
+        if self.done == self.first + 1:
+            self.mark = self.done, now  # the first step, which makes things ready, does not count
+        left = seconds * (self.total - self.done + self.later)
+        if _pace.is_due(self.label.split()[0], self.done - self.first, left):
+            self.show(self.done, left, **{"images/s": self.images / max(seconds, 1e-9)}, **values)
 
     def show(self, done: int, left: float, **values: float) -> None:
-        """Show ``values`` after ``done`` batches, with ``left`` seconds to go."""
-        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        """Show ``values`` after ``done`` steps, with ``left`` seconds to go."""
+        text = _in_words(values)
         if self.bar.disable:
             logger.info(
                 "%s  step %d/%d  %s  %s left", self.label, done, self.total, text, clock(left)
             )
         else:
             self.bar.set_postfix_str(text)
+
+
+def _in_words(values: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
 def clock(seconds: float) -> str:

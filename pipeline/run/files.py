@@ -54,8 +54,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` as ``replacing`` does; raises UserError where that fails."""
+    """Write ``content`` to ``path`` as ``replacing`` does; raises UserError where that fails.
+
+    The folder is made again if it was removed meanwhile.
+    """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             file.write(content)
     except OSError as error:

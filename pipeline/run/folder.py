@@ -30,7 +30,8 @@ def _open(config: Config, recorder: Recorder, metrics_size: int) -> None:
         start_file(folder / "log.txt")
     except OSError as error:
         raise UserError(
-            f"run.dir: cannot write {folder}: {error.strerror}; set run.dir to a folder that can"
+            f"run.dir: cannot write {error.filename or folder}: {error.strerror}; set run.dir to a "
+            "folder that can"
         ) from None
     text = yaml.safe_dump(to_dict(config), sort_keys=False)
     write_atomically(folder / "config.yaml", text.encode())

@@ -4,7 +4,9 @@ Alone, without torchrun, a process is rank 0 of 1 and every function here does n
 """
 
 import contextlib
+import ctypes
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
@@ -78,7 +80,7 @@ def from_main(make: Callable[[], bytes]) -> bytes:
         try:
             content = make()
         except UserError as error:
-            content, failed = str(error).encode(), True
+            content, failed = str(error).encode("utf-8", "surrogatepass"), True
     header = torch.tensor([len(content), failed])
     dist.broadcast(header, 0)
     length = int(header[0])
@@ -86,8 +88,21 @@ def from_main(make: Callable[[], bytes]) -> bytes:
     dist.broadcast(data, 0)
     content = data.numpy().tobytes()[:length]
     if header[1]:
-        raise UserError(content.decode())
+        raise UserError(content.decode("utf-8", "surrogatepass"))
     return content
+
+
+def alike(check: Callable[[], object]) -> None:
+    """Let the main process do ``check``, which would find the same in all; so is a ``UserError``
+    raised."""
+    from_main(lambda: b"" if check() else b"")
+
+
+def end_with_parent(number: int) -> None:
+    """Let this process get the signal ``number`` when the one that started it dies (on Linux)."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1  # sys/prctl.h
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def is_same_everywhere(value: object) -> bool:

@@ -2,9 +2,8 @@
 
 import json
 import os
-import stat
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 try:
     import fcntl
@@ -12,8 +11,10 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from pipeline.run.config import Config, to_dict
-from pipeline.run.console import logger
+from pipeline.run.console import check_file, logger
 from pipeline.run.errors import UserError
+from pipeline.run.files import open_file, write_atomically
+from pipeline.run.lines import LineFile
 
 
 class Recorder:
@@ -30,11 +31,22 @@ class Recorder:
         self.wandb = Wandb(config.log.wandb, config.log.project, folder, to_dict(config))
 
     def write(self, record: dict[str, Any], step: int) -> None:
-        """Add ``record``, of plain values, made after ``step`` steps."""
-        if self.lines:
-            self.lines.write(record)
+        """Add ``record``, of plain values, made after ``step`` steps.
+
+        Raises UserError where metrics.jsonl or log.txt cannot be written; the lines are tried again
+        with the next record.
+        """
         if self.wandb:
             self.wandb.write(record, step)
+        if self.lines:
+            try:
+                self.lines.write(record)
+                check_file()
+            except OSError as error:
+                raise UserError(
+                    f"cannot write {error.filename}: {error.strerror}; repair that or make room, "
+                    "and start it again to go on"
+                ) from None
 
     def size(self) -> int:
         """The length of metrics.jsonl in bytes."""
@@ -47,46 +59,40 @@ class Recorder:
 
 
 class JsonLines:
-    """metrics.jsonl: one JSON object a line, flushed at once; one process writes it.
+    """metrics.jsonl: one JSON object a line, written at once; one process writes it.
 
     ``size`` is how many bytes long the file was at the checkpoint that the run goes on from: what
-    came after it is cut off. Raises UserError while another process writes the file.
+    came after it is cut off. Raises UserError while another process writes the file, and OSError
+    where it cannot be opened.
     """
 
     def __init__(self, path: Path, size: int = 0) -> None:
-        self.path = path
-        self.file: TextIO = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self.file = LineFile(path)
         _lock(self.file)
-        if path.stat().st_size < size:
+        if self.size() < size:
             logger.warning("%s is shorter than at the checkpoint: lines are missing", path)
-        elif path.stat().st_size > size:
-            os.truncate(path, size)
+        elif self.size() > size:
+            self.file.cut(size)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append ``record``; raises UserError where it cannot be written."""
-        try:
-            self.file.write(json.dumps(record) + "\n")
-            self.file.flush()
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self.path}: {error.strerror}; make room or set run.dir"
-            ) from None
+        """Append ``record``; raises OSError as ``LineFile.add`` does."""
+        self.file.add(json.dumps(record))
 
     def size(self) -> int:
         """The length of the file in bytes."""
-        return self.path.stat().st_size
+        return self.file.size()
 
 
-def _lock(file: TextIO) -> None:
+def _lock(lines: LineFile) -> None:
     """Keep other processes from writing the same run, until this one ends."""
-    if fcntl is None or not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    if fcntl is None:
         return
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(lines.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         raise UserError(
-            f"another process is training this run, {Path(file.name).parent}; stop it, or set "
-            "run.name to start another"
+            f"another process is training this run, {lines.path.parent}; stop it, or set run.name "
+            "to start another"
         ) from None
     except OSError:  # a file system without locks
         pass
@@ -104,13 +110,15 @@ class Wandb:
 
             identity = folder / "wandb_id"
             if not identity.exists():
-                identity.write_text(os.urandom(6).hex())
+                write_atomically(identity, os.urandom(6).hex().encode())
+            with open_file(identity) as file:
+                name = file.read(64).decode()
             self.run = wandb.init(
                 project=project,
                 name=folder.name,
                 dir=folder,
                 config=config,
-                id=identity.read_text(),
+                id=name,
                 resume="allow",
                 mode=mode,  # type: ignore[arg-type]
             )

@@ -1,12 +1,12 @@
 """How the processes that torchrun started find each other, and what they say when one is lost."""
 
 import contextlib
-import ctypes
 import datetime
 import glob
 import os
 import re
 import secrets
+import shlex
 import signal
 import socket
 import sys
@@ -19,9 +19,11 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from pipeline.run.errors import UserError
-from pipeline.run.processes import rank, size
+from pipeline.run.processes import end_with_parent, rank, size
 
 PATIENCE = 10.0  # seconds that a process which failed gives the others to say that they did
+
+ALONE = "unset WORLD_SIZE"  # what makes a process train by itself
 
 _COMMUNICATION = re.compile("gloo|nccl|c10d|TCPStore|ProcessGroup", re.IGNORECASE)
 
@@ -39,22 +41,40 @@ def start(device: str, timeout: float, folder: Path) -> None:
     ``device``: "cuda" takes NCCL, and the GPU of the local rank; "cpu" takes gloo. ``folder`` is
     where NCCL leaves its flight recorder when a collective times out.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _number("WORLD_SIZE", 1, 2**20) if os.environ.get("WORLD_SIZE") else 1
     if size == 1:
         return
+    needed = ["RANK", "MASTER_ADDR", "MASTER_PORT", *(["LOCAL_RANK"] if device == "cuda" else [])]
+    if missing := [name for name in needed if not os.environ.get(name)]:
+        raise UserError(
+            f"WORLD_SIZE={size} says that this is one of {size} processes, but "
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set; start them with "
+            f"torchrun, or train in one process after: {ALONE}"
+        )
     if device == "cuda":
-        _take_gpu(int(os.environ["LOCAL_RANK"]))
+        _take_gpu(_number("LOCAL_RANK", 0, size - 1))
         _Group.traces = _record_flights(folder)
         # DDP's sums and batch norm's are under way at once; they run in the order of their calls.
         os.environ.setdefault("NCCL_LAUNCH_ORDER_IMPLICIT", "1")
-    _end_with_parent()
-    rank, limit = int(os.environ["RANK"]), datetime.timedelta(seconds=timeout)
+    end_with_parent(signal.SIGTERM)  # torchrun would leave its processes behind
+    rank, limit = _number("RANK", 0, size - 1), datetime.timedelta(seconds=timeout)
     store = _open_store(rank, one_node=os.environ.get("LOCAL_WORLD_SIZE") == str(size))
     store.set_timeout(limit)
     _Group.store = PrefixStore(_meet(store, rank, size, timeout), store)
     # Host values travel over gloo, so that they do not wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, store=_Group.store, rank=rank, world_size=size, timeout=limit)
+
+
+def _number(name: str, low: int, high: int) -> int:
+    """The number in an environment variable that torchrun sets; raises UserError for another."""
+    text = os.environ[name]
+    if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
+        raise UserError(
+            f"the environment's {name}={shlex.quote(text)} is no whole number between {low} and "
+            f"{high}; start the processes with torchrun, or train in one process after: {ALONE}"
+        )
+    return int(text)
 
 
 def _take_gpu(local: int) -> None:
@@ -84,29 +104,30 @@ def _record_flights(folder: Path) -> str:
     return path
 
 
-def _end_with_parent() -> None:
-    """Be asked to stop when torchrun dies, which would otherwise leave its processes behind."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1  # sys/prctl.h
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def _open_store(rank: int, *, one_node: bool) -> Store:
     """The key-value store where the processes find each other: torchrun's, or the main one's own.
 
     On one node nothing of ours listens to other machines.
     """
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    host, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 1, 65535)
     if one_node and sys.platform == "linux":
         for library in ("GLOO", "NCCL"):
             os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
-    if _is_torchruns_store():
-        return TCPStore(host, port, wait_for_workers=False)
-    host = "127.0.0.1" if one_node else host
-    if rank:
-        return TCPStore(host, port, wait_for_workers=False)
-    listener = socket.create_server(("127.0.0.1" if one_node else "", port)).detach()
-    return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener)
+    is_ours = not _is_torchruns_store()
+    if is_ours and one_node:
+        host = "127.0.0.1"
+    try:
+        if rank or not is_ours:
+            return TCPStore(host, port, wait_for_workers=False)
+        listener = socket.create_server(("127.0.0.1" if one_node else "", port)).detach()
+        return TCPStore(
+            host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener
+        )
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"MASTER_ADDR={host} MASTER_PORT={port} cannot be used: {str(error).splitlines()[0]}; "
+            "name a machine and a free port of it that all processes reach"
+        ) from None
 
 
 def _is_torchruns_store() -> bool:
@@ -162,7 +183,7 @@ def explain(error: BaseException) -> str | None:
     if not dist.is_initialized() or _Group.store is None:
         return None
     is_own = not (isinstance(error, RuntimeError) and _COMMUNICATION.search(str(error)))
-    reason = str(error) if is_own else ""
+    reason = str(error).encode("utf-8", "backslashreplace").decode() if is_own else ""
     ends: dict[int, str] = {}
     arguments = rank(), size(), f"{type(error).__name__}: {reason}" if is_own else "", ends
     asking = threading.Thread(target=_exchange, args=(_Group.store, *arguments), daemon=True)

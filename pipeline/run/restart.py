@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.run import processes
 from pipeline.run.config import Config
 from pipeline.run.errors import Diverged, Interrupted, UserError
-from pipeline.run.files import write_atomically
+from pipeline.run.files import open_file, write_atomically
 
 FILE = "job.json"  # in the run's folder
 
@@ -65,7 +65,8 @@ def is_restart(config: Config) -> bool:
 def _read(config: Config) -> dict[str, Any]:
     """What the predecessors of these processes left, or nothing."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        word = json.loads(_path(config).read_text())
+        with open_file(_path(config)) as file:
+            word = json.load(file)
         if _Job.name and word["job"] == _Job.name:
             return dict(word)
     return {}

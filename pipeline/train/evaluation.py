@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.data.loader import Batch, Loader
 from pipeline.run.config import Config
+from pipeline.run.console import ProgressBar
 from pipeline.train.graph import Graphs
 from pipeline.train.metrics import Sums, cross_entropy
 from pipeline.train.precision import autocast
@@ -43,9 +44,12 @@ class Evaluation:
         was_training = self.model.training
         self.model.eval()
         self.sums.reset()
+        images, batches = self.config.data.eval_batch_size, len(self.loader)
         try:
-            for done, _ in enumerate(self.stepper.epoch(0)):
-                after_batch(done)
+            with ProgressBar("evaluation", batches, images=images) as bar:
+                for done, _ in enumerate(self.stepper.epoch(0)):
+                    bar.advance()
+                    after_batch(done)
         finally:
             self.model.train(was_training)
         means = self.sums.means()

@@ -7,7 +7,7 @@ from models import ARCHS, build_model
 from pipeline.data.open import build_eval_loader
 from pipeline.run import checkpoint
 from pipeline.run.config import make_config
-from pipeline.run.console import ProgressBar, logger, start_console
+from pipeline.run.console import logger, start_console
 from pipeline.run.device import get_device
 from pipeline.run.weights import CLASSIFIERS, identify, network_weights
 from pipeline.train.evaluation import Evaluation
@@ -33,15 +33,14 @@ def score(path: Path, overrides: list[str]) -> dict[str, float]:
     config = make_config(values_of(state), overrides, name="evaluation")
     device = get_device(config)
     start_console()
+    logger.info("%s: reading %s", path, config.data.path or config.data.dataset)
     seed_everything(config.seed, deterministic=config.deterministic)
     model = build_model(config.model.arch, config.model.bits, config.model.num_classes)
     load_weights(model, state, path)
     model = to_device(model, config, device)
     loader = build_eval_loader(config, device)
     logger.info("%s: %s %s on %d images", path, model.arch, model.bits, loader.images)
-    evaluation = Evaluation(model, loader, config, device)
-    with ProgressBar("evaluation", len(loader)) as bar:
-        return evaluation(lambda done: bar.advance())
+    return Evaluation(model, loader, config, device)()
 
 
 def values_of(state: dict[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def train(config: Config, only_check: int = 0) -> Outcome | None:
 def _train(config: Config, stop: StopSignal, only_check: int) -> Outcome | None:
     device = get_device(config)
     start_console()
+    logger.info("%s: reading %s", config.run_folder, config.data.path or config.data.dataset)
     config = divide_batch(config, only_check or processes.size())
     processes.agree({k: v for k, v in flatten(config).items() if k not in MAY_DIFFER})
     again = not only_check and restart.is_restart(config)

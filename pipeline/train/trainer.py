@@ -16,7 +16,7 @@ from pipeline.run import processes
 from pipeline.run.checkpoint import FORMAT, CheckpointStore
 from pipeline.run.config import Config, to_dict
 from pipeline.run.console import ProgressBar, clock, logger
-from pipeline.run.errors import Diverged, Interrupted
+from pipeline.run.errors import Diverged, Interrupted, UserError
 from pipeline.run.recorder import Recorder
 from pipeline.run.signals import StopSignal
 from pipeline.train.evaluation import Evaluation
@@ -107,7 +107,8 @@ class Trainer:
         state.model.train()
         state.watch.seek(self.step)
         label = f"epoch {state.epoch + 1}/{self.config.train.epochs}"
-        with ProgressBar(label, steps, first) as bar:
+        later = (self.config.train.epochs - state.epoch - 1) * steps
+        with ProgressBar(label, steps, first, self.config.data.batch_size, later) as bar:
             mark = time.perf_counter()
             for waited in self.stepper.epoch(state.epoch, first):
                 state.batch += 1
@@ -153,17 +154,23 @@ class Trainer:
         self.state.watch.check(scale, self.step, self.state.epoch, len(self.loader))
 
     def _images_per_second(self) -> float:
-        images = self.state.batch * self.config.data.batch_size
-        return images / max(self.state.seconds, 1e-9)
+        return self.state.batch * self.config.data.batch_size / max(self.state.seconds, 1e-9)
 
     def _log_step(self, bar: ProgressBar, rate: float) -> None:
         state, means = self.state, self.state.sums.means()
         record = {"kind": "step", "step": self.step, "epoch": state.epoch, "lr": rate}
-        self.recorder.write({**record, "loss": means["loss"]}, self.step)
+        self._record({**record, "loss": means["loss"]})
         steps_left = self.config.train.epochs * len(self.loader) - self.step
         values = {name: means[name] for name in METRICS if METRICS[name].in_training}
         values["images/s"] = self._images_per_second()
         bar.show(state.batch, state.seconds / state.batch * steps_left, **values)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        """Add ``record``; where the main process cannot, all save and end."""
+        try:
+            processes.alike(lambda: self.recorder.write(record, self.step))
+        except UserError as error:
+            raise UserError(f"{error} from {self._save()}, which was saved") from None
 
     def _save_if_due(self, first: int) -> None:
         batch, every = self.state.batch, self.config.checkpoint.every_steps
@@ -173,8 +180,7 @@ class Trainer:
 
     def _stop_if_asked(self, done: int, total: int) -> None:
         if self.stop.is_asked(done, total):
-            path = self._save()
-            text = f"interrupted; saved {path}; start it again to go on"
+            text = f"interrupted; saved {self._save()}; start it again to go on"
             raise Interrupted(self.stop.signal, text)
 
     def _evaluate(self) -> tuple[dict[str, float], float]:
@@ -193,10 +199,10 @@ class Trainer:
 
     def _finish_epoch(self, record: dict[str, Any], seconds: float) -> None:
         config, state, epochs = self.config, self.state, self.config.train.epochs
+        self._record(record)  # first: if it fails, the run evaluates again when it goes on
         state.last = {name: record[name] for name in ("epoch", *(f"val_{m}" for m in METRICS))}
         if is_best := record["val_top1"] > state.best["val_top1"]:
             state.best = state.last
-        self.recorder.write(record, self.step)
         state.finish_epoch()
         logger.info("epoch %d/%d  %s", state.epoch, epochs, summary_of(record))
         if config.log.eta and state.epoch % config.log.eta == 0 and state.epoch < epochs:

@@ -1,16 +1,26 @@
 """The torchvision loader: its pixels against torchvision's own transforms, and its workers."""
 
+import errno
 import gc
+import itertools
+import os
 import pickle
+import signal
+import sys
+import time
 import weakref
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from pipeline.data import loader_torchvision
 from pipeline.data.draws import FLIP_COLUMN, MEAN, STD, random_resized_crop
-from pipeline.data.loader_torchvision import TorchvisionLoader, _Batches
+from pipeline.data.loader_torchvision import TorchvisionLoader, _Batches, _become_a_worker
+from pipeline.run.errors import UserError
 from tests.data.fixtures import image_folder, make, noise, numbers, plain_folder
 
 SIZES = [(90, 120), (121, 80), (64, 64), (200, 41), (33, 300), (24, 20)]
@@ -62,6 +72,82 @@ def test_the_random_numbers_of_the_trainer_are_left_alone(tmp_path):
     torch.manual_seed(0)
     list(loader.epoch(0))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_without_shared_memory_batches_come_through_pipes(tmp_path, monkeypatch, caplog):
+    folder = plain_folder(tmp_path, "train", 12)
+    with_it = list(make(TorchvisionLoader, folder, workers=1).epoch(0))
+    monkeypatch.setattr(loader_torchvision, "_free_shared_memory", lambda: 1000)
+    monkeypatch.setattr(loader_torchvision.logger, "propagate", True)
+    without = list(make(TorchvisionLoader, folder, workers=1).epoch(0))
+    assert len(with_it) == len(without) == 3
+    for ours, theirs in zip(without, with_it, strict=True):
+        assert torch.equal(ours.images, theirs.images) and torch.equal(ours.labels, theirs.labels)
+    (line,) = [each for each in caplog.messages if "through pipes" in each]
+    assert line.startswith("/dev/shm has 0 MB free, 1 would be used: ") and "--shm-size" in line
+
+
+def test_a_worker_that_is_killed_is_one_line(tmp_path):
+    loader = make(TorchvisionLoader, plain_folder(tmp_path, "train", 12), workers=1)
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = loader.epoch(0)
+    next(batches)
+    assert signal.getsignal(signal.SIGCHLD) == handler  # torch's would raise wherever we are
+    os.kill(loader._stream._workers[0].pid, signal.SIGKILL)
+    with pytest.raises(
+        UserError, match=r"^a loader process ended \(.*\); set data.workers=0"
+    ) as end:
+        list(itertools.chain(batches, loader.epoch(1), loader.epoch(2)))
+    assert "\n" not in str(end.value)
+
+
+def test_workers_that_cannot_start_are_one_line(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    loader = make(TorchvisionLoader, plain_folder(tmp_path, "train", 12), workers=3)
+    monkeypatch.setattr(loader_torchvision, "DataLoader", lambda *_, **__: Unstarted(fail))
+    with pytest.raises(UserError, match="data.workers=3: their processes cannot start: No space"):
+        next(loader.epoch(0))
+
+
+class Unstarted:
+    def __init__(self, fail):
+        self.fail = fail
+
+    def __iter__(self):
+        self.fail()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process that its parent died")
+def test_workers_end_with_the_process_that_trains(tmp_path):
+    """A worker that waits for nobody, in a process that is killed."""
+    parent = os.fork()
+    if not parent:
+        mine = os.getpid()
+        if not os.fork():
+            _become_a_worker(mine, 0)
+            (tmp_path / "new").write_text(str(os.getpid()))
+            (tmp_path / "new").rename(tmp_path / "pid")
+        time.sleep(60)
+        os._exit(0)
+    while not (tmp_path / "pid").exists():
+        time.sleep(0.01)
+    worker = int((tmp_path / "pid").read_text())
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    deadline = time.monotonic() + 20
+    while is_running(worker):
+        assert time.monotonic() < deadline, "it survives"
+        time.sleep(0.01)
+
+
+def is_running(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
 
 
 def test_what_a_worker_receives_is_small(tmp_path):

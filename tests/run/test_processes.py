@@ -248,9 +248,9 @@ def _agree(rank, port, folder):
     assert processes.from_main(bytes) == b""
 
     def fail():
-        raise UserError("only here")
+        raise UserError("only here: \udcff")  # a name that is not UTF-8
 
-    with pytest.raises(UserError, match="only here"):
+    with pytest.raises(UserError, match="only here: \udcff"):
         processes.from_main(fail)
     processes.agree({"seed": 1})
     with pytest.raises(UserError, match=f"data.size is {rank} in this process and something else"):

@@ -1,7 +1,9 @@
 """What a run records: metrics.jsonl, and wandb with its failures."""
 
+import errno
 import json
 import logging
+import os
 import sys
 from types import SimpleNamespace
 
@@ -66,15 +68,80 @@ def test_missing_json_lines_are_noticed(tmp_path, warnings):
     assert path.read_text() == "{}\n" and "lines are missing" in warnings()[0]
 
 
-def test_a_full_disk_is_one_line():
-    full = JsonLines.__new__(JsonLines)
-    full.path = "metrics.jsonl"
-    try:
-        full.file = open("/dev/full", "w")  # noqa: SIM115
-    except OSError:
-        pytest.skip("needs /dev/full")
-    with pytest.raises(UserError, match=r"cannot write metrics.jsonl: No space left.*; make room"):
-        full.write({"a": 1})
+class Full:
+    """A file without room."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """An open recorder beside a log, and its folder."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    recorder = Recorder()
+    recorder.lines = JsonLines(folder / "metrics.jsonl")
+    console.start_console()
+    console.start_file(folder / "log.txt")
+    return SimpleNamespace(recorder=recorder, folder=folder)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt"])
+@pytest.mark.parametrize("fault", ["full", "removed", "folder removed"])
+def test_records_that_cannot_be_written_are_one_line(run, name, fault, capsys):
+    run.recorder.write({"step": 1}, 1)
+    console.logger.info("a line")
+    if fault == "full":
+        log = next(h for h in console.logger.handlers if hasattr(h, "file"))
+        lines = run.recorder.lines.file if name == "metrics.jsonl" else log.file
+        lines.file = Full(lines.file)
+    elif fault == "removed":
+        (run.folder / name).unlink()
+    else:
+        run.folder.rename(run.folder.with_name("moved"))
+        name = "metrics.jsonl"  # which is looked at first
+    console.logger.info("another line")
+    with pytest.raises(UserError) as error:
+        run.recorder.write({"step": 2}, 2)
+    reason = "No space left on device" if fault == "full" else "it was removed or replaced"
+    assert str(error.value) == (
+        f"cannot write {run.folder / name}: {reason}; repair that or make room, and start it again "
+        "to go on"
+    )
+    said = capsys.readouterr().err
+    assert said == "a line\nanother line\n"  # no traceback, no "Logging error"
+
+
+def test_a_line_that_found_no_room_is_written_later(run):
+    lines = run.recorder.lines.file
+    good, lines.file = lines.file, Full(lines.file)
+    with pytest.raises(UserError, match="No space left"):
+        run.recorder.write({"step": 1}, 1)
+    lines.file = good
+    run.recorder.write({"step": 2}, 2)
+    assert (run.folder / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_planted_links_are_not_followed(tmp_path, wandb):
+    theirs = tmp_path / "theirs"
+    theirs.write_text("theirs\n")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("metrics.jsonl", "log.txt", "wandb_id", ".wandb_id.tmp"):
+        (folder / name).symlink_to(theirs if name != "wandb_id" else tmp_path / "nothing")
+    with pytest.raises(OSError, match="it is a link"):
+        JsonLines(folder / "metrics.jsonl")
+    with pytest.raises(OSError, match="it is a link"):
+        console.start_file(folder / "log.txt")
+    Wandb("offline", "project", folder, {}).finish()
+    assert theirs.read_text() == "theirs\n" and not (tmp_path / "nothing").exists()
 
 
 def test_wandb_gets_the_numbers_and_one_identity(tmp_path, wandb):
