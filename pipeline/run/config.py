@@ -43,6 +43,7 @@ from pipeline.run.config_types import (
 from pipeline.run.errors import UserError
 from pipeline.run.plain_yaml import Written
 
+PUBLISHED_CLASSES = {"cifar10": 10, "imagenet": 1000}
 MOST_PROBLEMS = 5  # that one error names
 MOST_KEYS = 1000  # of a section
 
@@ -96,8 +97,8 @@ class ModelConfig(Section):
     bits: Literal["1w1a", "1w32a", "32w32a"] = Field(
         "1w1a", description="bits of weights and activations", json_schema_extra=also("a32")
     )
-    num_classes: Integer = Field(
-        10, ge=2, description="classes of the classifier; must be those of the data"
+    num_classes: Annotated[Integer, Field(ge=2)] | None = Field(
+        None, description="classes of the classifier; null: as many as the data have"
     )
     weights: OptionalPath = Field(
         None,
@@ -363,6 +364,14 @@ class Config(Section):
     def run_folder(self) -> Path:
         """The folder of this run."""
         return Path(self.run.dir) / str(self.run.name)
+
+    @property
+    def network(self) -> tuple[str, str, int]:
+        """What ``build_model`` takes first: arch, bits and the number of classes, which is that of
+        the data set on which the network was published where model.num_classes is unset."""
+        model = self.model
+        published = PUBLISHED_CLASSES[ARCHS[model.arch].dataset]
+        return model.arch, model.bits, model.num_classes or published
 
     @property
     def estimator_options(self) -> dict[str, float]:

@@ -3,15 +3,17 @@
 Alone, without torchrun, a process is rank 0 of 1 and every function here does nothing.
 """
 
-import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.run.errors import UserError
+
+Made = TypeVar("Made")
 
 
 def rank() -> int:
@@ -67,7 +69,8 @@ def broadcast_(tensors: Iterable[Tensor]) -> None:
 
 
 def from_main(make: Callable[[], bytes]) -> bytes:
-    """What ``make`` returns in the main process, in all processes; so is a ``UserError`` raised.
+    """What ``make`` returns in the main process, in all processes; so is a ``UserError`` raised,
+    as one that is shared.
 
     The other processes need not see the disk of the main one.
     """
@@ -86,8 +89,22 @@ def from_main(make: Callable[[], bytes]) -> bytes:
     dist.broadcast(data, 0)
     content = data.numpy().tobytes()[:length]
     if header[1]:
-        raise UserError(content.decode())
+        raise UserError.shared(content.decode())
     return content
+
+
+def alike(check: Callable[[], object]) -> None:
+    """Let the main process do ``check``, which would find the same in all; so is a ``UserError``
+    raised."""
+    from_main(lambda: b"" if check() else b"")
+
+
+def main_first(make: Callable[[], Made]) -> Made:
+    """What ``make`` returns, which the main process does, and writes its files, before the others
+    do. Where it raises a ``UserError`` in the main process, all raise that."""
+    made: list[Made] = []
+    alike(lambda: made.append(make()))
+    return made[0] if made else make()
 
 
 def is_same_everywhere(value: object) -> bool:
@@ -104,19 +121,11 @@ def agree(values: Mapping[str, object]) -> None:
         return
     for name, value in values.items():
         if not is_same_everywhere(value):
-            raise UserError(
-                f"{name} is {value} in this process and something else in another; start all "
-                "processes with the same"
-            )
+            alike(lambda: _disagree(name, value))  # noqa: B023
 
 
-@contextlib.contextmanager
-def main_first() -> Iterator[None]:
-    """Let the main process go through this block, and write its files, before the others do."""
-    if not is_main():
-        barrier()
-    try:
-        yield
-    finally:
-        if is_main():
-            barrier()
+def _disagree(name: str, value: object) -> None:
+    raise UserError(
+        f"{name} is {value} in the main process and something else in another; start all "
+        f"processes with {name}={value}"
+    )
