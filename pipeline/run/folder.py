@@ -23,7 +23,7 @@ def open_folder(config: Config, recorder: Recorder, start: Start | None) -> None
     has. Only the main process writes; the others wait until it has. Raises UserError where the
     folder cannot be written, or while another process trains the same run.
     """
-    processes.alike(lambda: _open(config, recorder, start) if processes.is_main() else None)
+    processes.alike(lambda: _open(config, recorder, start))
 
 
 def _open(config: Config, recorder: Recorder, start: Start | None) -> None:
