@@ -20,7 +20,7 @@ class Problems:
         try:
             yield
         except UserError as error:
-            if not error.is_shared and processes.size() > 1:
+            if error.is_alone or (not error.is_shared and processes.size() > 1):
                 raise  # the others go on and cannot be asked anything any more
             self.found.append(str(error))
 
