@@ -82,9 +82,12 @@ class RunConfig(Section):
     def _is_the_name_of_a_folder(cls, name: str | None) -> str | None:
         if not name or Path(name).name != name or name in (".", ".."):
             what = f"run.name is {shown(name)}"
-            raise UserError(f"{what}; it must be the plain name of a folder in run.dir")
+            must = "it must be the plain name of a folder in run.dir"
+            raise UserError(f"{what}; {must}, such as run.name=new")
         if len(os.fsencode(name)) > 255:
-            raise UserError("run.name is longer than 255 bytes; give a shorter name")
+            raise UserError(
+                "run.name is longer than 255 bytes; give a shorter name, such as run.name=new"
+            )
         return name
 
 
@@ -210,7 +213,8 @@ class DataConfig(Section):
     def _crop_lies_in_the_image(self) -> Self:
         if self.resize < self.size:
             what = f"data.resize is {self.resize}"
-            raise UserError(f"{what}; it must be at least data.size ({self.size})")
+            must = f"it must be at least data.size ({self.size})"
+            raise UserError(f"{what}; {must}, such as data.resize={self.size}")
         return self
 
 
@@ -357,7 +361,8 @@ class Config(Section):
         warmup, epochs = self.optim.warmup_epochs, self.train.epochs
         if warmup and warmup >= epochs:
             what = f"optim.warmup_epochs is {warmup}"
-            raise UserError(f"{what}; it must be below train.epochs ({epochs})")
+            must = f"it must be below train.epochs ({epochs})"
+            raise UserError(f"{what}; {must}, such as optim.warmup_epochs={epochs - 1}")
         return self
 
     @property

@@ -26,7 +26,11 @@ def check_state(state: Mapping[str, Any], config: Config, path: Path, remedy: st
 
 
 def check_optimizer(
-    theirs: Mapping[str, Any], own: Mapping[str, Any], shapes: Sequence[Any], path: Path
+    theirs: Mapping[str, Any],
+    own: Mapping[str, Any],
+    shapes: Sequence[Any],
+    path: Path,
+    remedy: str,
 ) -> None:
     """Raise UserError unless ``theirs``, an optimizer's ``state_dict`` that was read from ``path``,
     has the groups of ``own``, and its buffers the ``shapes`` of the parameters."""
@@ -39,8 +43,7 @@ def check_optimizer(
     )
     if wrong:
         raise UserError(
-            f"checkpoint {path} cannot be resumed from: its optimizer is of other parameters; set "
-            f"run.resume=none model.weights={path} to start from its weights"
+            f"checkpoint {path} cannot be resumed from: its optimizer is of other parameters; {remedy}"
         )
 
 

@@ -190,10 +190,10 @@ def check_config(start: Start, request: Request, *, is_settled: bool = False) ->
     if state.get("format") != checkpoint.FORMAT:
         raise UserError(
             f"checkpoint {path} cannot be resumed from, it holds a network only, or is of another "
-            f"version; set run.resume=none model.weights={path} to start from its weights"
+            f"version; {weights_alone(start, config)}"
         )
     then = make_config(state["config"])
-    check_state(state, then, path, _weights_alone(start, config))
+    check_state(state, then, path, weights_alone(start, config))
     changed = differences(config, then, is_settled=is_settled)
     if not start.is_new and changed:
         what = f"{path} is of another training ({_listed(changed)})"
@@ -278,7 +278,8 @@ def _command(
     return command_line("train", *kept, *start, f"run.name={free_name(config)}")
 
 
-def _weights_alone(start: Start, config: Config) -> str:
+def weights_alone(start: Start, config: Config) -> str:
+    """The remedy where only the network in a checkpoint can be believed."""
     return (
         f"set run.resume=none model.weights={start.path} run.name={free_name(config)} to start "
         "from its weights alone"

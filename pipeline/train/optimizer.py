@@ -67,7 +67,7 @@ def _apex_sgd() -> Any:
         from apex.optimizers import FusedSGD
     except ImportError:
         raise UserError(
-            "optim.impl=apex, but apex.optimizers cannot be imported; take torch_fused, or build "
-            "NVIDIA's apex from source"
+            "optim.impl=apex, but apex.optimizers cannot be imported; set optim.impl=torch_fused, "
+            "or build NVIDIA's apex from source"
         ) from None
     return FusedSGD

@@ -33,6 +33,7 @@ from pipeline.run.resume import (
     find_start,
     free_name,
     say_what_is_new,
+    weights_alone,
 )
 from pipeline.run.signals import StopSignal
 from pipeline.train.metrics import METRICS, metric_names
@@ -147,7 +148,9 @@ def _go_on(trainer: Trainer, start: Start, order: list[int] | None) -> None:
     """Let ``trainer`` go on from ``start``, or begin a new run with it."""
     state, folder = trainer.state, trainer.store.folder
     shapes = [parameter.shape for parameter in state.model.parameters()]
-    check_optimizer(start.state["optimizer"], state.optimizer.state_dict(), shapes, start.path)
+    theirs, own = start.state["optimizer"], state.optimizer.state_dict()
+    remedy = weights_alone(start, trainer.config)
+    check_optimizer(theirs, own, shapes, start.path, remedy)
     anew = trainer.restore(start.state, order)
     has_other_val = start.state["data"]["val"] != trainer.val_loader.fingerprint
     if start.is_new and has_other_val:

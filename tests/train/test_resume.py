@@ -149,6 +149,15 @@ def test_any_sign_of_a_run_is_one(root, sign):
     assert "holds a run already" in message and "run.name=tiny-2" in message
 
 
+def test_where_all_checkpoints_are_damaged_another_run_starts(root):
+    for path in checkpoints(root).glob("*.pt"):
+        path.write_bytes(path.read_bytes()[:-1000])
+    before = contents(root / "runs")
+    message = refused(root)
+    assert "every checkpoint" in message and contents(root / "runs") == before
+    run(root, message.rpartition("set ")[2].split()[0], "train.epochs=1")
+
+
 # best.pt
 
 
@@ -309,6 +318,18 @@ def test_an_image_is_left_out_in_the_middle_of_an_epoch(interrupted):
     assert "middle of an epoch" in message
     follow(message)
     assert lines(root / "runs/tiny-2")[-1]["epoch"] == 2
+
+
+def test_other_metrics_go_on_from_the_end_of_an_epoch(interrupted):
+    root = interrupted
+
+    def change(state):
+        state["metrics"], state["sums"] = ("loss", "x"), torch.zeros(1, 2, dtype=torch.float64)
+
+    alter(checkpoints(root) / "step_8.pt", change)
+    message = refused(root)
+    assert "counts loss, x" in message and "epoch_0001.pt" in message
+    follow(message)
 
 
 def test_another_network_starts_from_the_weights_or_anew(root):
