@@ -32,7 +32,8 @@ def restore(folder: Path, start: Start) -> Record:
         if record == wanted:
             _copy(candidate, path)
             return record
-        left[candidate] = record
+        if record["epoch"] < start.state["epoch"]:  # else of another continuation
+            left[candidate] = record
     best = max(left, key=lambda each: left[each]["val_top1"], default=path)
     record = left.get(best, NONE)
     if record["epoch"] >= 0:

@@ -42,9 +42,8 @@ def check_optimizer(
         if name == "momentum_buffer"
     )
     if wrong:
-        raise UserError(
-            f"checkpoint {path} cannot be resumed from: its optimizer is of other parameters; {remedy}"
-        )
+        what = f"checkpoint {path} cannot be resumed from"
+        raise UserError(f"{what}: its optimizer is of other parameters; {remedy}")
 
 
 def _problems(state: Mapping[str, Any], config: Config) -> Iterator[str]:
@@ -78,15 +77,19 @@ def _counters(state: Mapping[str, Any], config: Config) -> Iterator[str]:
 def _figures(state: Mapping[str, Any]) -> Iterator[str]:
     for name in ("best", "last"):
         record = state[name]
-        if not isinstance(record, dict) or not all(map(_is_finite, record.values())):
+        if not isinstance(record, dict) or not all(map(_is_number, record.values())):
             yield f"its {name} is no record of an epoch"
             return
     best, last, epoch = state["best"], state["last"], state["epoch"]
     top1, done = best["val_top1"], best["epoch"]
-    if type(done) is not int or not -1 <= done < max(epoch, 0) or (done < 0) != (top1 < 0):
+    if type(done) is not int or not -1 <= done < max(epoch, 1) or (done < 0) != (top1 < 0):
         yield f"its best is of epoch {done}, but it has done {epoch}"
-    if top1 > 100 or (last and (last["epoch"] != epoch - 1 or last["val_top1"] > top1)):
-        yield "its last epoch is not below its best one"
+    if not _is_finite(top1) or top1 > 100:
+        yield f"its best has a top-1 of {top1}"
+    if last and last["epoch"] != epoch - 1:
+        yield f"its last epoch is {last['epoch']}, but it has done {epoch}"
+    if last and done >= 0 and not last["val_top1"] <= top1:
+        yield f"its best has a top-1 of {top1}, but its last epoch {last['val_top1']}"
     if bool(last) != bool(epoch):
         yield "it holds no record of its last epoch"
     if not all(_is_finite(each) and each >= 0 for each in state["times"]):
@@ -112,5 +115,9 @@ def _optimizer(optimizer: Mapping[str, Any], config: Config) -> Iterator[str]:
             yield "its momentum is not finite"
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return _is_number(value) and math.isfinite(value)  # type: ignore[arg-type]

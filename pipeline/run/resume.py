@@ -81,7 +81,8 @@ def _find(request: Request, store: checkpoint.CheckpointStore, *, again: bool) -
     if not start and resume not in ("auto", "none"):
         start = Start(checkpoint.load(Path(resume)), Path(resume), is_new=True)
     if not start:
-        _check_nothing_is_lost(config)
+        if not again:
+            _check_nothing_is_lost(config)
         return b""
     check_config(start, request)
     last = {} if start.is_new else _last_of_finished(start, config)
