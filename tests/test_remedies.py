@@ -35,6 +35,7 @@ FOLLOWED = {
     "pipeline/run/classes.py:match": "test_renamed_classes_are_refused",
     "pipeline/run/consistency.py:check_state": "test_a_state_that_no_training_wrote_is_refused",
     "pipeline/run/consistency.py:check_optimizer": "test_a_state_that_no_training_wrote_is_refused",
+    "pipeline/run/resume.py:_config_of": "test_a_config_that_is_none_is_refused",
     "pipeline/run/resume.py:_newest": "test_where_all_checkpoints_are_damaged_another_run_starts",
     "pipeline/run/resume.py:_check_nothing_is_lost":
         "test_a_run_without_any_checkpoint_is_not_started_over",

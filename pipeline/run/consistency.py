@@ -82,7 +82,7 @@ def _figures(state: Mapping[str, Any]) -> Iterator[str]:
             return
     best, last, epoch = state["best"], state["last"], state["epoch"]
     top1, done = best["val_top1"], best["epoch"]
-    if type(done) is not int or not -1 <= done < max(epoch, 1) or (done < 0) != (top1 < 0):
+    if type(done) is not int or not -1 <= done < max(epoch, 0) or (done < 0) != (top1 < 0):
         yield f"its best is of epoch {done}, but it has done {epoch}"
     if not _is_finite(top1) or top1 > 100:
         yield f"its best has a top-1 of {top1}"

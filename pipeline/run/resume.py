@@ -193,7 +193,7 @@ def check_config(start: Start, request: Request, *, is_settled: bool = False) ->
             f"checkpoint {path} cannot be resumed from, it holds a network only, or is of another "
             f"version; {weights_alone(start, config)}"
         )
-    then = make_config(state["config"])
+    then = _config_of(start, config)
     check_state(state, then, path, weights_alone(start, config))
     changed = differences(config, then, is_settled=is_settled)
     if not start.is_new and changed:
@@ -201,6 +201,18 @@ def check_config(start: Start, request: Request, *, is_settled: bool = False) ->
         raise UserError(f"{what}; take these back, or {_way_on(start, request, changed)}")
     if start.is_new:
         _check_new(start, request, changed)
+
+
+def _config_of(start: Start, config: Config) -> Config:
+    """The config in a checkpoint."""
+    try:
+        return make_config(start.state["config"])
+    except (KeyError, UserError) as error:
+        reason = str(error).partition(";")[0]
+        raise UserError(
+            f"checkpoint {start.path} cannot be resumed from: of its config, {reason}; "
+            f"{weights_alone(start, config)}"
+        ) from None
 
 
 def _check_new(start: Start, request: Request, changed: dict[str, tuple[Any, Any]]) -> None:
@@ -335,12 +347,18 @@ def check_classes(start: Start, classes: Sequence[str], request: Request) -> Non
         raise UserError(f"{start.path} cannot be gone on from: {what}; {remedy}")
 
 
-def check_place(start: Start, steps: int, metrics: Sequence[str], request: Request) -> None:
+def check_place(
+    start: Start, data: dict[str, str], steps: int, metrics: Sequence[str], request: Request
+) -> None:
     """Raise UserError unless the place of ``start`` in an epoch is one of its ``steps``, and the
-    same ``metrics`` were counted up to it."""
-    state = start.state
+    same ``metrics`` were counted up to it. ``data`` is that of ``check_data``."""
+    state, batch = start.state, request.config.data.batch_size
+    is_same = state["data"]["train"] == data["train"]
+    is_same = is_same and state["config"]["data"]["batch_size"] == batch
     problem = ""
-    if start.is_in_epoch and state["batch"] > steps:
+    if is_same and state.get("steps", steps) != steps:
+        problem = f"says that an epoch has {state['steps']} steps, but it has {steps}"
+    elif start.is_in_epoch and state["batch"] > steps:
         problem = f"is at batch {state['batch']} of an epoch that has {steps}"
     elif state["batch"] and list(state["metrics"]) != list(metrics):
         counted = ", ".join(map(str, state["metrics"]))

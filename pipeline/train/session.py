@@ -139,7 +139,7 @@ def _fit(start: Start, loaders: tuple[Loader, Loader], request: Request) -> list
     processes.alike(lambda: check_classes(start, classes, request))
     processes.alike(lambda: check_config(start, request, is_settled=True))
     processes.alike(lambda: check_data(start, fingerprints, request))
-    processes.alike(lambda: check_place(start, steps, metric_names(), request))
+    processes.alike(lambda: check_place(start, fingerprints, steps, metric_names(), request))
     names = names_of(start.state)
     return order_of(names, classes) if names else None
 

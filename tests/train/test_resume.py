@@ -364,6 +364,7 @@ DAMAGES = {
     ),
     "shapes": set_in("optimizer", "state", 0, "momentum_buffer", value=torch.zeros(3)),
     "batch": lambda state: state.update(batch=6, step=state["step"] + 6),
+    "longer epoch": lambda state: state.update(batch=7, steps=7, step=state["epoch"] * 7 + 7),
     "negative batch": set_in("batch", value=-1),
     "nan step": set_in("step", value=math.nan),
     "best": set_in("best", value={"epoch": 7, "val_top1": 50.0}),
@@ -385,8 +386,20 @@ def test_a_state_that_no_training_wrote_is_refused(root, damage):
     alter(checkpoints(root) / "epoch_0002.pt", DAMAGES[damage])
     message = refused(root)
     assert "epoch_0002.pt" in message
+    if damage in ("momentum", "groups"):  # for the others the remedy is the same
+        remedy = message.rpartition("; ")[2]
+        run(root, *[word for word in remedy.split() if "=" in word], "train.epochs=1")
+
+
+def test_a_config_that_is_none_is_refused(root):
+    for path in checkpoints(root).glob("*.pt"):
+        if path.name != "epoch_0002.pt":
+            path.unlink()
+    alter(checkpoints(root) / "epoch_0002.pt", set_in("config", "model", "bits", value="3w"))
+    message = refused(root)
     remedy = message.rpartition("; ")[2]
-    run(root, *[word for word in remedy.split() if "=" in word], "run.name=weights")
+    assert "model.bits is '3w'" in message
+    run(root, *[word for word in remedy.split() if "=" in word], "train.epochs=1")
 
 
 def test_an_epoch_past_the_end_is_refused(root):
