@@ -3,7 +3,7 @@
 import contextlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,43 +100,28 @@ def _newest(
     store: checkpoint.CheckpointStore, config: Config
 ) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint that is furthest: best.pt too is one, where no later one can be read."""
-    damaged: list[UserError] = []
-    found = None
-    for path, state in [*_first_good(store.newest(), damaged), *_best(store.folder, damaged)]:
-        if found is None or _place(state) > _place(found[1]):
+    damaged, found = [], None
+    for path, state in store.newest():
+        if isinstance(state, dict):
             found = path, state
-    if found and found[0].name == "best.pt":
-        logger.warning("of the checkpoints only best.pt is left, after epoch %d", found[1]["epoch"])
-    for error in damaged:
-        reason = str(error).rpartition(";")[0]
+            break
+        damaged.append(str(state).rpartition(";")[0])
+    best = store.folder / "best.pt"
+    with contextlib.suppress(UserError):  # it is restored later
+        state = checkpoint.load(best)
+        if found is None or _place(state) > _place(found[1]):
+            logger.warning(
+                "of the checkpoints only best.pt is left, after epoch %d", state.get("epoch", 0)
+            )
+            found = best, state
+    for reason in damaged:
         logger.warning("%s; going on from the one before", reason)
-    if damaged and not found:
+    if found is None and (damaged or best.exists()):
         raise UserError(
             f"every checkpoint in {store.folder} is damaged; set run.name={free_name(config)} to "
             "start another run"
         )
     return found
-
-
-Found = Iterable[tuple[Path, dict[str, Any] | UserError]]
-
-
-def _first_good(found: Found, damaged: list[UserError]) -> Iterable[tuple[Path, dict[str, Any]]]:
-    for path, state in found:
-        if isinstance(state, dict):
-            yield path, state
-            return
-        damaged.append(state)
-
-
-def _best(folder: Path, damaged: list[UserError]) -> Iterable[tuple[Path, dict[str, Any]]]:
-    path = folder / "best.pt"
-    if not path.exists():
-        return
-    try:
-        yield path, checkpoint.load(path)
-    except UserError as error:
-        damaged.append(error)
 
 
 def _place(state: dict[str, Any]) -> tuple[int, int]:
