@@ -184,5 +184,5 @@ def test_the_command_to_find_bad_images_works(words, capsys, monkeypatch, tmp_pa
     assert command, caught.value
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        reste.main(shlex.split(command[1]))
+        reste.main(shlex.split(command[1].replace("DATA", f"{tmp_path}/data")))
     train_command.main([*words, "data.exclude=bad-images.txt"])

@@ -319,7 +319,8 @@ def check_data(start: Start, data: dict[str, str], request: Request) -> None:
         reason = ", and it is in the middle of an epoch" if is_in_epoch else ""
         remedy = _way_on(start, request, {"data": ("", "")})
         raise UserError(f"{where}{reason}; bring them back, or {remedy}")
-    logger.warning("%s; going on with these", where)
+    going_on = "these" if start.is_new else "what data.exclude leaves"
+    logger.warning("%s; going on with %s", where, going_on)
 
 
 def check_classes(start: Start, classes: Sequence[str], request: Request) -> None:
