@@ -10,6 +10,7 @@ import inspect
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -31,8 +32,7 @@ def command(main: Main) -> NoReturn:
     try:
         main(sys.argv[1:])
     except (UserError, Diverged) as error:
-        _explain(error)
-        _say(f"error: {error}")
+        _report(error)
         sys.exit(2 if isinstance(error, UserError) else 3)
     except Interrupted as stop:
         _explain(stop)
@@ -76,9 +76,40 @@ def _place() -> tuple[int, int]:
     return processes.rank(), processes.size()
 
 
+def _report(error: UserError | Diverged) -> None:
+    """Say what is wrong: once, where all processes found the same; else with the rank."""
+    rank, size = _place()
+    is_shared, is_alone = (getattr(error, f"is_{name}", False) for name in ("shared", "alone"))
+    if size == 1:
+        # Before the processes have met, those of one machine find the same: its first one speaks.
+        speaks = is_alone or not _is_to_meet() or os.environ["LOCAL_RANK"] == "0"
+    else:
+        speaks = not (is_shared or _ends_alike(error))
+    if speaks:
+        _say(f"error: {error}")
+    elif size > 1 and rank == 0:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(3)  # torchrun ends all processes as soon as one has ended: that one has spoken
+
+
+def _is_to_meet() -> bool:
+    """Whether torchrun started this process together with others."""
+    names = ("TORCHELASTIC_RUN_ID", "LOCAL_RANK", "RANK", "WORLD_SIZE")
+    return all(os.environ.get(name) for name in names) and os.environ["WORLD_SIZE"] != "1"
+
+
+def _ends_alike(error: BaseException) -> bool:
+    from pipeline.run import rendezvous
+
+    return rendezvous.ends_alike(error)
+
+
 def _say(text: str) -> None:
     rank, size = _place()
-    others = f"rank {rank}: " if size > 1 else ""
+    if size == 1 and _is_to_meet():
+        rank = int(os.environ["RANK"])
+    others = f"rank {rank}: " if size > 1 or rank else ""
     print(f"{others}{text}", file=sys.stderr, flush=True)
 
 

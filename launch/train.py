@@ -34,7 +34,8 @@ def main(arguments: Sequence[str]) -> None:
     from pipeline.run.config import load_config
     from pipeline.train.session import summarise, train
 
-    outcome = train(load_config(find_config(options.config), options.overrides), options.check)
+    config = load_config(find_config(options.config), options.overrides)
+    outcome = train(config, options.check, (options.config, *options.overrides))
     if outcome:
         if processes.is_main():
             draw_run(outcome.config.run_folder)

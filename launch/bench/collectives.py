@@ -19,7 +19,7 @@ from launch.bench.results import Row, row
 from launch.bench.timing import take_turns
 from launch.bench.training import FixedBatch
 from models.layers import NormBinarize
-from pipeline.data.open import divide_batch
+from pipeline.data.batch import divide_batch
 from pipeline.run import processes
 from pipeline.run.checkpoint import CheckpointStore
 from pipeline.run.config import Config

@@ -30,8 +30,8 @@ def measure(config: Config, device: torch.device, rounds: int) -> list[Row]:
     rows = []
     for provider, loader in {"torchvision": "torchvision", "ours": "dali"}.items():
         changed = config.changed({"data.loader": loader})
-        seconds = _windows(open_folder(folder, changed, device, train=True), rounds, device)
-        rate = WINDOW * batch / seconds
+        opened = open_folder(folder, changed, device, train=True)
+        rate = WINDOW * (opened.images // len(opened)) / _windows(opened, rounds, device)
         rows.append(row(case, provider, "loader", "throughput", "images/s", rate))
     return rows
 

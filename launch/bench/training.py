@@ -74,7 +74,7 @@ def measure(
 
 def check_agreement(config: Config) -> None:
     """Assert that all networks have the same loss in float64, to 1e-9."""
-    arguments = config.model.arch, config.model.bits, config.model.num_classes
+    arguments = config.network
     ours = build_model(*arguments).double()
     make_exact(ours)
     ours.set_progress(2 / 3)  # o = 2
@@ -104,9 +104,10 @@ class FixedBatch:
 
     classes: tuple[str, ...] = ()
     fingerprint = ""
+    left = 0
 
     def __init__(self, config: Config, device: torch.device) -> None:
-        self.images, classes = config.data.batch_size, config.model.num_classes
+        self.images, classes = config.data.batch_size, config.network[2]
         side = config.data.size if ARCHS[config.model.arch].image_size > 32 else 32
         images = torch.randn(self.images, 3, side, side, dtype=dtype_of(config, device))
         labels = torch.randint(classes, (self.images,))
@@ -159,7 +160,7 @@ def make_trainer(
     config: Config, device: torch.device, loaders: tuple[Loader, Loader], folder: Path
 ) -> Trainer:
     """Our training at o = 2, that writes into ``folder``."""
-    model = build_model(config.model.arch, config.model.bits, config.model.num_classes)
+    model = build_model(*config.network)
     store = CheckpointStore(folder, config.checkpoint.keep)
     recorder = Recorder()
     trainer = Trainer(config, model, loaders, device, store, StopSignal(), recorder)
@@ -190,7 +191,7 @@ def make_rivals(
     config: Config, device: torch.device, weights: Mapping[str, Tensor], checkout: Path | None
 ) -> dict[str, Callable[[], Tensor]]:
     """A training step of each on one batch of noise, from ``weights``; it returns the loss."""
-    arguments = config.model.arch, config.model.bits, config.model.num_classes
+    arguments = config.network
     batch = FixedBatch(config, device).batch
     plain = batch._replace(images=batch.images.float().contiguous())
     models = {"official": build_official(*arguments)}
@@ -281,7 +282,7 @@ def _our_loss(
     config: Config, device: torch.device, weights: Mapping[str, Tensor], batch: Batch
 ) -> float:
     """The loss of our network on the rivals' batch, in the precision that is timed."""
-    model = build_model(config.model.arch, config.model.bits, config.model.num_classes)
+    model = build_model(*config.network)
     model.load_state_dict(weights)
     model.set_progress(2 / 3)
     model = to_device(model, config, device)
@@ -375,14 +376,14 @@ Maker = Callable[[Config, torch.device, Splits, Path], Callable[[], None]]
 def _official_epochs(
     config: Config, device: torch.device, splits: Splits, folder: Path
 ) -> Callable[[], None]:
-    model = build_official(config.model.arch, config.model.bits, config.model.num_classes)
+    model = build_official(*config.network)
     return Official(model, device).epochs(splits, config.data.batch_size, config.data.workers)
 
 
 def _compile_epochs(
     config: Config, device: torch.device, splits: Splits, folder: Path
 ) -> Callable[[], None]:
-    arguments = config.model.arch, config.model.bits, config.model.num_classes
+    arguments = config.network
     dtype = rival_dtype(config, device)
     images = dtype if device.type == "cuda" else torch.float32
     rival = Compiled(build_official(*arguments, PlainConv2d), device, dtype)

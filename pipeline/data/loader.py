@@ -27,6 +27,7 @@ class Loader(Protocol):
     """What the trainer asks of every data source."""
 
     images: int  # how many images one epoch delivers
+    left: int  # how many it leaves out, because they fill no batch
     classes: tuple[str, ...]  # class names; a label is an index into them
     fingerprint: str  # changes when the data set changes
 

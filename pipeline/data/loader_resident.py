@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from kernels.crop import PADDING, crop_flip_normalize
+from pipeline.data.batch import fit_batch
 from pipeline.data.cifar_files import CifarSplit, load_cifar10
 from pipeline.data.draws import MEAN, STD, uniforms
 from pipeline.data.loader import IGNORED, Batch, Loader, image_dtype
@@ -24,22 +25,28 @@ from pipeline.run.errors import UserError
 def open_cifar10(config: Config, device: torch.device, splits: Sequence[str]) -> list[Loader]:
     """The loaders of CIFAR-10 as ``config`` describes it; the test set is for validation."""
     data = config.data
+    loaded = {
+        split: load_cifar10(
+            None if data.path is None else Path(data.path),
+            split="train" if split == "train" else "test",
+            download=data.download,
+            excluded=data.exclude,
+        )
+        for split in splits
+    }
     return [
         CifarLoader(
-            load_cifar10(
-                None if data.path is None else Path(data.path),
-                split="train" if split == "train" else "test",
-                download=data.download,
-                excluded=data.exclude,
-            ),
-            batch_size=data.batch_size if split == "train" else data.eval_batch_size,
+            images,
+            batch_size=fit_batch(data.batch_size, len(images.labels))
+            if split == "train"
+            else data.eval_batch_size,
             train=split == "train",
             augment=data.augment,
             seed=config.seed,
             dtype=image_dtype(config.train.precision, device, resident=True),
             device=device,
         )
-        for split in splits
+        for split, images in loaded.items()
     ]
 
 
@@ -71,6 +78,7 @@ class CifarLoader:
                 f"data.batch_size: {batch_size} is more than the {n} training images; lower it"
             )
         self.images = len(self) * batch_size if train else n
+        self.left = n - self.images
         self.classes, self.fingerprint = split.classes, split.fingerprint
         self._augment, self._dtype, self._device = train and augment, dtype, device
         self._pixels = split.images.contiguous().to(device)

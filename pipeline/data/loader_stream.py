@@ -50,6 +50,7 @@ class FolderLoader(abc.ABC):
             )
         self.classes, self.fingerprint = folder.classes, folder.fingerprint
         self.images = len(self.plan) * batch_size if train else len(folder.files)
+        self.left = len(folder.files) - self.images
         self._stream: Any = None  # delivers the batches, which it reads ahead
         self._upcoming: Position | None = None  # the position it delivers next
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from pipeline.data import synthetic
+from pipeline.data.batch import fit_batch
 from pipeline.data.loader import Loader, image_dtype
 from pipeline.data.tree import ImageFolder, scan, scan_train_val
 from pipeline.data.workers import limit_workers
 from pipeline.run import processes
 from pipeline.run.config import Config
-from pipeline.run.console import logger
 from pipeline.run.errors import UserError
 
 # Opens the named splits, of "train" and "val", of the data set that a config describes.
@@ -27,8 +27,9 @@ def build_loaders(config: Config, device: torch.device) -> tuple[Loader, Loader]
     Raises UserError, in all processes, for whatever is wrong with the data or with how the config
     uses them.
     """
-    with processes.main_first():  # it draws, decodes and caches for all
-        train, val = _open(config, device, ("train", "val"))
+    # The main process draws, decodes and caches for all.
+    train, val = processes.main_first(lambda: _open(config, device, ("train", "val")))
+    processes.alike(lambda: _check_classes(config, train))
     if not processes.is_same_everywhere((train.fingerprint, val.fingerprint)):
         raise UserError(
             f"data.path={config.data.path} and data.exclude={config.data.exclude} are not the same "
@@ -42,28 +43,31 @@ def build_eval_loader(config: Config, device: torch.device) -> Loader:
     return _open(config, device, ("val",))[0]
 
 
-def divide_batch(config: Config, size: int) -> Config:
-    """``config`` with a batch size that ``size`` processes can share equally, and a line if it is
-    another one."""
-    batch = config.data.batch_size
-    if batch % size == 0:
-        return config
-    nearest = max(1, round(batch / size)) * size
-    logger.info("data.batch_size: %d -> %d, a multiple of %d processes", batch, nearest, size)
-    return config.changed({"data.batch_size": nearest})
+def settle(config: Config, train: Loader) -> Config:
+    """``config`` with what the training images decide: the number of classes, and a batch size that
+    they fill."""
+    batch = train.images // len(train)
+    return config.changed({"model.num_classes": len(train.classes), "data.batch_size": batch})
+
+
+def _check_classes(config: Config, loader: Loader) -> None:
+    wanted, count = config.model.num_classes, len(loader.classes)
+    if wanted not in (None, count):
+        raise UserError(
+            f"model.num_classes is {wanted}, but data.path={config.data.path} has {count} classes; "
+            "set model.num_classes=null to take those of the data"
+        )
+    if count < 2:
+        raise UserError(
+            f"data.path={config.data.path} has one class only, {loader.classes[0]}; add the class "
+            "folders of others"
+        )
 
 
 def _open(config: Config, device: torch.device, splits: Sequence[str]) -> list[Loader]:
     openers = {name: dataset.opener for name, dataset in DATASETS.items()}
     opener: Opener = _look_up("data.dataset", config.data.dataset, openers)
-    loaders = opener(limit_workers(config), device, splits)
-    for loader in loaders:
-        if (count := len(loader.classes)) != config.model.num_classes:
-            raise UserError(
-                f"model.num_classes is {config.model.num_classes}, but "
-                f"data.path={config.data.path} has {count} classes; set model.num_classes={count}"
-            )
-    return loaders
+    return opener(limit_workers(config), device, splits)
 
 
 def open_tree(config: Config, device: torch.device, splits: Sequence[str]) -> list[Loader]:
@@ -99,9 +103,10 @@ def open_folder(
 ) -> Loader:
     """The loader of a scanned image folder that ``data.loader`` asks for."""
     data = config.data
+    batch = fit_batch(data.batch_size, len(folder.files)) if train else data.eval_batch_size
     return _loader_class(data.loader)(
         folder,
-        batch_size=data.batch_size if train else data.eval_batch_size,
+        batch_size=batch,
         train=train,
         size=data.size,
         resize=data.resize,

@@ -43,6 +43,7 @@ from pipeline.run.config_types import (
 from pipeline.run.errors import UserError
 from pipeline.run.plain_yaml import Written
 
+PUBLISHED_CLASSES = {"cifar10": 10, "imagenet": 1000}
 MOST_PROBLEMS = 5  # that one error names
 MOST_KEYS = 1000  # of a section
 
@@ -81,9 +82,12 @@ class RunConfig(Section):
     def _is_the_name_of_a_folder(cls, name: str | None) -> str | None:
         if not name or Path(name).name != name or name in (".", ".."):
             what = f"run.name is {shown(name)}"
-            raise UserError(f"{what}; it must be the plain name of a folder in run.dir")
+            must = "it must be the plain name of a folder in run.dir"
+            raise UserError(f"{what}; {must}, such as run.name=new")
         if len(os.fsencode(name)) > 255:
-            raise UserError("run.name is longer than 255 bytes; give a shorter name")
+            raise UserError(
+                "run.name is longer than 255 bytes; give a shorter name, such as run.name=new"
+            )
         return name
 
 
@@ -96,8 +100,8 @@ class ModelConfig(Section):
     bits: Literal["1w1a", "1w32a", "32w32a"] = Field(
         "1w1a", description="bits of weights and activations", json_schema_extra=also("a32")
     )
-    num_classes: Integer = Field(
-        10, ge=2, description="classes of the classifier; must be those of the data"
+    num_classes: Annotated[Integer, Field(ge=2)] | None = Field(
+        None, description="classes of the classifier; null: as many as the data have"
     )
     weights: OptionalPath = Field(
         None,
@@ -209,7 +213,8 @@ class DataConfig(Section):
     def _crop_lies_in_the_image(self) -> Self:
         if self.resize < self.size:
             what = f"data.resize is {self.resize}"
-            raise UserError(f"{what}; it must be at least data.size ({self.size})")
+            must = f"it must be at least data.size ({self.size})"
+            raise UserError(f"{what}; {must}, such as data.resize={self.size}")
         return self
 
 
@@ -356,13 +361,22 @@ class Config(Section):
         warmup, epochs = self.optim.warmup_epochs, self.train.epochs
         if warmup and warmup >= epochs:
             what = f"optim.warmup_epochs is {warmup}"
-            raise UserError(f"{what}; it must be below train.epochs ({epochs})")
+            must = f"it must be below train.epochs ({epochs})"
+            raise UserError(f"{what}; {must}, such as optim.warmup_epochs={epochs - 1}")
         return self
 
     @property
     def run_folder(self) -> Path:
         """The folder of this run."""
         return Path(self.run.dir) / str(self.run.name)
+
+    @property
+    def network(self) -> tuple[str, str, int]:
+        """What ``build_model`` takes first: arch, bits and the number of classes, which is that of
+        the data set on which the network was published where model.num_classes is unset."""
+        model = self.model
+        published = PUBLISHED_CLASSES[ARCHS[model.arch].dataset]
+        return model.arch, model.bits, model.num_classes or published
 
     @property
     def estimator_options(self) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator
@@ -55,13 +56,24 @@ def _must(field: FieldInfo, choices: Collection[str]) -> str:
         return f"one of {', '.join(choices)}"
     if field.annotation is bool:
         return "true or false"
-    if field.annotation in (int, float):
-        low = max(each.ge for each in field.metadata if hasattr(each, "ge"))
-        high = min(each.le for each in field.metadata if hasattr(each, "le"))
-        return f"{'an integer' if field.annotation is int else 'a number'} {limits(low, high)}"
+    kind, rules = _kind(field)
+    if kind in (int, float):
+        low = max(each.ge for each in rules if hasattr(each, "ge"))
+        high = min(each.le for each in rules if hasattr(each, "le"))
+        what = f"{'an integer' if kind is int else 'a number'} {limits(low, high)}"
+        return what if field.default is not None else f"{what}, or null"
     checks = [each.func for each in field.metadata if isinstance(each, AfterValidator)]
     what = "a path" if check_path in checks else "text of one line"
     return what if field.is_required() or field.default is not None else f"{what}, or null"
+
+
+def _kind(field: FieldInfo) -> tuple[Any, Sequence[Any]]:
+    """The type of a field and the rules for its values; of one that may be null, those beside."""
+    for inner in get_args(field.annotation):
+        if hasattr(inner, "__metadata__"):
+            rules = [getattr(each, "metadata", [each]) for each in inner.__metadata__]
+            return get_args(inner)[0], list(chain.from_iterable(rules))
+    return field.annotation, field.metadata
 
 
 def refusal(key: Key, value: Any, reason: str = "") -> str:

@@ -3,7 +3,27 @@
 
 class UserError(ValueError):
     """What the user gave is wrong. The message is one line that names the key or the file and
-    the remedy; a command prints it behind ``error: `` and exits with code 2."""
+    the remedy; a command prints it behind ``error: `` and exits with code 2.
+
+    ``is_shared`` says that all processes raise the same one, ``is_alone`` that only this one can
+    know of it, as of another that did not come.
+    """
+
+    is_shared = is_alone = False
+
+    @classmethod
+    def shared(cls, message: str) -> "UserError":
+        """The error with ``message`` that all processes raise."""
+        error = cls(message)
+        error.is_shared = True
+        return error
+
+    @classmethod
+    def alone(cls, message: str) -> "UserError":
+        """The error with ``message`` that only this process can know of."""
+        error = cls(message)
+        error.is_alone = True
+        return error
 
 
 class Diverged(RuntimeError):

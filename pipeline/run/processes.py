@@ -3,17 +3,19 @@
 Alone, without torchrun, a process is rank 0 of 1 and every function here does nothing.
 """
 
-import contextlib
 import ctypes
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.run.errors import UserError
+
+Made = TypeVar("Made")
 
 
 def rank() -> int:
@@ -69,7 +71,8 @@ def broadcast_(tensors: Iterable[Tensor]) -> None:
 
 
 def from_main(make: Callable[[], bytes]) -> bytes:
-    """What ``make`` returns in the main process, in all processes; so is a ``UserError`` raised.
+    """What ``make`` returns in the main process, in all processes; so is a ``UserError`` raised,
+    as one that is shared.
 
     The other processes need not see the disk of the main one.
     """
@@ -88,7 +91,7 @@ def from_main(make: Callable[[], bytes]) -> bytes:
     dist.broadcast(data, 0)
     content = data.numpy().tobytes()[:length]
     if header[1]:
-        raise UserError(content.decode("utf-8", "surrogatepass"))
+        raise UserError.shared(content.decode("utf-8", "surrogatepass"))
     return content
 
 
@@ -105,6 +108,14 @@ def end_with_parent(number: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
+def main_first(make: Callable[[], Made]) -> Made:
+    """What ``make`` returns, which the main process does, and writes its files, before the others
+    do. Where it raises a ``UserError`` in the main process, all raise that."""
+    made: list[Made] = []
+    alike(lambda: made.append(make()))
+    return made[0] if made else make()
+
+
 def is_same_everywhere(value: object) -> bool:
     """Whether all processes gave a ``value`` with the same ``repr``; all get the same answer."""
     digest = hashlib.sha256(repr(value).encode()).digest()
@@ -119,19 +130,11 @@ def agree(values: Mapping[str, object]) -> None:
         return
     for name, value in values.items():
         if not is_same_everywhere(value):
-            raise UserError(
-                f"{name} is {value} in this process and something else in another; start all "
-                "processes with the same"
-            )
+            alike(lambda: _disagree(name, value))  # noqa: B023
 
 
-@contextlib.contextmanager
-def main_first() -> Iterator[None]:
-    """Let the main process go through this block, and write its files, before the others do."""
-    if not is_main():
-        barrier()
-    try:
-        yield
-    finally:
-        if is_main():
-            barrier()
+def _disagree(name: str, value: object) -> None:
+    raise UserError(
+        f"{name} is {value} in the main process and something else in another; start all "
+        f"processes with {name}={value}"
+    )

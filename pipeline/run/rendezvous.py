@@ -22,6 +22,7 @@ from pipeline.run.errors import UserError
 from pipeline.run.processes import end_with_parent, rank, size
 
 PATIENCE = 10.0  # seconds that a process which failed gives the others to say that they did
+TOGETHER = 2.0  # seconds within which processes find the same mistake
 
 ALONE = "unset WORLD_SIZE"  # what makes a process train by itself
 
@@ -78,10 +79,11 @@ def _number(name: str, low: int, high: int) -> int:
 
 
 def _take_gpu(local: int) -> None:
-    if local >= torch.cuda.device_count():
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)), torch.cuda.device_count()
+    if processes > gpus:  # all of them say so
         raise UserError(
-            f"local rank {local} has no GPU, there are {torch.cuda.device_count()}; start as many "
-            "processes per node as it has GPUs, or set train.device=cpu"
+            f"{processes} processes on this machine have {gpus} GPUs; start as many processes as "
+            "it has GPUs, or set train.device=cpu"
         )
     torch.cuda.set_device(local)
 
@@ -147,7 +149,7 @@ def _meet(store: Store, rank: int, size: int, timeout: float) -> str:
         try:
             name = store.get(f"answer/{mine}").decode()
         except RuntimeError:
-            raise UserError(
+            raise UserError.alone(
                 f"the main process did not answer within {timeout:g} s; see whether it started"
             ) from None
         store.set(f"came/{name}/{rank}", "")
@@ -159,7 +161,7 @@ def _meet(store: Store, rank: int, size: int, timeout: float) -> str:
             if store.check([f"came/{mine}/{other}"]):
                 absent.remove(other)
         if time.monotonic() > deadline:
-            raise UserError(
+            raise UserError.alone(
                 f"rank {min(absent)} of {size} did not come within {timeout:g} s; see whether its "
                 "process started and can reach this machine, or raise train.timeout"
             )
@@ -192,18 +194,46 @@ def explain(error: BaseException) -> str | None:
     return None if is_own else _blame(error, ends)
 
 
-def _exchange(store: Store, rank: int, size: int, own: str, ends: dict[int, str]) -> None:
-    """Leave ``own`` in the store; if it is empty, wait for the ``ends`` of the others."""
+def ends_alike(error: BaseException) -> bool:
+    """Tell the other processes that this one ends with ``error``; whether all of them end so, with
+    the same words and within ``TOGETHER`` seconds."""
+    if not dist.is_initialized() or _Group.store is None:
+        return False
+    ends: dict[int, str] = {}
+    arguments = _Group.store, rank(), size(), f"{type(error).__name__}: {error}", ends, TOGETHER
+    asking = threading.Thread(target=_exchange, args=arguments, daemon=True)
+    asking.start()
+    asking.join(2 * TOGETHER + 1)
+    return len(ends) == size() and len(set(ends.values())) == 1
+
+
+def _exchange(
+    store: Store,
+    rank: int,
+    size: int,
+    own: str,
+    ends: dict[int, str],
+    patience: float | None = None,
+) -> None:
+    """Leave ``own`` in the store; wait for the ``ends`` of the others, if it is empty or for
+    ``patience`` seconds."""
+    if patience is None:
+        patience = 0 if own else PATIENCE
     with contextlib.suppress(RuntimeError):  # the store may have gone with the main process
         store.set(f"end/{rank}", own)
         store.check([f"end/{rank}"])  # an answer, where set may not wait for one
         ends[rank] = own
-        deadline = time.monotonic() + (0 if own else PATIENCE)
+        deadline = time.monotonic() + patience
         while len(ends) < size and time.monotonic() < deadline:
             for other in set(range(size)) - set(ends):
                 if store.check([f"end/{other}"]):
                     ends[other] = store.get(f"end/{other}").decode()
             time.sleep(0.05)
+        if own and len(ends) == size:  # the store lives until all have read it
+            store.add("ends_read", 1)
+            deadline = time.monotonic() + patience
+            while store.add("ends_read", 0) < size and time.monotonic() < deadline:
+                time.sleep(0.02)
 
 
 def _blame(error: BaseException, ends: dict[int, str]) -> str:

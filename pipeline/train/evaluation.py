@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.loader import Batch, Loader
+from pipeline.run import processes
 from pipeline.run.config import Config
 from pipeline.run.console import ProgressBar
 from pipeline.train.graph import Graphs
@@ -52,6 +53,7 @@ class Evaluation:
                     after_batch(done)
         finally:
             self.model.train(was_training)
+        processes.barrier()  # over the host: where another process has failed, this one learns it
         means = self.sums.means()
         if means["images"] < self.loader.images:  # a batch was left out: its loss is not finite
             means["loss"] = math.nan

@@ -63,7 +63,7 @@ class Sums:
 
     def __init__(self, device: torch.device) -> None:
         self.further = [metric for metric in METRICS.values() if metric.name not in COUNTED]
-        self.names = (*COUNTED, "images", *(metric.name for metric in self.further))
+        self.names = metric_names()
         self.values = torch.zeros(len(self.names), dtype=torch.float64, device=device)
         self.counted = self.values[: len(COUNTED) + 1]
 
@@ -96,6 +96,12 @@ class Sums:
         images = int(totals.pop("images"))
         means = {name: METRICS[name].mean(total, images) for name, total in totals.items()}
         return {**means, "images": images}
+
+
+def metric_names() -> tuple[str, ...]:
+    """The names of what ``Sums`` counts, in its order."""
+    further = [metric.name for metric in METRICS.values() if metric.name not in COUNTED]
+    return (*COUNTED, "images", *further)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

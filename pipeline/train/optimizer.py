@@ -24,11 +24,25 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         return _apex_sgd()(model.parameters(), **options)
     fused = True if optim.impl == "torch_fused" else None  # None: torch's own choice
     sgd = torch.optim.SGD(model.parameters(), fused=fused, **options)
-    if optim.momentum:
-        # The fused SGD leaves its buffers uninitialised if loss scaling skips the first step.
-        for parameter in model.parameters():
-            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    make_momentum(sgd)
     return sgd
+
+
+def make_momentum(optimizer: torch.optim.Optimizer) -> bool:
+    """Give the parameters that have no momentum, but should, one of zero; whether there are any.
+
+    The fused SGD leaves its buffers uninitialised if loss scaling skips the first step.
+    """
+    missing = [
+        parameter
+        for group in optimizer.param_groups
+        if group["momentum"]
+        for parameter in group["params"]
+        if optimizer.state[parameter].get("momentum_buffer") is None
+    ]
+    for parameter in missing:
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return bool(missing)
 
 
 def _first_rate(config: Config, device: torch.device) -> float | Tensor:
@@ -53,7 +67,7 @@ def _apex_sgd() -> Any:
         from apex.optimizers import FusedSGD
     except ImportError:
         raise UserError(
-            "optim.impl=apex, but apex.optimizers cannot be imported; take torch_fused, or build "
-            "NVIDIA's apex from source"
+            "optim.impl=apex, but apex.optimizers cannot be imported; set optim.impl=torch_fused, "
+            "or build NVIDIA's apex from source"
         ) from None
     return FusedSGD

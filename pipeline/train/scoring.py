@@ -1,11 +1,13 @@
 """A checkpoint, ours or an official one, scored on validation images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from models import ARCHS, build_model
+from models import ARCHS, BinaryNetwork, build_model
 from pipeline.data.open import build_eval_loader
 from pipeline.run import checkpoint
+from pipeline.run.classes import arrange, by_position, is_classifier, match, names_of
 from pipeline.run.config import make_config
 from pipeline.run.console import logger, start_console
 from pipeline.run.device import get_device
@@ -35,12 +37,32 @@ def score(path: Path, overrides: list[str]) -> dict[str, float]:
     start_console()
     logger.info("%s: reading %s", path, config.data.path or config.data.dataset)
     seed_everything(config.seed, deterministic=config.deterministic)
-    model = build_model(config.model.arch, config.model.bits, config.model.num_classes)
+    model = build_model(*config.network)
     load_weights(model, state, path)
-    model = to_device(model, config, device)
     loader = build_eval_loader(config, device)
+    arrange_classes(model, state, loader.classes, path)
+    model = to_device(model, config, device)
     logger.info("%s: %s %s on %d images", path, model.arch, model.bits, loader.images)
     return Evaluation(model, loader, config, device)()
+
+
+def arrange_classes(
+    model: BinaryNetwork, state: dict[str, Any], classes: Sequence[str], path: Path
+) -> None:
+    """Let the outputs of ``model``, loaded from ``state``, stand in the order of the ``classes`` of
+    the data: by their names, or by position where the checkpoint has none.
+
+    Raises UserError where the classes are not the same; a part of them is refused too.
+    """
+    names, weights = names_of(state), model.state_dict()
+    outputs = next(len(value) for key, value in weights.items() if is_classifier(key))
+    remedy = "set data.path to data with these class folders"
+    order = match(names, outputs, classes, path, remedy)
+    model.load_state_dict(arrange(weights, order))
+    if names is None and (line := by_position(outputs, classes, path)):
+        logger.warning(line)
+    elif order != sorted(order):
+        logger.info("%s has its classes in another order than the data: matched by name", path)
 
 
 def values_of(state: dict[str, Any]) -> dict[str, Any]:

@@ -1,23 +1,43 @@
 """A whole training, from its config to its last checkpoint."""
 
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from pipeline.data.open import build_loaders, divide_batch
-from pipeline.run import processes, restart
+from pipeline.data.batch import divide_batch
+from pipeline.data.loader import Loader
+from pipeline.data.open import build_loaders, settle
+from pipeline.run import best, processes, restart
 from pipeline.run.checkpoint import CheckpointStore
+from pipeline.run.classes import names_of, order_of
 from pipeline.run.commands import command_line
 from pipeline.run.config import Config, flatten
+from pipeline.run.consistency import check_optimizer
 from pipeline.run.console import bold, logger, start_console
 from pipeline.run.device import get_device
 from pipeline.run.errors import Diverged, Interrupted, UserError
 from pipeline.run.folder import open_folder
+from pipeline.run.problems import Problems
 from pipeline.run.recorder import Recorder
-from pipeline.run.resume import check_data, state_to_resume
+from pipeline.run.resume import (
+    Request,
+    Start,
+    check_classes,
+    check_config,
+    check_data,
+    check_place,
+    find_start,
+    free_name,
+    say_what_is_new,
+    weights_alone,
+)
 from pipeline.run.signals import StopSignal
-from pipeline.train.metrics import METRICS
-from pipeline.train.network import make_network
+from pipeline.train.metrics import METRICS, metric_names
+from pipeline.train.network import check_weights, make_network
 from pipeline.train.randomness import seed_everything
 from pipeline.train.trainer import Trainer
 
@@ -33,16 +53,17 @@ class Outcome(NamedTuple):
     last: dict[str, Any]
 
 
-def train(config: Config, only_check: int = 0) -> Outcome | None:
+def train(config: Config, only_check: int = 0, words: Sequence[str] = ()) -> Outcome | None:
     """Train as ``config`` says, or go on doing so; a finished run is left as it is.
 
-    ``only_check``: look for mistakes as that many processes would meet them, and return None. The
-    processes stay joined; a caller leaves them by ``rendezvous.stop``. Raises UserError, Diverged,
-    or Interrupted after saving.
+    ``only_check``: look for mistakes as that many processes would meet them, and return None.
+    ``words``: what a person typed for the config, CONFIG and key=value, for the commands in
+    errors. The processes stay joined; a caller leaves them by ``rendezvous.stop``. Raises
+    UserError, Diverged, or Interrupted after saving.
     """
     with StopSignal() as stop:
         try:
-            return _train(config, stop, only_check)
+            return _train(Request(config, words), stop, only_check)
         except (Interrupted, Diverged) as end:
             restart.note(config, end)
             raise
@@ -52,32 +73,43 @@ def train(config: Config, only_check: int = 0) -> Outcome | None:
             raise
 
 
-def _train(config: Config, stop: StopSignal, only_check: int) -> Outcome | None:
-    device = get_device(config)
+def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | None:
+    config, problems = request.config, Problems()
+    device = torch.device("cpu")  # where there is no other, the rest is checked
+    with problems.noted():
+        device = get_device(config)
     start_console()
     logger.info("%s: reading %s", config.run_folder, config.data.path or config.data.dataset)
     config = divide_batch(config, only_check or processes.size())
     processes.agree({k: v for k, v in flatten(config).items() if k not in MAY_DIFFER})
-    again = not only_check and restart.is_restart(config)
+    again = not only_check and not problems.found and restart.is_restart(config)
     store = CheckpointStore(config.run_folder / "checkpoints", config.checkpoint.keep)
-    state = state_to_resume(config, store, again=again)
-    if state and state["epoch"] == config.train.epochs and not only_check:
-        logger.info("this run is finished; for another one set run.name")
-        return Outcome(config, state["best"], state["last"])
+    request = request._replace(config=config)
+    start: Start | None = None
+    with problems.noted():
+        start = find_start(request, store, again=again)
+    if start and start.last and not only_check:
+        return _finished(config, start)
     seed_everything(config.seed, deterministic=config.deterministic)
-    loaders = build_loaders(config, device)
-    if state:
-        fingerprints = {"train": loaders[0].fingerprint, "val": loaders[1].fingerprint}
-        check_data(state, fingerprints, config)
-    model = make_network(config)
+    loaders: tuple[Loader, Loader] | None = None
+    with problems.noted():
+        loaders = build_loaders(config, device)
+    if problems.found:
+        with problems.noted():
+            processes.alike(lambda: check_weights(config))
+    problems.raise_all()
+    assert loaders
+    config = settle(config, loaders[0])
+    request = request._replace(config=config)
+    order = _fit(start, loaders, request) if start else None
+    model = make_network(config, loaders[0].classes, is_fresh=start is None)
     if only_check:
         return None
     recorder = Recorder()
     trainer = Trainer(config, model, loaders, device, store, stop, recorder)
-    open_folder(config, recorder, state["metrics_size"] if state else 0)
-    if state:
-        trainer.restore(state)
-        logger.info("going on after epoch %d, batch %d", trainer.state.epoch, trainer.state.batch)
+    open_folder(config, recorder, start)
+    if start:
+        _go_on(trainer, start, order)
     describe(trainer, device)
     exit_code = 1
     try:
@@ -88,13 +120,59 @@ def _train(config: Config, stop: StopSignal, only_check: int) -> Outcome | None:
     return Outcome(config, trainer.state.best, trainer.state.last)
 
 
+def _finished(config: Config, start: Start) -> Outcome:
+    """The outcome of a run that has nothing left to do."""
+    name = free_name(config)
+    logger.info("this run is finished; for another one set run.name=%s", name)
+    with contextlib.suppress(UserError):  # of a disk that is full or cannot be written
+        if processes.is_main():
+            best.restore(config.run_folder / "checkpoints", start)
+    return Outcome(config, start.state["best"], start.last)
+
+
+def _fit(start: Start, loaders: tuple[Loader, Loader], request: Request) -> list[int] | None:
+    """Hold ``start`` against the data: raise UserError where the run cannot go on with them.
+
+    Returns, for a new run, the output of the network that stands for each class of the data.
+    """
+    fingerprints = {"train": loaders[0].fingerprint, "val": loaders[1].fingerprint}
+    steps, classes = len(loaders[0]), loaders[0].classes
+    processes.alike(lambda: check_classes(start, classes, request))
+    processes.alike(lambda: check_config(start, request, is_settled=True))
+    processes.alike(lambda: check_data(start, fingerprints, request))
+    processes.alike(lambda: check_place(start, fingerprints, steps, metric_names(), request))
+    names = names_of(start.state)
+    return order_of(names, classes) if names else None
+
+
+def _go_on(trainer: Trainer, start: Start, order: list[int] | None) -> None:
+    """Let ``trainer`` go on from ``start``, or begin a new run with it."""
+    state, folder = trainer.state, trainer.store.folder
+    shapes = [parameter.shape for parameter in state.model.parameters()]
+    theirs, own = start.state["optimizer"], state.optimizer.state_dict()
+    remedy = weights_alone(start, trainer.config)
+    check_optimizer(theirs, own, shapes, start.path, remedy)
+    anew = trainer.restore(start.state, order)
+    has_other_val = start.state["data"]["val"] != trainer.val_loader.fingerprint
+    if start.is_new and has_other_val:
+        state.best = trainer.kept = dict(best.NONE)
+        anew.append("the best epoch, as the validation images are others")
+    else:
+        record = processes.from_main(lambda: json.dumps(best.restore(folder, start)).encode())
+        trainer.kept = json.loads(record)
+    if start.is_new:
+        say_what_is_new(start, trainer.config, anew)
+        trainer.save()
+    logger.info("going on after epoch %d, batch %d", state.epoch, state.batch)
+
+
 def describe(trainer: Trainer, device: torch.device) -> None:
     """Say what is going to happen."""
     config = trainer.config
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     logger.info(
         "%s: %s %s, %s, %d training and %d validation images of %d classes, %d epochs of %d steps "
-        "on %s in %s",
+        "on %s in %s; %d images a step, %d left for the next epoch's shuffle",
         config.run_folder,
         config.model.arch,
         config.model.bits,
@@ -106,6 +184,8 @@ def describe(trainer: Trainer, device: torch.device) -> None:
         len(trainer.loader),
         name,
         config.train.precision,
+        config.data.batch_size,
+        trainer.loader.left,
     )
     if trainer.compiles:
         logger.info("torch.compile fuses the blocks; the first step may take a minute")
@@ -120,5 +200,23 @@ def summarise(outcome: Outcome) -> None:
         logger.info(bold(f"{label}: val {', '.join(figures)} (epoch {record['epoch'] + 1})"))
     logger.info("the run lies in %s; next:", folder)
     data = [f"data.path={config.data.path}"] if config.data.path else []
-    best_file = str(folder / "checkpoints" / "best.pt")
-    logger.info("  %s", command_line("evaluate", best_file, *data))
+    file = _file_to_evaluate(folder / "checkpoints", outcome.best)
+    if file:
+        logger.info("  %s", command_line("evaluate", str(file), *data))
+
+
+def _file_to_evaluate(folder: Path, wanted: dict[str, Any]) -> Path | None:
+    """best.pt, or the newest checkpoint where that is lost, and a line if it is of another epoch
+    than the best one."""
+    files = (folder / "best.pt", *CheckpointStore(folder, 1).files())
+    file = next((path for path in files if best.record_of(path) != best.NONE), None)
+    if file is None:
+        logger.warning("no checkpoint is left in %s", folder)
+    elif (epoch := best.record_of(file)["epoch"]) != wanted["epoch"]:
+        logger.warning(
+            "of epoch %d no checkpoint is left; %s is of epoch %d",
+            wanted["epoch"] + 1,
+            file,
+            epoch + 1,
+        )
+    return file

@@ -1,7 +1,7 @@
 """Everything that changes during a training, and its form in a checkpoint."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from models import BinaryNetwork
 from pipeline.run import processes
+from pipeline.run.classes import is_classifier
 from pipeline.run.config import Config
 from pipeline.run.console import logger
-from pipeline.run.errors import UserError
 from pipeline.train.average import MovingAverage
 from pipeline.train.indicators import Indicators
 from pipeline.train.metrics import Sums
-from pipeline.train.optimizer import make_optimizer
+from pipeline.train.optimizer import make_momentum, make_optimizer
 from pipeline.train.randomness import rng_state, set_rng_state
 from pipeline.train.watch import Watch
 
@@ -84,38 +84,69 @@ class TrainState:
             "watch": self.watch.counts,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` gave, also from another number of processes.
+    def load_state_dict(
+        self, state: dict[str, Any], order: Sequence[int] | None = None
+    ) -> list[str]:
+        """Take over what ``state_dict`` gave, also from another number of processes, and return the
+        names of what it does not hold and what therefore begins anew.
 
-        Raises UserError for a checkpoint in the middle of an epoch that counts other metrics.
+        ``order``: for each class of the data, the output among those of ``state`` that stands for
+        it.
         """
+        anew = []
         self.model.load_state_dict(state["state_dict"])
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate  # each epoch sets its value
-        self.scaler.load_state_dict(state["scaler"])
-        if self.ema:
+        if self._load_optimizer(state["optimizer"]):
+            anew.append("momentum")
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        elif self.scaler.is_enabled():
+            anew.append("the loss scale")
+        if self.ema and state["ema"]:
             self.ema.load_state_dict(state["ema"])
-        if self.indicators:
+        elif self.ema:
+            self.ema.load_state_dict(self.model.state_dict())
+            anew.append("averaged weights")
+        if self.indicators and state["indicators"]:
             self.indicators.load_state(state["indicators"])
+        elif self.indicators:
+            anew.append("indicators")
+        if order is not None:
+            self._arrange(order)
         set_rng_state(state["rng"])
         self.watch.load(state["watch"])
         self.seconds, self.waited = state["times"]
         self.epoch, self.batch = state["epoch"], state["batch"]
         self.best, self.last = state["best"], state["last"]
-        self._load_sums(state["sums"], tuple(state["metrics"]))
+        self._load_sums(state["sums"])
+        return anew
 
-    def _load_sums(self, sums: Tensor, names: tuple[str, ...]) -> None:
+    def _load_optimizer(self, state: dict[str, Any]) -> bool:
+        """Take over the momentum; the settings are those of the config. Returns whether it holds no
+        momentum where there is some."""
+        settings = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        self.optimizer.load_state_dict(state)
+        for group, values in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(values)
+        return make_momentum(self.optimizer)
+
+    def _arrange(self, order: Sequence[int]) -> None:
+        """Let the outputs of the network stand in ``order``."""
+        rows = list(order)
+        modules = [self.model, *([self.ema.module] if self.ema else [])]
+        for key, parameter in itertools.chain.from_iterable(m.named_parameters() for m in modules):
+            if is_classifier(key):
+                buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+                for tensor in (parameter.data, *([] if buffer is None else [buffer])):
+                    tensor.copy_(tensor[rows])
+
+    def _load_sums(self, sums: Tensor) -> None:
         if not self.batch:
             return  # they are zero
-        if names != self.sums.names:
-            raise UserError(
-                f"the checkpoint is in the middle of an epoch and counts {', '.join(names)}, but "
-                f"this version counts {', '.join(self.sums.names)}; go on from the end of an epoch"
-            )
         if len(sums) != processes.size():  # the main process takes those of all
-            parts = sums.new_zeros(processes.size(), len(names))
+            parts = sums.new_zeros(processes.size(), sums.shape[1])
             parts[0] = sums.sum(0)
             sums = parts
         self.sums.values.copy_(sums[processes.rank()])

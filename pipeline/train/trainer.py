@@ -3,6 +3,7 @@
 import math
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from pipeline.train.metrics import METRICS, cross_entropy
 from pipeline.train.optimizer import set_learning_rate
 from pipeline.train.parallel import parallelize
 from pipeline.train.precision import autocast, is_compiled, to_device
+from pipeline.train.records import Figures, epoch_record, summary_of
+from pipeline.train.rescue import saved_on_failure
 from pipeline.train.schedule import learning_rate, progress
 from pipeline.train.state import make_state, note_processes
 from pipeline.train.stepper import Stepper
@@ -60,6 +63,7 @@ class Trainer:
         evaluated = self.state.evaluated
         self.evaluation = Evaluation(evaluated, self.val_loader, config, device, graphs)
         self.compiles = is_compiled(config, device, self.loader)
+        self.kept = self.state.best  # the epoch that best.pt is of
 
     @property
     def step(self) -> int:
@@ -79,20 +83,11 @@ class Trainer:
         rate = self._set_schedules()
         self._train(rate)
         trained = state.sums.means()
-        validated, seconds = self._evaluate()
-        record = {
-            "kind": "epoch",
-            "epoch": state.epoch,
-            "lr": rate,
-            **state.model.estimator_parameters(),
-            **{f"train_{name}": trained[name] for name in METRICS if METRICS[name].in_training},
-            **{f"val_{name}": validated[name] for name in METRICS},
-            "images_per_second": self._images_per_second(),
-            "data_wait": state.waited / max(state.seconds, 1e-9),
-            "seconds": state.seconds + seconds,
-        }
-        if state.indicators:
-            record["indicators"] = state.indicators.record()
+        with saved_on_failure(self.state_dict(), self.store):
+            validated, seconds = self._evaluate()
+            speed = self._images_per_second()
+            record = epoch_record(state, rate, trained, validated, speed, seconds)
+            processes.alike(lambda: self.recorder.write(record, self.step))
         self._finish_epoch(record, time.perf_counter() - began)
 
     def _set_schedules(self) -> float:
@@ -170,20 +165,20 @@ class Trainer:
         try:
             processes.alike(lambda: self.recorder.write(record, self.step))
         except UserError as error:
-            raise UserError(f"{error} from {self._save()}, which was saved") from None
+            raise UserError.shared(f"{error} from {self.save()}, which was saved") from None
 
     def _save_if_due(self, first: int) -> None:
         batch, every = self.state.batch, self.config.checkpoint.every_steps
         self._stop_if_asked(batch, len(self.loader))
         if every and self.step % every == 0 and batch > first:
-            self._save()
+            self.save()
 
     def _stop_if_asked(self, done: int, total: int) -> None:
         if self.stop.is_asked(done, total):
-            text = f"interrupted; saved {self._save()}; start it again to go on"
+            text = f"interrupted; saved {self.save()}; start it again to go on"
             raise Interrupted(self.stop.signal, text)
 
-    def _evaluate(self) -> tuple[dict[str, float], float]:
+    def _evaluate(self) -> tuple[Figures, float]:
         """The validation metrics, and the seconds that they took."""
         began = time.perf_counter()
         if self.config.train.sync_bn == "false":  # the main process's statistics count
@@ -199,10 +194,11 @@ class Trainer:
 
     def _finish_epoch(self, record: dict[str, Any], seconds: float) -> None:
         config, state, epochs = self.config, self.state, self.config.train.epochs
-        self._record(record)  # first: if it fails, the run evaluates again when it goes on
         state.last = {name: record[name] for name in ("epoch", *(f"val_{m}" for m in METRICS))}
-        if is_best := record["val_top1"] > state.best["val_top1"]:
+        if record["val_top1"] > state.best["val_top1"]:
             state.best = state.last
+        if is_best := record["val_top1"] > self.kept["val_top1"]:
+            self.kept = state.last
         state.finish_epoch()
         logger.info("epoch %d/%d  %s", state.epoch, epochs, summary_of(record))
         if config.log.eta and state.epoch % config.log.eta == 0 and state.epoch < epochs:
@@ -210,9 +206,10 @@ class Trainer:
             finish = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left))
             logger.info("about %s left, finished at %s", clock(left), finish)
         if is_best or state.epoch % config.checkpoint.every_epochs == 0 or state.epoch == epochs:
-            self._save(best=is_best)
+            self.save(best=is_best)
 
-    def _save(self, *, best: bool = False) -> Path:
+    def save(self, *, best: bool = False) -> Path:
+        """Save the state, in all processes; they go on when it is there."""
         self._check_finite()
         content = self.state_dict()
         if processes.is_main():
@@ -226,25 +223,23 @@ class Trainer:
             "format": FORMAT,
             **self.state.state_dict(),
             "step": self.step,
+            "steps": len(self.loader),
+            "classes": tuple(self.loader.classes),
             "config": to_dict(self.config),
             "data": {"train": self.loader.fingerprint, "val": self.val_loader.fingerprint},
             "metrics_size": self.recorder.size(),
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         }
 
-    def restore(self, content: dict[str, Any]) -> None:
-        """Take over the ``state_dict`` of a checkpoint."""
+    def restore(self, content: dict[str, Any], order: Sequence[int] | None = None) -> list[str]:
+        """Take over the ``state_dict`` of a checkpoint; returns what it does not hold.
+
+        ``order``: for each class of the data, the output that stands for it there.
+        """
         note_processes(self.config, len(content["sums"]))
-        self.state.load_state_dict(content)
+        anew = self.state.load_state_dict(content, order)
+        if self.state.batch == content.get("steps"):  # only the evaluation was left
+            self.state.batch = len(self.loader)
+        self.kept = self.state.best
         self.stepper.reset()  # the optimizer has other tensors now
-
-
-def summary_of(record: dict[str, Any]) -> str:
-    """An epoch's record in one line for people."""
-    parts = []
-    for split in ("train", "val"):
-        known = [metric for metric in METRICS.values() if f"{split}_{metric.name}" in record]
-        values = [f"{m.name} {m.digits(record[f'{split}_{m.name}'])}" for m in known]
-        parts.append(f"{split} {' '.join(values)}")
-    rate = f"{record['images_per_second']:.0f} images/s"
-    return "  ".join([*parts, rate, clock(record["seconds"])])
+        return anew

@@ -26,7 +26,7 @@ from launch.bench.scaling import (
 )
 from models import build_model
 from models.layers import NormBinarize
-from pipeline.data.open import divide_batch
+from pipeline.data.batch import divide_batch
 from pipeline.run.config import load_config
 from pipeline.train.parallel import parallelize
 from tests import ROOT

@@ -20,6 +20,9 @@ from tests import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 INT64 = 2**63 - 1
+SUCH_AS = "such as run.name=new"
+A_NAME = f"it must be the plain name of a folder in run.dir, {SUCH_AS}"
+BELOW = "it must be below train.epochs (1000)"
 
 
 def refused(*overrides, values=()):
@@ -154,11 +157,23 @@ def test_integers_beyond_64_bits_are_refused(text):
         ("data.path=a\nb", "'a\\nb'; it must be a path, or null, without control characters"),
         ("data.path=${oc.env:X}", "'${oc.env:X}'; write it out, ${...} is not filled in"),
         ("optim.lr=${x}", "'${x}'; write it out, ${...} is not filled in"),
-        ("run.name=a/b", "'a/b'; it must be the plain name of a folder in run.dir"),
-        ("run.name=..", "'..'; it must be the plain name of a folder in run.dir"),
-        ("run.name=" + "ö" * 128, "longer than 255 bytes; give a shorter name"),
-        ("optim.warmup_epochs=1000", "1000; it must be below train.epochs (1000)"),
-        ("data.resize=100", "100; it must be at least data.size (224)"),
+        (
+            "run.name=a/b",
+            "'a/b'; it must be the plain name of a folder in run.dir, such as run.name=new",
+        ),
+        (
+            "run.name=..",
+            "'..'; it must be the plain name of a folder in run.dir, such as run.name=new",
+        ),
+        (
+            "run.name=" + "ö" * 128,
+            "longer than 255 bytes; give a shorter name, such as run.name=new",
+        ),
+        (
+            "optim.warmup_epochs=1000",
+            "1000; it must be below train.epochs (1000), such as optim.warmup_epochs=999",
+        ),
+        ("data.resize=100", "100; it must be at least data.size (224), such as data.resize=224"),
         ("model=3", "a section, no config key; did you mean model.arch?"),
         ("estimator=ste", "a section, no config key; did you mean estimator.name?"),
         ("foo=1", "no config key; docs/config.md lists all keys"),

@@ -1,0 +1,123 @@
+"""Whether the state in a checkpoint agrees with itself and with the config that lies beside it.
+
+A file may be whole and yet hold what no training wrote: it would be believed over the config.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pipeline.run.config import Config
+from pipeline.run.errors import UserError
+
+
+def check_state(state: Mapping[str, Any], config: Config, path: Path, remedy: str) -> None:
+    """Raise UserError with the first thing in ``state``, read from ``path``, that does not fit
+    ``config``, which the state itself brought."""
+    try:
+        problem = next(_problems(state, config), None)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        problem = f"it lacks what going on needs ({type(error).__name__}: {error})".splitlines()[0]
+    if problem:
+        raise UserError(f"checkpoint {path} cannot be resumed from: {problem}; {remedy}")
+
+
+def check_optimizer(
+    theirs: Mapping[str, Any],
+    own: Mapping[str, Any],
+    shapes: Sequence[Any],
+    path: Path,
+    remedy: str,
+) -> None:
+    """Raise UserError unless ``theirs``, an optimizer's ``state_dict`` that was read from ``path``,
+    has the groups of ``own``, and its buffers the ``shapes`` of the parameters."""
+    sizes = [[len(group["params"]) for group in each["param_groups"]] for each in (theirs, own)]
+    wrong = sizes[0] != sizes[1] or any(
+        not 0 <= index < len(shapes) or (value is not None and value.shape != shapes[index])
+        for index, values in theirs["state"].items()
+        for name, value in values.items()
+        if name == "momentum_buffer"
+    )
+    if wrong:
+        what = f"checkpoint {path} cannot be resumed from"
+        raise UserError(f"{what}: its optimizer is of other parameters; {remedy}")
+
+
+def _problems(state: Mapping[str, Any], config: Config) -> Iterator[str]:
+    yield from _counters(state, config)
+    yield from _figures(state)
+    yield from _optimizer(state["optimizer"], config)
+    if config.train.precision == "fp16" and not state["scaler"]:
+        yield "train.precision is fp16, but it holds no loss scale"
+    scale = state["scaler"].get("scale", 1.0)
+    if not (_is_finite(scale) and scale > 0):
+        yield f"its loss scale is {scale}"
+    if bool(config.train.ema_decay) != bool(state["ema"]):
+        yield f"train.ema_decay is {config.train.ema_decay}, which its averaged weights do not fit"
+
+
+def _counters(state: Mapping[str, Any], config: Config) -> Iterator[str]:
+    for name in ("epoch", "batch", "step", "metrics_size"):
+        if type(state[name]) is not int or state[name] < 0:
+            yield f"its {name} is {state[name]!r}, no count"
+    epoch, epochs = state["epoch"], config.train.epochs
+    if epoch > epochs or (epoch == epochs and state["batch"]):
+        yield f"it is in epoch {epoch + 1}, but train.epochs is {epochs}"
+    steps = state.get("steps")
+    if steps is not None:
+        if type(steps) is not int or steps < 1:
+            yield f"its steps of an epoch are {steps!r}, no count"
+        if state["batch"] > steps or state["step"] != epoch * steps + state["batch"]:
+            yield f"it is at batch {state['batch']}, step {state['step']} of {steps} an epoch"
+
+
+def _figures(state: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("best", "last"):
+        record = state[name]
+        if not isinstance(record, dict) or not all(map(_is_number, record.values())):
+            yield f"its {name} is no record of an epoch"
+            return
+    best, last, epoch = state["best"], state["last"], state["epoch"]
+    top1, done = best["val_top1"], best["epoch"]
+    if type(done) is not int or not -1 <= done < max(epoch, 0) or (done < 0) != (top1 < 0):
+        yield f"its best is of epoch {done}, but it has done {epoch}"
+    if not _is_finite(top1) or top1 > 100:
+        yield f"its best has a top-1 of {top1}"
+    if last and last["epoch"] != epoch - 1:
+        yield f"its last epoch is {last['epoch']}, but it has done {epoch}"
+    if last and done >= 0 and not last["val_top1"] <= top1:
+        yield f"its best has a top-1 of {top1}, but its last epoch {last['val_top1']}"
+    if bool(last) != bool(epoch):
+        yield "it holds no record of its last epoch"
+    if not all(_is_finite(each) and each >= 0 for each in state["times"]):
+        yield f"its times are {state['times']}"
+    sums, names = state["sums"], state["metrics"]
+    if sums.dim() != 2 or sums.shape[1] != len(names) or not len(sums):
+        yield f"its sums are {tuple(sums.shape)} for {len(names)} metrics"
+    elif not bool(sums.isfinite().all()):
+        yield "its sums are not finite"
+    if state["watch"].shape != (4,) or state["watch"].is_floating_point():
+        yield "its watch over losses is of another size"
+
+
+def _optimizer(optimizer: Mapping[str, Any], config: Config) -> Iterator[str]:
+    for group in optimizer["param_groups"]:
+        for name in ("momentum", "weight_decay"):
+            wanted = getattr(config.optim, name)
+            if not _is_finite(group[name]) or float(group[name]) != wanted:
+                yield f"its optimizer's {name} is {group[name]}, but optim.{name} is {wanted}"
+    for values in optimizer["state"].values():
+        buffer = values.get("momentum_buffer")
+        if isinstance(buffer, Tensor) and not bool(buffer.isfinite().all()):
+            yield "its momentum is not finite"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> bool:
+    return _is_number(value) and math.isfinite(value)  # type: ignore[arg-type]
