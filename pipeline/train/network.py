@@ -7,7 +7,8 @@ from models import BinaryNetwork, build_model
 from pipeline.run import checkpoint
 from pipeline.run.config import Config
 from pipeline.run.console import logger
-from pipeline.run.weights import fit_weights
+from pipeline.run.errors import UserError
+from pipeline.run.weights import first_not_finite, fit_weights
 
 
 def make_network(config: Config) -> BinaryNetwork:
@@ -21,21 +22,25 @@ def make_network(config: Config) -> BinaryNetwork:
     )
     if config.model.weights:
         path = Path(config.model.weights)
-        fresh = load_weights(model, checkpoint.load(path), path, new_classifier=True)
-        logger.info("started from %s%s", path, " with a new classifier" if fresh else "")
+        fresh = load_weights(model, checkpoint.load(path), path, tuning=True)
+        if name := first_not_finite(model.state_dict()):
+            raise UserError(f"model.weights={path}: {name} is not finite; take an earlier one")
+        left = f"; new: {', '.join(fresh[:6])}{', ...' if len(fresh) > 6 else ''}" if fresh else ""
+        logger.info("started from %s%s", path, left)
     return model
 
 
 def load_weights(
-    model: BinaryNetwork, state: dict[str, Any], path: Path, *, new_classifier: bool = False
-) -> bool:
+    model: BinaryNetwork, state: dict[str, Any], path: Path, *, tuning: bool = False
+) -> list[str]:
     """Load the network in the checkpoint ``state``, read from ``path``, into ``model``.
 
-    Returns whether its classifier was left out, which ``new_classifier`` allows where it is for
-    another number of classes. Raises UserError where the weights do not fit.
+    Returns the names of weights that are not in it and stay as they were; ``fit_weights`` says what
+    may be absent when ``tuning``. Raises UserError where the weights do not fit.
     """
     network = f"{model.arch} {model.bits}"
-    options = {"new_classifier": new_classifier}
-    weights, skips = fit_weights(model.state_dict(), state, path, network, **options)
-    model.load_state_dict(weights)
-    return skips
+    fit = fit_weights(model.state_dict(), state, path, network, tuning=tuning)
+    model.load_state_dict(fit.weights)
+    if fit.note:
+        logger.info("%s: %s", path, fit.note)
+    return fit.fresh
