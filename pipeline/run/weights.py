@@ -160,8 +160,8 @@ def _difference(
     fits = own.keys() - set(wrong)
     if _can_be_tuned(own, weights, fits) and (missing := sorted(own.keys() - weights.keys())):
         return (
-            f"checkpoint {path} lacks {missing[0]} of a {network} (and {len(missing) - 1} more), "
-            f"which computes something else; train from it: model.weights={path}"
+            f"checkpoint {path} lacks {missing[0]} and {len(missing) - 1} more of a {network}, and "
+            f"so computes something else; train from it: model.weights={path}"
         )
     return (
         f"checkpoint {path} is not of a {network} with these classes "
