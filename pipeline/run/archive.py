@@ -25,7 +25,7 @@ from pipeline.run.plain_pickle import Maker, Namespace, NotPlain, read_pickle
 MOST_BYTES = 2**31  # of a file
 MOST_PICKLE = 2**23  # bytes of its pickle, or of the header of a safetensors file
 MOST_ENTRIES = 20_000
-MOST_VALUES = 200_000  # each counted as often as it is reached
+MOST_VALUES = 50_000  # each counted as often as it is reached
 MOST_DEPTH = 24
 MOST_TEXT = 2**16  # characters of a text
 MOST_DIMENSIONS = 8

@@ -129,9 +129,15 @@ def _feed_tensor(update: Callable[[Any], None], tensor: Tensor) -> None:
 
 
 def content_of(state: dict[str, Any]) -> bytes:
-    """The checkpoint file that holds ``state``, with its digest."""
+    """The checkpoint file that holds ``state``, with its digest.
+
+    Raises UserError where it is larger than what ``load`` takes.
+    """
     buffer = io.BytesIO()
     torch.save({**state, "digest": digest(state)}, buffer)
+    if (size := buffer.tell()) > archive.MOST_BYTES:
+        what = f"a checkpoint of this network has {size} bytes"
+        raise UserError(f"{what}, more than {archive.MOST_BYTES}; set model.arch to a smaller one")
     return buffer.getvalue()
 
 
@@ -149,7 +155,8 @@ class CheckpointStore:
         path = self.path(state)
         content = content_of(state)
         write_atomically(path, content)
-        self._places[_identity(path)] = _place(state)
+        with contextlib.suppress(OSError):  # somebody removed it
+            self._places[_identity(path)] = _place(state)
         if best:
             write_atomically(self.folder / "best.pt", content)
         self._prune(path)

@@ -188,11 +188,12 @@ CRAFTED = {
     "uint16": lambda: saved(network(torch.zeros(2, dtype=torch.uint16))),
     # values
     "shared lists": lambda: beside(shared()),
+    "shared lists of few levels": lambda: beside(shared(20)),
     "recursive list": lambda: beside(recursive(list)),
     "recursive dict": lambda: beside(recursive(dict)),
     "deep": lambda: zipped(deep(100_000)),
-    "many values": lambda: beside([1] * 240_000),
-    "many steps": lambda: beside([1] * 400_000),
+    "many values": lambda: beside([1] * 60_000),
+    "many steps": lambda: beside([1] * 200_000),
     "huge integer": lambda: beside(2**64),
     "endless integer": lambda: beside(1 << 4_000_000),
     "long text": lambda: beside("x" * 70_000),
@@ -260,6 +261,7 @@ CRAFTED = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore")  # of quantized and sparse tensors
 @pytest.mark.parametrize("name", CRAFTED)
 def test_crafted_files_are_refused_at_once(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
@@ -338,7 +340,8 @@ def same(a, b):
 
 VALUES = {
     "none": None, "yes": True, "no": False, "small": 3, "negative": -70_000, "large": 2**63,
-    "real": 0.1, "text": "ä\n", "bytes": b"\0\xff", "list": [1, [2, ()]], "tuple": (1, 2, 3, 4),
+    "real": 0.1, "text": "ä\n", "bytes": b"\0\xff", "no bytes": b"",
+    "list": [1, [2, ()]], "tuple": (1, 2, 3, 4),
     5: {"empty": {}}, "tensors": [torch.tensor(1.5), torch.empty(0), torch.eye(3)[:, 1]],
     "channels last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
     "parameter": torch.arange(3), **{str(d): torch.ones(3).to(d) for d in archive.DTYPES},
@@ -372,13 +375,13 @@ def test_other_peoples_values_come_back():
 
 
 def test_swapped_bytes_of_a_numpy_number():
-    value = np.array([1.5], dtype=">f8")[0]
-    call = Call(np._core.multiarray.scalar, np.dtype(">f8"), value.tobytes())
+    scalar = np.float64(1).__reduce__()[0]
+    call = Call(scalar, np.dtype(">f8"), struct.pack(">d", 1.5))
     assert archive.read(io.BytesIO(zipped(pickled({"x": call}))))["x"] == 1.5
 
 
 def test_without_tensors_none_of_their_bytes_is_read():
-    content = patched(b"x/data/0", 8, "<I", 0, GOOD, last=False)  # the bytes are damaged
+    content = patched(b"x/data/0", 8, "<I", 1, GOOD, last=False)  # the bytes are damaged
     with pytest.raises(zipfile.BadZipFile):
         archive.read(io.BytesIO(content))
     tensor = archive.read(io.BytesIO(content), tensors=False)["state_dict"]["w"]

@@ -179,6 +179,14 @@ def test_what_could_not_be_read_again_is_not_saved(tmp_path, value):
     assert os.listdir(tmp_path) == []
 
 
+def test_what_is_too_large_to_be_read_again_is_not_saved(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path, 1)
+    monkeypatch.setattr(archive, "MOST_BYTES", 1000)
+    with pytest.raises(UserError, match=r"has \d+ bytes, more than 1000; set model.arch"):
+        store.save(state(1))
+    assert os.listdir(tmp_path) == []
+
+
 def copies(tmp_path, *states, keep=9):
     store = CheckpointStore(tmp_path, keep)
     return store, [store.save(each).name for each in states]
