@@ -151,7 +151,7 @@ def test_safetensors(tmp_path, caplog):
     assert load_weights(other, load(path), path) == []
     assert same(model.state_dict(), other.state_dict())
     whole = path.read_bytes()
-    for damaged in (whole[:-1], whole + b"x", whole[:20] + b"?" + whole[21:]):
+    for damaged in (whole[:-1], whole + b"x", whole[:9] + b"?" + whole[10:]):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="no checkpoint, or a damaged one"):
             load(path)
