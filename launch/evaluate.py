@@ -1,10 +1,12 @@
 """Evaluate a checkpoint, ours or an official one, on the validation images.
 
-The last line printed is one JSON object with top1, top5, loss and images. A checkpoint of ours
-brings its config, but for the places of files; of an official one the network is recognised.
+The last line printed is one JSON object with top1, top5, loss and images; a value that is not
+finite is null, and the exit code 3. A checkpoint of ours brings its config, but for the places of
+files; of an official one the network is recognised.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,14 +29,18 @@ def main(arguments: Sequence[str]) -> None:
     """Evaluate the checkpoint in ``arguments`` on the validation images."""
     options = PARSER.parse(arguments)
     from pipeline.run import processes, rendezvous
+    from pipeline.run.errors import Diverged
     from pipeline.run.signals import StopSignal
     from pipeline.train.scoring import score
 
     with StopSignal("interrupted; an evaluation has nothing to save"):
         result = score(Path(options.checkpoint), options.overrides)
+    finite = {name: value if math.isfinite(value) else None for name, value in result.items()}
     if processes.is_main():
-        answer(json.dumps(result))
+        answer(json.dumps(finite, allow_nan=False))
     rendezvous.stop()
+    if bad := [name for name, value in finite.items() if value is None]:
+        raise Diverged(f"{options.checkpoint}: {bad[0]} is not finite; take an earlier checkpoint")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ OPTIONAL = {
     "apex": {"pipeline/train/optimizer.py"},
     "matplotlib": {"launch/bench/results.py", "pipeline/report/plots.py"},
     "nvidia": {"pipeline/data/loader_dali.py"},
+    "safetensors": {"pipeline/run/archive.py"},
     "triton": {"kernels/_triton.py"},
     "wandb": {"pipeline/run/recorder.py"},
 }

@@ -1,20 +1,80 @@
-"""The weights of a network in a checkpoint file, ours or the official code's."""
+"""The weights of a network in a checkpoint file: ours, the official code's or other people's."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from pipeline.run.config_keys import shown
 from pipeline.run.errors import UserError
 
 CLASSIFIERS = ("fc.weight", "linear.weight")
 
+# Names under which weights stand in a file; averaged weights are taken where there are any.
+_NAMES = (
+    "ema", "model_ema", "ema_state_dict", "state_dict_ema",
+    "state_dict", "model_state_dict", "model", "net", "network", "module",
+)  # fmt: skip
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module")  # parts of names, of modules that wrap
+_HOLDERS = ("model", "net", "network")  # attributes that hold the whole network
+
+
+class Found(NamedTuple):
+    """Weights in a file: under which name, and what beside them is left out."""
+
+    name: str
+    weights: dict[str, Tensor]
+    left: list[str]
+
+
+class Fit(NamedTuple):
+    """Weights for a network: those ``taken`` from a file and the ``fresh`` ones that it lacks."""
+
+    weights: dict[str, Tensor]
+    taken: int
+    fresh: list[str]
+    note: str  # what was taken, in words; empty where that goes without saying
+
+
+def is_ours(state: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint was written by this code, by any version of it."""
+    return type(state.get("format")) is int
+
+
+def find_weights(state: Mapping[Any, Any]) -> Found | None:
+    """The weights of a network in a checkpoint, under a usual name or bare; None if it has none."""
+    for name in _NAMES:
+        inner = state.get(name)
+        if isinstance(inner, dict) and (found := find_weights(inner)):
+            left = [key for key in state if key != name] + found.left
+            return Found(f"{name}.{found.name}".rstrip("."), found.weights, left)
+    weights = {key: value for key, value in state.items() if _is_weight(key, value)}
+    left = [key for key in state if key not in weights]
+    return Found("", weights, left) if weights else None
+
+
+def _is_weight(key: Any, value: Any) -> bool:
+    return isinstance(key, str) and isinstance(value, Tensor) and key != "n_averaged"
+
 
 def network_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The network's weights in a checkpoint: the averaged ones where it has them."""
-    weights = state.get("ema") or state["state_dict"]
-    return {key.removeprefix("module."): value for key, value in weights.items()}
+    """The network's weights in a checkpoint, by their names in the network: the averaged ones where
+    it has them, and without what DataParallel, torch.compile and the like put into names."""
+    found = find_weights(state)
+    weights = found.weights if found else {}
+    if is_ours(state):
+        return weights
+    names = [_plain_name(name) for name in weights]
+    while names and all(name.partition(".")[0] in _HOLDERS for name in names):
+        names = [name.partition(".")[2] for name in names]
+    if len(set(names)) < len(names):  # two would become one
+        return weights
+    return dict(zip(names, weights.values(), strict=True))
+
+
+def _plain_name(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def identify(state: Mapping[str, Any]) -> tuple[str, str]:
@@ -22,12 +82,19 @@ def identify(state: Mapping[str, Any]) -> tuple[str, str]:
 
     A network that the official code trained with --a32 also says 1w1a: give model.bits then.
     """
-    name = str(state.get("model", ""))
-    arch, _, bits = name.partition("_1w")
+    name = state.get("model")
+    arch, _, bits = (name if isinstance(name, str) else "").partition("_1w")
     bits = f"1w{bits}" if bits else "32w32a"
     if arch == "resnet18" and "linear.weight" in network_weights(state):
         arch = "resnet18_cifar"
     return arch, bits
+
+
+def classes_of(state: Mapping[str, Any]) -> int | None:
+    """The number of classes of the network in a checkpoint, by its classifier's weight."""
+    weights = network_weights(state)
+    found = [weights[key] for key in CLASSIFIERS if key in weights]
+    return found[0].shape[0] if found and found[0].ndim == 2 else None
 
 
 def fit_weights(
@@ -36,23 +103,86 @@ def fit_weights(
     path: Path,
     network: str,
     *,
-    new_classifier: bool = False,
-) -> tuple[dict[str, Tensor], bool]:
+    tuning: bool = False,
+) -> Fit:
     """The weights in the checkpoint ``state`` for a network whose ``state_dict`` is ``own``.
 
-    ``new_classifier`` leaves out a classifier for another number of classes, for fine-tuning; the
-    second value says whether that was done. Raises UserError, which names ``path`` and ``network``,
-    where names or shapes do not fit.
+    For fine-tuning (``tuning``), what fits by name and shape is taken if that is every convolution
+    of both, or all but a classifier for other classes. Else everything must fit, but that the
+    counts of batches, which no evaluation reads, may be absent.
+
+    Raises:
+        UserError: names, shapes or kinds of numbers do not fit; it names ``path`` and ``network``.
     """
-    weights = network_weights(state)
-    wrong = sorted(own.keys() ^ weights.keys()) or [
-        key for key in own if own[key].shape != weights[key].shape
-    ]
-    classifier = [key for key in wrong if key.replace(".bias", ".weight") in CLASSIFIERS]
-    skips = new_classifier and bool(wrong) and wrong == classifier and own.keys() == weights.keys()
-    if wrong and not skips:
-        raise UserError(
-            f"checkpoint {path} is not of a {network} with these classes "
-            f"(first difference: {wrong[0]}); set model.arch, model.bits or model.num_classes"
+    counts = {key: own[key] for key in own if key.endswith(".num_batches_tracked")}
+    weights = counts | network_weights(state)
+    fits = [key for key in own if key in weights and own[key].shape == weights[key].shape]
+    _check_kinds(own, {key: weights[key] for key in fits}, path)
+    wrong = sorted((own.keys() | weights.keys()) - set(fits))
+    if wrong and not (tuning and _can_be_tuned(own, weights, fits)):
+        raise UserError(_difference(own, weights, wrong, path, network))
+    fresh = [key for key in own if key not in fits]
+    kept = {key: weights[key] if key in fits else own[key] for key in own}
+    return Fit(kept, len(fits), fresh, _note(state, [key for key in wrong if key in weights]))
+
+
+def _check_kinds(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> None:
+    for key, weight in weights.items():
+        wanted, dtype = own[key].dtype, weight.dtype
+        if dtype != wanted and not (wanted.is_floating_point and dtype.is_floating_point):
+            what = "floating-point numbers" if wanted.is_floating_point else str(wanted)
+            raise UserError(
+                f"checkpoint {path}: {key} is of {dtype}, not of {what}; take one that was saved "
+                "before it was converted"
+            )
+
+
+def _can_be_tuned(
+    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], fits: Iterable[str]
+) -> bool:
+    wrong = (own.keys() | weights.keys()) - set(fits)
+    classifier = {part for key in CLASSIFIERS for part in (key, key.replace("weight", "bias"))}
+    if own.keys() == weights.keys() and wrong <= classifier:
+        return True
+    tensors = [*own.items(), *weights.items()]
+    convolutions = {key for key, tensor in tensors if tensor.ndim == 4}
+    return bool(convolutions) and not convolutions & wrong
+
+
+def _difference(
+    own: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    wrong: list[str],
+    path: Path,
+    network: str,
+) -> str:
+    """The line about weights that do not fit."""
+    fits = own.keys() - set(wrong)
+    if _can_be_tuned(own, weights, fits) and (missing := sorted(own.keys() - weights.keys())):
+        return (
+            f"checkpoint {path} lacks {missing[0]} and {len(missing) - 1} more of a {network}, and "
+            f"so computes something else; train from it: model.weights={path}"
         )
-    return {**weights, **{key: own[key] for key in wrong}}, skips
+    return (
+        f"checkpoint {path} is not of a {network} with these classes "
+        f"(first difference: {shown(wrong[0])}); set model.arch, model.bits or model.num_classes"
+    )
+
+
+def _note(state: Mapping[str, Any], unused: list[str]) -> str:
+    """What was taken from a file that is not ours, and what was left out of any file."""
+    found = find_weights(state)
+    if found is None or (is_ours(state) and not unused):
+        return ""
+    left = [*unused, *([] if is_ours(state) else found.left)]
+    where = f"under {shown(found.name)}" if found.name else "that it holds"
+    more = f" and {len(left) - 6} more" if len(left) > 6 else ""
+    out = f"; left out: {', '.join(shown(key) for key in left[:6])}{more}" if left else ""
+    renamed = network_weights(state).keys() != found.weights.keys()
+    names = ", by their names without what wraps them" if renamed else ""
+    return f"took the weights {where}{names}{out}"
+
+
+def first_not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """The name of the first weight that holds a NaN or an infinity."""
+    return next((key for key, value in weights.items() if not value.isfinite().all()), None)

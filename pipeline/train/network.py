@@ -9,7 +9,8 @@ from pipeline.run import checkpoint
 from pipeline.run.classes import arrange, by_position, difference, is_classifier, names_of, order_of
 from pipeline.run.config import Config
 from pipeline.run.console import logger
-from pipeline.run.weights import fit_weights
+from pipeline.run.errors import UserError
+from pipeline.run.weights import first_not_finite, fit_weights
 
 
 def make_network(
@@ -32,37 +33,47 @@ def check_weights(config: Config) -> None:
 
 
 def _start_from(path: Path, model: BinaryNetwork, classes: Sequence[str]) -> None:
-    """Load the network in ``path`` into ``model``. Its classifier stays new where it is for other
-    classes, which are told by their names, or by their number where the file has no names."""
+    """Load the network in ``path`` into ``model``; say what stays new.
+
+    The classifier does where it is for other classes, which are told by their names, or by their
+    number where the file has no names. Raises UserError where weights are not finite.
+    """
     state = checkpoint.load(path)
     own = {key: value.clone() for key, value in model.state_dict().items() if is_classifier(key)}
-    is_new = load_weights(model, state, path, new_classifier=True)
+    fresh = load_weights(model, state, path, tuning=True)
+    if name := first_not_finite(model.state_dict()):
+        raise UserError(f"model.weights={path}: {name} is not finite; take an earlier one")
+    layers = [key for key in fresh if not is_classifier(key)]
+    is_new = len(layers) < len(fresh)
+    shown = ", ".join([*layers[:6], *(["..."] if len(layers) > 6 else [])])
+    left = f"; new too: {shown}" if layers else ""
     names = names_of(state)
     if names is not None and classes:
         order = order_of(names, classes)
-        is_new = order is None
+        is_new = is_new or order is None
         loaded = model.state_dict()
         model.load_state_dict({**loaded, **own} if order is None else arrange(loaded, order))
     outputs = len(next(iter(own.values())))
     if is_new:
         what = difference(names, outputs, classes) if names is not None else "for other classes"
-        logger.info("started from %s with a new classifier: %s", path, what)
+        logger.info("started from %s with a new classifier: %s%s", path, what, left)
         return
-    logger.info("started from %s", path)
+    logger.info("started from %s%s", path, left)
     if names is None and classes and (line := by_position(outputs, classes, path)):
         logger.warning(line)
 
 
 def load_weights(
-    model: BinaryNetwork, state: dict[str, Any], path: Path, *, new_classifier: bool = False
-) -> bool:
+    model: BinaryNetwork, state: dict[str, Any], path: Path, *, tuning: bool = False
+) -> list[str]:
     """Load the network in the checkpoint ``state``, read from ``path``, into ``model``.
 
-    Returns whether its classifier was left out, which ``new_classifier`` allows where it is for
-    another number of classes. Raises UserError where the weights do not fit.
+    Returns the names of weights that are not in it and stay as they were; ``fit_weights`` says what
+    may be absent when ``tuning``. Raises UserError where the weights do not fit.
     """
     network = f"{model.arch} {model.bits}"
-    options = {"new_classifier": new_classifier}
-    weights, skips = fit_weights(model.state_dict(), state, path, network, **options)
-    model.load_state_dict(weights)
-    return skips
+    fit = fit_weights(model.state_dict(), state, path, network, tuning=tuning)
+    model.load_state_dict(fit.weights)
+    if fit.note:
+        logger.info("%s: %s", path, fit.note)
+    return fit.fresh

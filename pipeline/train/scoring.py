@@ -8,10 +8,17 @@ from models import ARCHS, BinaryNetwork, build_model
 from pipeline.data.open import build_eval_loader
 from pipeline.run import checkpoint
 from pipeline.run.classes import arrange, by_position, is_classifier, match, names_of
-from pipeline.run.config import make_config
+from pipeline.run.config import Config, make_config
 from pipeline.run.console import logger, start_console
 from pipeline.run.device import get_device
-from pipeline.run.weights import CLASSIFIERS, identify, network_weights
+from pipeline.run.errors import Diverged, UserError
+from pipeline.run.weights import (
+    classes_of,
+    first_not_finite,
+    identify,
+    is_ours,
+    network_weights,
+)
 from pipeline.train.evaluation import Evaluation
 from pipeline.train.network import load_weights
 from pipeline.train.precision import to_device
@@ -29,7 +36,8 @@ def score(path: Path, overrides: list[str]) -> dict[str, float]:
     """Every metric by its name, and ``images``, of the network in the checkpoint ``path``.
 
     A checkpoint of ours brings its config, but for ``PLACES``; ``overrides`` are key=value. The
-    processes stay joined; a caller leaves them by ``rendezvous.stop``.
+    processes stay joined; a caller leaves them by ``rendezvous.stop``. Raises UserError, or
+    Diverged where a weight is not finite.
     """
     state = checkpoint.load(path)
     config = make_config(values_of(state), overrides, name="evaluation")
@@ -37,8 +45,7 @@ def score(path: Path, overrides: list[str]) -> dict[str, float]:
     start_console()
     logger.info("%s: reading %s", path, config.data.path or config.data.dataset)
     seed_everything(config.seed, deterministic=config.deterministic)
-    model = build_model(*config.network)
-    load_weights(model, state, path)
+    model = _network(config, state, path)
     loader = build_eval_loader(config, device)
     arrange_classes(model, state, loader.classes, path)
     model = to_device(model, config, device)
@@ -65,26 +72,43 @@ def arrange_classes(
         logger.info("%s has its classes in another order than the data: matched by name", path)
 
 
+def _network(config: Config, state: dict[str, Any], path: Path) -> BinaryNetwork:
+    arch, bits, classes = config.network
+    # A network of that many classes is only built if the file holds a classifier of that size.
+    if all(classes not in weight.shape[:1] for weight in network_weights(state).values()):
+        known = classes_of(state)
+        remedy = f"set model.num_classes={known}" if known else "take another"
+        raise UserError(f"checkpoint {path} has no classifier of {classes} classes; {remedy}")
+    model = build_model(arch, bits, classes)
+    load_weights(model, state, path)
+    if name := first_not_finite(model.state_dict()):
+        raise Diverged(f"checkpoint {path}: {name} is not finite; take an earlier checkpoint")
+    return model
+
+
 def values_of(state: dict[str, Any]) -> dict[str, Any]:
-    """The config of a checkpoint but for ``PLACES``; an official one gives its network and its
-    data set."""
-    if "config" in state:
-        config = state["config"]
+    """The config of a checkpoint of ours but for ``PLACES``; one of the official code gives its
+    network and its data set, and any other the number of its classes."""
+    classes = classes_of(state)
+    known = {"num_classes": classes} if classes else {}
+    if is_ours(state):
+        config = state.get("config")
         if not isinstance(config, dict):
-            return config  # make_config refuses it
-        return {
-            section: {k: v for k, v in values.items() if k not in PLACES.get(section, ())}
-            if isinstance(values, dict)
-            else values
-            for section, values in config.items()
-        }
+            raise UserError("the checkpoint holds no config; take another")
+        values = {section: _without_places(section, keys) for section, keys in config.items()}
+        if isinstance(values.get("model"), dict):
+            values["model"] |= known
+        return values
     arch, bits = identify(state)
     if arch not in ARCHS:
-        return {}  # not said: model.arch and model.bits must be given
-    weights = network_weights(state)
-    classifier = next(w for k, w in weights.items() if k in CLASSIFIERS)
-    model = {"arch": arch, "bits": bits, "num_classes": classifier.shape[0]}
+        return {"model": known}  # not said: model.arch and model.bits must be given
     return {
-        "model": model,
+        "model": {"arch": arch, "bits": bits, **known},
         "data": {"dataset": ARCHS[arch].dataset},
     }
+
+
+def _without_places(section: str, values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values  # make_config refuses it
+    return {key: value for key, value in values.items() if key not in PLACES.get(section, ())}

@@ -5,11 +5,10 @@ nothing listens to other machines: test_distributed.py."""
 import os
 
 import pytest
-import torch
 
 from launch import evaluate as evaluate_command
 from launch import train as train_command
-from pipeline.run.checkpoint import load
+from pipeline.run.checkpoint import FORMAT, content_of, load
 from pipeline.run.config import load_config, make_config
 from pipeline.run.errors import UserError
 from pipeline.train.scoring import values_of
@@ -58,13 +57,13 @@ def test_a_checkpoint_says_neither_where_files_lie_nor_what_is_fetched(tmp_path,
     state["config"]["data"].update(path=str(elsewhere), download=True)
     state["config"]["model"]["weights"] = str(elsewhere / "w.pt")
     state["config"]["run"]["dir"] = str(elsewhere)
-    torch.save(state, best)
+    best.write_bytes(content_of(state))
     with pytest.raises(UserError, match="data.path: not set"):
         evaluate_command.main([str(best)])
     assert not elsewhere.exists()
     evaluate_command.main([str(best), arguments[1]])
     with pytest.raises(UserError):  # and values of other types are errors, not accidents
-        make_config(values_of({"config": {"data": 3}}))
+        make_config(values_of({"format": FORMAT, "config": {"data": 3}}))
 
 
 def test_files_beside_the_checkpoints_are_left_alone(tmp_path, arguments):
