@@ -65,6 +65,7 @@ class CifarLoader:
     ) -> None:
         n = len(split.labels)
         self._plan = Plan(n, batch_size, train, seed, processes.rank(), processes.size())
+        self._plan.check_batch_size()
         self.images = len(self) * batch_size if train else n
         self.classes, self.fingerprint = split.classes, split.fingerprint
         self._augment, self._dtype, self._device = train and augment, dtype, device

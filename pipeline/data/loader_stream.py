@@ -42,6 +42,7 @@ class FolderLoader(abc.ABC):
         self.workers, self.dtype, self.device = workers, dtype, device
         share = processes.rank(), processes.size()
         self.plan = Plan(len(folder.files), batch_size, train, seed, *share)
+        self.plan.check_batch_size()
         self.classes, self.fingerprint = folder.classes, folder.fingerprint
         self.images = len(self.plan) * batch_size if train else len(folder.files)
         self._stream: Any = None  # delivers the batches, which it reads ahead

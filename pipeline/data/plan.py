@@ -31,8 +31,7 @@ class Plan:
 
     ``batch_size`` is that of all ``size`` processes together, and this is the share of ``rank``:
     in training an equal part of every batch, so that their number changes nothing; in evaluation
-    a contiguous part of the images. Raises UserError where no training batch of this size is
-    possible; in evaluation a size beyond the number of images means all of them.
+    a contiguous part of the images, and a size beyond their number means all of them.
     """
 
     images: int
@@ -44,17 +43,15 @@ class Plan:
 
     def __post_init__(self) -> None:
         assert not self.train or self.batch_size % self.size == 0
-        if self.train:
-            self._check_batch_size()
 
-    def _check_batch_size(self) -> None:
-        if self.batch_size < 2:
-            problem, possible = "1, but batch norm needs at least 2 images", 2
-        elif self.batch_size > self.images:
+    def check_batch_size(self) -> None:
+        """Raise UserError where no training is possible with batches of this size."""
+        if not self.train or 2 <= self.batch_size <= self.images:
+            return
+        problem, possible = "1, but batch norm needs at least 2 images", 2
+        if self.batch_size > self.images:
             problem = f"{self.batch_size}, more than the {self.images} training images"
             possible = self.images // self.size * self.size
-        else:
-            return
         enough = max(2, self.size) <= self.images
         remedy = f"set data.batch_size={possible}" if enough else "add images"
         raise UserError(f"data.batch_size is {problem}; {remedy}")
