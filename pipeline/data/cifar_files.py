@@ -87,7 +87,9 @@ def _load_official(root: Path, split: str, download: bool) -> CifarSplit:
     """A split of torchvision's files, which lie in ``root/cifar-10-batches-py``."""
     for file in (root / CIFAR10.base_folder).glob("*"):
         if file.exists() and not file.is_file():  # torchvision would wait for a pipe
-            raise UserError(f"data.path: {file} is no regular file; remove it")
+            raise UserError(
+                f"data.path: {file} is no regular file; remove it, and fetch it by data.download=true"
+            )
     source = CIFAR10 if split == "train" else _TestOnly
     try:
         data = source(root, train=split == "train", download=download)

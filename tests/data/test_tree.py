@@ -213,7 +213,7 @@ def names(path):
     """A pattern for the message of the one line that blames this file."""
     return (
         rf"^data\.path: cannot read the image {re.escape(str(path))} \(.*\); replace or remove it, "
-        r"or leave out all such: .* prepare verify /.* lists them for data\.exclude=bad-images\.txt$"
+        r"or leave out all such: .* prepare verify /.* lists them for data\.exclude=bad-images.txt$"
     )
 
 
