@@ -88,7 +88,7 @@ def _load_official(root: Path, split: str, download: bool) -> CifarSplit:
     for file in (root / CIFAR10.base_folder).glob("*"):
         if file.exists() and not file.is_file():  # torchvision would wait for a pipe
             raise UserError(
-                f"data.path: {file} is no regular file; remove it, and fetch it by data.download=true"
+                f"data.path: {file} is no regular file; remove it and set data.download=true"
             )
     source = CIFAR10 if split == "train" else _TestOnly
     try:

@@ -50,11 +50,14 @@ DECODER = {
 
 UNKNOWN, DALI, PILLOW = range(3)  # who decodes an image, which is seen when it is first wanted
 
+Bytes = npt.NDArray[np.uint8]
+Look = tuple[int, Bytes | UserError]  # an image that DALI does not decode: a PPM file, or the error
+
 
 class DaliLoader(FolderLoader):
     """The fast ``Loader`` of an image folder. ``workers`` is the number of DALI's CPU threads."""
 
-    _decoders: npt.NDArray[np.uint8] | None = None  # of all images of the folder
+    _decoders: Bytes | None = None  # of all images of the folder
 
     def _open(self, position: Position) -> Any:
         if self._decoders is None:
@@ -108,8 +111,6 @@ def _device_id(device: torch.device) -> int | None:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
-Bytes = npt.NDArray[np.uint8]
-Look = tuple[int, Bytes | UserError]  # an image that DALI does not decode: a PPM file, or the error
 BLANK = np.frombuffer(b"P6\n1 1\n255\n\0\0\0", np.uint8)  # stands in for an image with an error
 
 
@@ -135,7 +136,7 @@ class _Source:
         plan: Plan,
         min_area: float | None,
         position: Position,
-        decoders: npt.NDArray[np.uint8],
+        decoders: Bytes,
         threads: int,
     ) -> None:
         self._folder, self._plan, self._min_area = folder, plan, min_area

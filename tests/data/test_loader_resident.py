@@ -361,7 +361,7 @@ def test_a_pipe_among_the_official_files_is_named(tmp_path, monkeypatch, name):
     folder = write_official(tmp_path, monkeypatch)
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    assert f"{name} is no regular file; remove it" in fails(tmp_path)
+    assert f"{name} is no regular file; remove it and set data.download=true" in fails(tmp_path)
 
 
 def test_official_test_split_needs_no_training_files(tmp_path, monkeypatch):
