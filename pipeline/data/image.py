@@ -80,6 +80,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise OSError(f"pixels of the type {image.mode}, whose range is not known")
     if not image.mode.startswith("I"):
+        image.info.pop("transparency", None)  # Pillow would warn that it is dropped
         return image.convert("RGB")
     bits = image.tag_v2[BITS_PER_SAMPLE][0] if image.format == "TIFF" else 16  # type: ignore[attr-defined]
     upper = np.asarray(image) >> (bits - 8)  # convert would clip at 255

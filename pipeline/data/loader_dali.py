@@ -13,7 +13,9 @@ windows.
 """
 
 import os
+import weakref
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,8 +68,9 @@ class DaliLoader(FolderLoader):
         self._source = _Source(
             self.folder, self.plan, min_area, position, self._decoders, self.workers
         )
+        source = weakref.ref(self._source)  # DALI keeps what it is given in a cycle of references
         return _images_and_labels(
-            self._source,
+            lambda: source()(),  # type: ignore[misc]
             self.device.type == "cuda",
             self.random,
             self.resize,
@@ -126,8 +129,7 @@ class _Source:
     """Feeds the pipeline one batch after the other from ``position`` on, endlessly.
 
     ``min_area``: of the random crops, or None for central ones. ``decoders``: of all images, those
-    that are not known yet are found out. Kept apart from the loader, which would otherwise be in a
-    cycle of references with its pipeline and outlive its use.
+    that are not known yet are found out.
     """
 
     def __init__(
@@ -218,7 +220,12 @@ def _decoded(root: Path, name: str) -> Bytes | UserError:
 
 @dali.pipeline_def(enable_conditionals=True)
 def _images_and_labels(
-    source: _Source, on_gpu: bool, random: bool, resize: int, size: int, dtype: Any
+    source: Callable[[], tuple[Any, ...]],
+    on_gpu: bool,
+    random: bool,
+    resize: int,
+    size: int,
+    dtype: Any,
 ) -> tuple[Any, Any]:
     """Images (N, size, size, 3) and labels (N,), on the GPU if the pipeline has one."""
     file, is_path, label, *draws = fn.external_source(

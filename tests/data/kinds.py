@@ -301,6 +301,7 @@ TIFFS = {
     "tiff grey": tiff(GREY_IMAGE),
     "tiff grey alpha": tiff(GREY_IMAGE.convert("LA")),
     "tiff grey 16": tiff(Image.fromarray(WIDE_GREY)),
+    "tiff lab": tiff(Image.merge("LAB", IMAGE.split())),
     "tiff black": tiff(Image.fromarray(BLACK).convert("1")),
     "tiff black fax": tiff(Image.fromarray(BLACK).convert("1"), compression="group4"),
     **{f"tiff turned {n}": tiff(tiffinfo={274: n}) for n in range(2, 9)},
@@ -309,7 +310,6 @@ TIFFS = {
 BAD_TIFFS = {
     "tiff float": tiff(Image.fromarray(GREY.astype(np.float32))),
     "tiff integer": tiff(Image.fromarray(GREY.astype(np.int32))),
-    "tiff lab": tiff(Image.merge("LAB", IMAGE.split())),
     "tiff cut": tiff()[:-50],
 }
 

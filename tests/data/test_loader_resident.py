@@ -487,7 +487,7 @@ def test_an_image_is_augmented_alike_in_every_batch_size():
     split = numbered(60)
     reference = by_number(loader(split, 60))
     assert sorted(reference) == list(range(60))
-    for batch_size in (1, 7, 30):
+    for batch_size in (2, 7, 30):
         for number, image in by_number(loader(split, batch_size)).items():
             assert torch.equal(image, reference[number])
 
