@@ -6,15 +6,15 @@ chunks that change colours. Both must be whole to their end. On any other kind d
 """
 
 import struct
+import zlib
 from typing import BinaryIO
 
 MOST_PIXELS = 178_956_970  # of an image; Pillow refuses larger ones before it decodes anything
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _PNG_COLOURS = (0, 2, 6)  # grey, RGB, RGB with alpha
-_PNG_HARMLESS = {b"bKGD", b"eXIf", b"gAMA", b"cHRM", b"iCCP", b"iTXt", b"pHYs", b"sRGB", b"tEXt",
-                 b"tIME", b"zTXt"}  # fmt: skip
+_PNG_HARMLESS = {b"IDAT", b"IEND", b"bKGD", b"eXIf", b"gAMA", b"cHRM", b"iCCP", b"iTXt", b"pHYs",
+                 b"sRGB", b"tEXt", b"tIME", b"zTXt"}  # fmt: skip
 
 _JPEG = b"\xff\xd8\xff"
 _JPEG_END = b"\xff\xd9"
@@ -78,15 +78,23 @@ def _has_jpeg_end(file: BinaryIO) -> bool:
 
 
 def _is_plain_png(file: BinaryIO) -> bool:
-    length, name, width, height, bits, colour, interlaced = struct.unpack(
-        ">I4sIIBBxxB", file.read(21)
-    )
-    if (length, name, bits, interlaced) != (13, b"IHDR", 8, 0) or colour not in _PNG_COLOURS:
-        return False
-    while name != b"IDAT":
-        file.seek(length + 4 if name != b"IHDR" else 4, 1)  # over its data and its checksum
+    name = head = b""
+    while name != b"IEND":
         length, name = struct.unpack(">I4s", file.read(8))
-        if name != b"IDAT" and name not in _PNG_HARMLESS:
+        data, checksum = file.read(length), file.read(4)
+        if struct.pack(">I", zlib.crc32(data, zlib.crc32(name))) != checksum:
             return False
-    file.seek(-len(_PNG_END), 2)
-    return 0 < width * height <= MOST_PIXELS and file.read() == _PNG_END
+        if name == b"IHDR" and not head:
+            head = data
+        elif name not in _PNG_HARMLESS:
+            return False
+    return _is_plain_png_header(head) and not file.read(1)
+
+
+def _is_plain_png_header(head: bytes) -> bool:
+    width, height, bits, colour, _, _, interlaced = struct.unpack(">IIBBBBB", head)
+    return (
+        (bits, interlaced) == (8, 0)
+        and colour in _PNG_COLOURS
+        and 0 < width * height <= MOST_PIXELS
+    )

@@ -104,7 +104,11 @@ class DaliLoader(FolderLoader):
         self._stream = None
         self._stream = self._open(batches[0].position)
         outputs = self._stream.run()
-        logger.warning("DALI refuses an image that Pillow decodes: %s", str(error).splitlines()[0])
+        if not any(batch.error for batch in self._source.under_way):
+            reason = str(error).rpartition("encountered:")[2].strip().partition("\n")[0]
+            logger.warning(
+                "DALI failed (%s); Pillow decodes the %d images under way", reason, len(images)
+            )
         return outputs
 
 

@@ -132,8 +132,7 @@ def test_what_dali_decodes(tmp_path, name):
     """The rest takes the way over Pillow, which is slower."""
     (tmp_path / "1").write_bytes((kinds.GOOD | kinds.BAD)[name])
     with (tmp_path / "1").open("rb") as file:
-        plain = PLAIN_JPEGS | PLAIN_PNGS | {"png checksum"}
-        assert is_plain(file) == (name in plain)
+        assert is_plain(file) == (name in PLAIN_JPEGS | PLAIN_PNGS)
 
 
 @pytest.mark.parametrize("content", [kinds.BROKEN, kinds.jpeg()])
@@ -185,8 +184,10 @@ def test_pillow_decodes_what_dali_refuses(tmp_path, monkeypatch, caplog):
         pixels = np.concatenate([levels(batch.images) for batch in dali.epoch(0)])
         for file, got in zip(folder.files, pixels, strict=True):
             assert np.abs(got - np.asarray(open_rgb(tmp_path, file))).max() < 0.01, file
-    said = [r.getMessage() for r in caplog.records if "DALI refuses an image" in r.getMessage()]
-    assert len(said) == 1 and "\n" not in said[0]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "DALI failed (nvImageCodec failure: '#3'); Pillow decodes the 12 images under way"
+    ]
 
 
 # What is no file at all.
