@@ -5,6 +5,7 @@ A tree is decoded once and kept in a cache file.
 
 import hashlib
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -20,7 +21,7 @@ from pipeline.data.image import open_rgb
 from pipeline.data.tree import ImageFolder, check_same_classes, class_folders, scan
 from pipeline.run.console import ProgressBar, logger
 from pipeline.run.errors import UserError
-from pipeline.run.files import replacing
+from pipeline.run.files import open_file, replacing
 
 SIDE = 32
 
@@ -84,6 +85,11 @@ def load_cifar10(
 
 def _load_official(root: Path, split: str, download: bool) -> CifarSplit:
     """A split of torchvision's files, which lie in ``root/cifar-10-batches-py``."""
+    for file in (root / CIFAR10.base_folder).glob("*"):
+        if file.exists() and not file.is_file():  # torchvision would wait for a pipe
+            raise UserError(
+                f"data.path: {file} is no regular file; remove it and set data.download=true"
+            )
     source = CIFAR10 if split == "train" else _TestOnly
     try:
         data = source(root, train=split == "train", download=download)
@@ -110,7 +116,9 @@ def _load_tree(path: Path, split: str, cache: Path | None, excluded: str | None)
     folder = scan(path, split, excluded)
     other = "test" if split == "train" else "train"
     if (path / other).is_dir():
-        check_same_classes(path, {split: folder.classes, other: class_folders(path / other)})
+        check_same_classes(
+            path, {split: folder.classes, other: class_folders(path / other, Counter())}
+        )
     if len(folder.classes) < 2:
         raise UserError(f"data.path: {folder.root} has one class only; add the folders of others")
     source = _state(folder)
@@ -135,15 +143,14 @@ def _decode(folder: ImageFolder, split: str) -> Pixels:
 
     Raises UserError that names the first bad file in their order.
     """
-    paths = folder.paths(range(len(folder.files)))
-    images = np.empty((len(paths), SIDE, SIDE, 3), np.uint8)
+    images = np.empty((len(folder.files), SIDE, SIDE, 3), np.uint8)
 
     def decode_block(start: int) -> None:
-        for number, path in enumerate(paths[start : start + BLOCK], start):
-            images[number] = _read_image(path)
+        for number, name in enumerate(folder.files[start : start + BLOCK], start):
+            images[number] = _read_image(folder.root, name)
 
-    logger.info("decoding the %d images of %s once", len(paths), folder.root / split)
-    starts = range(0, len(paths), BLOCK)
+    logger.info("decoding the %d images of %s once", len(images), folder.root / split)
+    starts = range(0, len(images), BLOCK)
     with ProgressBar(f"decoding {split}/", len(starts)) as bar:
         pool = ThreadPoolExecutor()
         try:
@@ -154,12 +161,14 @@ def _decode(folder: ImageFolder, split: str) -> Pixels:
     return images
 
 
-def _read_image(path: str) -> Pixels:
+def _read_image(root: Path, name: str) -> Pixels:
     """One image as RGB, (32, 32, 3)."""
-    image = open_rgb(path)
+    image = open_rgb(root, name)
     if image.size != (SIDE, SIDE):
         width, height = image.size
-        raise UserError(f"data.path: {path} is {width}x{height}, not {SIDE}x{SIDE}; resize it")
+        raise UserError(
+            f"data.path: {root}/{name} is {width}x{height}, not {SIDE}x{SIDE}; resize it"
+        )
     return np.asarray(image)
 
 
@@ -174,7 +183,7 @@ def _cache_file(path: Path, split: str, cache: Path | None) -> Path:
 def _read_cache(file: Path, source: str, folder: ImageFolder) -> CifarSplit | None:
     """The cached split, or None where there is none of these files or it is damaged."""
     try:
-        with np.load(file, allow_pickle=False) as saved:
+        with open_file(file) as stream, np.load(stream, allow_pickle=False) as saved:
             if str(saved["source"]) != source:
                 return None
             split = _split(saved["images"], folder.labels, folder.classes)

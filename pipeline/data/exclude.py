@@ -1,12 +1,17 @@
 """The list of images that ``data.exclude`` leaves out of a data set.
 
 A list holds one path a line, relative to data.path, such as train/<class>/1.jpg. Empty lines and
-lines that begin with "#" are skipped. A name that is not printable UTF-8 stands there as a JSON
-string. Listed paths are only compared with the names in the data set, never opened.
+lines that begin with "#" are skipped. Windows' ways are read too: backslashes between the parts, a
+byte order mark, UTF-16. A name that is not printable UTF-8, or that holds a backslash itself,
+stands there as a JSON string. Listed paths are only compared with the names in the data set, never
+opened.
 """
 
 import json
-from io import TextIOWrapper
+import posixpath
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from io import BufferedReader, TextIOWrapper
+from typing import cast
 
 from pipeline.run.commands import command_line
 from pipeline.run.errors import UserError
@@ -18,7 +23,7 @@ SPLITS = ("train", "val", "test")
 
 def printable(text: str) -> str:
     """``text`` as one printable line, which is a JSON string where need be."""
-    return text if text.isprintable() else json.dumps(text)
+    return text if text.isprintable() and "\\" not in text else json.dumps(text)
 
 
 def read(file: str | None, split: str) -> set[str]:
@@ -30,14 +35,23 @@ def read(file: str | None, split: str) -> set[str]:
         return set()
     try:
         # Line by line: a wrong file, however large, is refused at its first line.
-        with TextIOWrapper(open_file(file), "utf-8", "surrogateescape") as text:
+        with _open_text(file) as text:
             lines = iter(lambda: text.readline(LONGEST_LINE + 1), "")
             names = {
                 _name(line, f"data.exclude={file}, line {n}") for n, line in enumerate(lines, 1)
             }
     except OSError as error:
         raise UserError(f"data.exclude={file}: {error.strerror}; {_remedy()}") from None
+    except UnicodeError:
+        raise UserError(f"data.exclude={file}: broken UTF-16; {_remedy()}") from None
     return {name for name in names if name.startswith(f"{split}/")}
+
+
+def _open_text(file: str) -> TextIOWrapper:
+    binary = cast(BufferedReader, open_file(file))
+    if binary.peek(2)[:2] in (BOM_UTF16_LE, BOM_UTF16_BE):
+        return TextIOWrapper(binary, "utf-16")
+    return TextIOWrapper(binary, "utf-8-sig", "surrogateescape")
 
 
 def _remedy() -> str:
@@ -52,7 +66,7 @@ def _name(line: str, place: str) -> str:
     text = line.strip()
     if not text or text.startswith("#"):
         return ""
-    name = _unquoted(text)
+    name = posixpath.normpath(_unquoted(text))
     if name.partition("/")[0] not in SPLITS:
         raise UserError(
             f"{place}: {printable(text[:200])} is no path train/<class>/..., val/... or test/... "
@@ -63,6 +77,6 @@ def _name(line: str, place: str) -> str:
 
 def _unquoted(text: str) -> str:
     try:
-        return str(json.loads(text)) if text.startswith('"') else text
+        return str(json.loads(text)) if text.startswith('"') else text.replace("\\", "/")
     except ValueError:
         return text

@@ -1,73 +1,90 @@
-"""One image file: decoded as RGB, or the reason why it cannot be."""
+"""One image file: decoded as RGB by Pillow, or the reason why it cannot be.
 
-import os
-import stat
-from collections.abc import Iterable
+Every loader takes or refuses the same files, since a loader that decodes otherwise does so with
+plain files only (see header.py), and leaves all others to ``open_rgb``.
+"""
+
+import warnings
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.data.header import MOST_PIXELS
 from pipeline.run.commands import command_line
 from pipeline.run.errors import UserError
+from pipeline.run.files import open_file
 
-# The formats that DALI knows, by content and not by name. Pillow knows more, and would even start
-# Ghostscript for an EPS file.
+# By content and not by name. Pillow knows more, and would even start Ghostscript for an EPS file.
 FORMATS = ("JPEG", "JPEG2000", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+BITS_PER_SAMPLE = 258  # the tag of a TIFF
+
+# Pillow warns of images half as large as those that it refuses; see MOST_PIXELS.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def open_rgb(path: str) -> Image.Image:
-    """Decode an image file completely, as RGB; an orientation in its EXIF data is not applied.
+def open_rgb(root: Path | str, name: str) -> Image.Image:
+    """Decode the image file ``name`` of the data set at ``root`` completely, as RGB.
 
-    A file that cannot be read, whatever the reason, is a UserError that names it.
+    Colours of 16 bits keep their upper 8, and transparency is dropped. A TIFF is turned as its tag
+    says; an orientation in EXIF data is not applied. A file that cannot be read, whatever the
+    reason, is a UserError that names it.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_file(f"{root}/{name}") as file, _opened(file) as image:
             return _rgb(image)
     except Exception as error:
-        raise _bad_image(path, _reason(error)) from error
+        raise bad_image(root, name, _reason(error)) from error
 
 
 def unreadable(path: str) -> str | None:
-    """Why a loader may fail on an image file, in one line, or None if all of it can be decoded.
+    """Why ``open_rgb`` fails on an image file, in one line, or None if it does not.
 
     Data that decoders guess from, such as bits that changed within a JPEG, are not noticed.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return "not a regular file"  # to open a pipe would wait
-        with Image.open(path, formats=FORMATS) as image:
+        with open_file(path) as file, _opened(file) as image:
             image.draft("RGB", (1, 1))  # reads a JPEG to its end, but computes few of its pixels
             _rgb(image)
-        if image.format == "PNG":
-            _check_png(path)
     except Exception as error:
         return _reason(error)
     return None
 
 
-def first_unreadable(paths: Iterable[str]) -> UserError | None:
-    """The error that names the first of these files that cannot be decoded."""
-    for path in paths:
-        if reason := unreadable(path):
-            return _bad_image(path, reason)
-    return None
+def bad_image(root: Path | str, name: str, reason: str) -> UserError:
+    """The error for an image of the data set at ``root`` that cannot be used."""
+    verify = command_line("prepare", "verify", str(root))
+    return UserError(
+        f"data.path: cannot read the image {root}/{name} ({reason}); replace or remove it, or "
+        f"leave out all such: {verify} lists them for data.exclude=bad-images.txt"
+    )
+
+
+def _opened(file: BinaryIO) -> Image.Image:
+    """The image in a file, of which only the header is read, but a PNG is checked to its end."""
+    try:
+        image = Image.open(file, formats=FORMATS)
+        if image.format != "PNG":
+            return image
+        image.verify()  # compares the checksums, which decoding does not
+        if len(file.read(4)) < 4:  # the last one, which Pillow does not look at
+            raise OSError("image file is truncated")
+        file.seek(0)
+        return Image.open(file, formats=("PNG",))
+    except Image.DecompressionBombError:
+        raise OSError(f"more than {MOST_PIXELS:,} pixels") from None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # convert would clip at 255
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
-
-
-def _check_png(path: str) -> None:
-    """Raise OSError or SyntaxError unless a PNG is whole to its last chunk.
-
-    DALI refuses one that has all pixels but no end, which Pillow decodes.
-    """
-    with open(path, "rb") as file, Image.open(file, formats=["PNG"]) as image:
-        image.verify()
-        if len(file.read(4)) < 4:  # the last checksum, which Pillow does not look at
-            raise OSError("image file is truncated")
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise OSError(f"pixels of the type {image.mode}, whose range is not known")
+    if not image.mode.startswith("I"):
+        image.info.pop("transparency", None)  # Pillow would warn that it is dropped
+        return image.convert("RGB")
+    bits = image.tag_v2[BITS_PER_SAMPLE][0] if image.format == "TIFF" else 16  # type: ignore[attr-defined]
+    upper = np.asarray(image) >> (bits - 8)  # convert would clip at 255
+    return Image.fromarray(upper.astype(np.uint8)).convert("RGB")
 
 
 def _reason(error: Exception) -> str:
@@ -75,11 +92,3 @@ def _reason(error: Exception) -> str:
         return "not an image of a known format"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text.splitlines()[0]
-
-
-def _bad_image(path: str, reason: str) -> UserError:
-    verify = command_line("prepare", "verify", "DATA")
-    return UserError(
-        f"data.path: cannot read the image {path} ({reason}); replace or remove it ({verify} finds "
-        "all such, data.exclude leaves them out)"
-    )

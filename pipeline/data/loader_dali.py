@@ -1,6 +1,11 @@
 """Image folders through NVIDIA DALI, which reads, decodes, crops, resizes, flips and normalises on
 a GPU or on the CPU.
 
+DALI decodes the plain kinds of files (see header.py), and the same files again if it refuses one
+of them, by Pillow: what Pillow decodes, in threads, is given to DALI as the bytes of a PPM file,
+which is nothing but a header and the pixels. So all kinds of files meet in one batch, and a file
+that cannot be read is an error of the batch that it belongs to.
+
 Which image comes when, and with which crop and flip, is decided in draws.py and plan.py. Only the
 last step from the random numbers to a window needs the size of the image, which DALI sees first:
 that arithmetic is written in DALI's operators here, one image at a time, and gives the same
@@ -8,9 +13,12 @@ windows.
 """
 
 import os
+import weakref
 from collections import deque
-from itertools import chain
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +26,16 @@ import torch
 from nvidia import dali
 from torch.utils.dlpack import from_dlpack
 
-from pipeline.data.draws import ATTEMPTS, FLIP_COLUMN, MEAN, STD, crop_place, crop_sides
-from pipeline.data.image import first_unreadable
+from pipeline.data.draws import ATTEMPTS, FLIP_COLUMN, MEAN, STD, Ints, crop_place, crop_sides
+from pipeline.data.header import is_plain
+from pipeline.data.image import open_rgb
 from pipeline.data.loader import Batch
 from pipeline.data.loader_stream import FolderLoader
 from pipeline.data.plan import Plan, Position
 from pipeline.data.tree import ImageFolder
+from pipeline.run.console import logger
+from pipeline.run.errors import UserError
+from pipeline.run.files import open_file
 
 fn: Any = dali.fn  # the type stubs that come with DALI know only part of these three
 math: Any = dali.math
@@ -38,18 +50,27 @@ DECODER = {
 }
 
 
-class DaliLoader(FolderLoader):
-    """The fast ``Loader`` of an image folder. ``workers`` is the number of DALI's CPU threads.
+UNKNOWN, DALI, PILLOW = range(3)  # who decodes an image, which is seen when it is first wanted
 
-    Only the window of a JPEG is decoded: in training, a file that is cut off below it passes
-    (``./reste prepare verify`` finds it).
-    """
+Bytes = npt.NDArray[np.uint8]
+Look = tuple[int, Bytes | UserError]  # an image that DALI does not decode: a PPM file, or the error
+
+
+class DaliLoader(FolderLoader):
+    """The fast ``Loader`` of an image folder. ``workers`` is the number of DALI's CPU threads."""
+
+    _decoders: Bytes | None = None  # of all images of the folder
 
     def _open(self, position: Position) -> Any:
+        if self._decoders is None:
+            self._decoders = np.full(len(self.folder.files), UNKNOWN, np.uint8)
         min_area = self.min_area if self.random else None
-        self._source = _Source(self.folder, self.plan, min_area, position)
+        self._source = _Source(
+            self.folder, self.plan, min_area, position, self._decoders, self.workers
+        )
+        source = weakref.ref(self._source)  # DALI keeps what it is given in a cycle of references
         return _images_and_labels(
-            self._source,
+            lambda: source()(),  # type: ignore[misc]
             self.device.type == "cuda",
             self.random,
             self.resize,
@@ -65,9 +86,30 @@ class DaliLoader(FolderLoader):
         try:
             images, labels = self._stream.run()
         except RuntimeError as error:  # most of DALI's messages do not name the file
-            raise (first_unreadable(self._source.paths_under_way()) or error) from None
+            images, labels = self._read_by_pillow(error)
+        if bad := self._source.under_way.popleft().error:
+            raise bad
         nhwc = from_dlpack(images.as_tensor())  # shares DALI's buffer and keeps it alive
         return Batch(nhwc.permute(0, 3, 1, 2).to(self.dtype), from_dlpack(labels.as_tensor()))
+
+    def _read_by_pillow(self, error: RuntimeError) -> Any:
+        """The outputs of the batch on which DALI failed, once Pillow decodes the files that are
+        under way; ``error`` again where that changes nothing."""
+        assert self._decoders is not None
+        batches = self._source.under_way
+        images = [image for batch in batches for image in batch.images]
+        if (self._decoders[images] == PILLOW).all():
+            raise error
+        self._decoders[images] = PILLOW
+        self._stream = None
+        self._stream = self._open(batches[0].position)
+        outputs = self._stream.run()
+        if not any(batch.error for batch in self._source.under_way):
+            reason = str(error).rpartition("encountered:")[2].strip().partition("\n")[0]
+            logger.warning(
+                "DALI failed (%s); Pillow decodes the %d images under way", reason, len(images)
+            )
+        return outputs
 
 
 def _device_id(device: torch.device) -> int | None:
@@ -76,50 +118,128 @@ def _device_id(device: torch.device) -> int | None:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
+BLANK = np.frombuffer(b"P6\n1 1\n255\n\0\0\0", np.uint8)  # stands in for an image with an error
+
+
+class _Fed(NamedTuple):
+    """A batch that DALI works at."""
+
+    position: Position
+    images: Ints
+    error: UserError | None
+
+
 class _Source:
     """Feeds the pipeline one batch after the other from ``position`` on, endlessly.
 
-    ``min_area``: of the random crops, or None for central ones. Kept apart from the loader, which
-    would otherwise be in a cycle of references with its pipeline and outlive its use.
+    ``min_area``: of the random crops, or None for central ones. ``decoders``: of all images, those
+    that are not known yet are found out.
     """
 
     def __init__(
-        self, folder: ImageFolder, plan: Plan, min_area: float | None, position: Position
+        self,
+        folder: ImageFolder,
+        plan: Plan,
+        min_area: float | None,
+        position: Position,
+        decoders: Bytes,
+        threads: int,
     ) -> None:
         self._folder, self._plan, self._min_area = folder, plan, min_area
+        self._decoders, self._threads = decoders, max(1, threads)
         self._position = position
-        self._under_way: deque[list[str]] = deque(maxlen=PREFETCH)
+        self._pool = ThreadPoolExecutor(self._threads)
+        self._ahead = self._look(position)  # at the files of the next batch
+        self.under_way: deque[_Fed] = deque()
 
-    def __call__(self) -> tuple[npt.NDArray[Any], ...]:
-        """Paths (N, length) uint8, zero-padded, and labels (N,) int64; for random crops also
-        sides (N, ATTEMPTS, 2) and places (N, 2), float64, and flips (N,) int32."""
+    def __call__(self) -> tuple[Any, ...]:
+        """Files, N arrays uint8, each a path or the bytes of a file, whether they are paths (N,)
+        bool, and labels (N,) int64; for random crops also sides (N, ATTEMPTS, 2) and places (N, 2),
+        float64, and flips (N,) int32."""
         position, self._position = self._position, self._plan.following(self._position)
-        indices = self._plan.indices(position)
-        self._under_way.append(self._folder.paths(indices))
-        paths = np.array([os.fsencode(path) for path in self._under_way[-1]])
-        fed = paths.view(np.uint8).reshape(len(paths), -1), self._folder.labels[indices]
+        looks, self._ahead = self._ahead, self._look(self._position)
+        images = self._plan.indices(position)
+        fed = *self._files(position, images, looks), self._folder.labels[images]
         if self._min_area is None:
             return fed
         u = self._plan.uniforms(position)
         flip = (u[:, FLIP_COLUMN] < 0.5).astype(np.int32)
         return *fed, crop_sides(u, self._min_area), crop_place(u).copy(), flip
 
-    def paths_under_way(self) -> chain[str]:
-        return chain.from_iterable(self._under_way)
+    def _look(self, position: Position) -> list[Future[list[Look]]]:
+        """Begin to look at the files of a batch that are not known to be for DALI."""
+        images = self._plan.indices(position)
+        images = images[self._decoders[images] != DALI]
+        parts = np.array_split(images, min(len(images), self._threads) or 1)
+        return [
+            self._pool.submit(_look_at, self._folder, part.tolist(), self._decoders)
+            for part in parts
+            if len(part)
+        ]
+
+    def _files(
+        self, position: Position, images: Ints, looks: list[Future[list[Look]]]
+    ) -> tuple[Bytes | list[Bytes], npt.NDArray[np.bool_]]:
+        """The files of a batch, (N, length) zero-padded where all are paths; else a list."""
+        names = np.array([os.fsencode(path) for path in self._folder.paths(images)])
+        paths = names.view(np.uint8).reshape(len(images), -1)
+        found = dict(look for part in looks for look in part.result())
+        errors = [each for each in found.values() if isinstance(each, UserError)]
+        self.under_way.append(_Fed(position, images, errors[0] if errors else None))
+        is_path = np.array([image not in found for image in images.tolist()])
+        if not found:
+            return paths, is_path
+        contents = [found.get(i, path) for i, path in zip(images.tolist(), paths, strict=True)]
+        return [BLANK if isinstance(each, UserError) else each for each in contents], is_path
 
 
-@dali.pipeline_def
+def _look_at(folder: ImageFolder, images: list[int], decoders: Bytes) -> list[Look]:
+    """Decode those of the images that are for Pillow, after finding out which ones are."""
+    looks: list[Look] = []
+    for image in images:
+        if decoders[image] == UNKNOWN:
+            decoders[image] = DALI if _is_for_dali(folder.paths([image])[0]) else PILLOW
+        if decoders[image] == PILLOW:
+            looks.append((image, _decoded(folder.root, folder.files[image])))
+    return looks
+
+
+def _is_for_dali(path: str) -> bool:
+    try:
+        with open_file(path) as file:
+            return is_plain(file)
+    except OSError:  # Pillow's attempt will say so
+        return False
+
+
+def _decoded(root: Path, name: str) -> Bytes | UserError:
+    """An image as the bytes of a PPM file."""
+    try:
+        image = open_rgb(root, name)
+    except UserError as error:
+        return error
+    head = b"P6\n%d %d\n255\n" % image.size
+    return np.frombuffer(head + image.tobytes(), np.uint8)
+
+
+@dali.pipeline_def(enable_conditionals=True)
 def _images_and_labels(
-    source: _Source, on_gpu: bool, random: bool, resize: int, size: int, dtype: Any
+    source: Callable[[], tuple[Any, ...]],
+    on_gpu: bool,
+    random: bool,
+    resize: int,
+    size: int,
+    dtype: Any,
 ) -> tuple[Any, Any]:
     """Images (N, size, size, 3) and labels (N,), on the GPU if the pipeline has one."""
-    path, label, *draws = fn.external_source(
+    file, is_path, label, *draws = fn.external_source(
         source,
-        num_outputs=5 if random else 2,
-        dtype=[types.UINT8, types.INT64, types.FLOAT64, types.FLOAT64, types.INT32],
-        ndim=[1, 0, 2, 1, 0],
+        num_outputs=6 if random else 3,
+        dtype=[types.UINT8, types.BOOL, types.INT64, types.FLOAT64, types.FLOAT64, types.INT32],
+        ndim=[1, 0, 0, 2, 1, 0],
     )
-    file = fn.io.file.read(path)
+    if is_path:
+        file = fn.io.file.read(file)
     hw = fn.cast(fn.peek_image_shape(file, adjust_orientation=False)[:2], dtype=types.FLOAT64)
     decoder = {"device": "mixed" if on_gpu else "cpu", **DECODER}
     if random:

@@ -19,7 +19,6 @@ from pipeline.data.loader import IGNORED, Batch, Loader, image_dtype
 from pipeline.data.plan import Plan
 from pipeline.run import processes
 from pipeline.run.config import Config
-from pipeline.run.errors import UserError
 
 
 def open_cifar10(config: Config, device: torch.device, splits: Sequence[str]) -> list[Loader]:
@@ -57,7 +56,7 @@ class CifarLoader:
     by draws that depend on (seed, epoch, image) alone; the last images that fill no batch are left
     out. Evaluation delivers every image once, in order and as it is; images whose label is IGNORED
     fill its last batch up. Images are (x / 255 - mean) / std, computed in float32 and given as
-    ``dtype``. Raises UserError where a training batch is larger than the set.
+    ``dtype``.
     """
 
     def __init__(
@@ -73,10 +72,7 @@ class CifarLoader:
     ) -> None:
         n = len(split.labels)
         self._plan = Plan(n, batch_size, train, seed, processes.rank(), processes.size())
-        if not len(self):
-            raise UserError(
-                f"data.batch_size: {batch_size} is more than the {n} training images; lower it"
-            )
+        self._plan.check_batch_size()
         self.images = len(self) * batch_size if train else n
         self.left = n - self.images
         self.classes, self.fingerprint = split.classes, split.fingerprint

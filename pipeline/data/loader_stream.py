@@ -10,7 +10,6 @@ from pipeline.data.loader import Batch
 from pipeline.data.plan import Plan, Position
 from pipeline.data.tree import ImageFolder
 from pipeline.run import processes
-from pipeline.run.errors import UserError
 
 
 class FolderLoader(abc.ABC):
@@ -43,11 +42,7 @@ class FolderLoader(abc.ABC):
         self.workers, self.dtype, self.device = workers, dtype, device
         share = processes.rank(), processes.size()
         self.plan = Plan(len(folder.files), batch_size, train, seed, *share)
-        if not len(self.plan):
-            raise UserError(
-                f"data.batch_size: {batch_size} is more than the {len(folder.files)} training "
-                f"images under {folder.root}; lower it"
-            )
+        self.plan.check_batch_size()
         self.classes, self.fingerprint = folder.classes, folder.fingerprint
         self.images = len(self.plan) * batch_size if train else len(folder.files)
         self.left = len(folder.files) - self.images

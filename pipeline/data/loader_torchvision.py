@@ -165,7 +165,7 @@ class _Batches(Dataset[Any]):
         return (torch.from_numpy(batch[0]), torch.from_numpy(batch[1])) if self._shared else batch
 
     def _pixels(self, index: int, u: Floats) -> npt.NDArray[np.uint8]:
-        image = open_rgb(os.path.join(self._root, os.fsdecode(self._files[index])))
+        image = open_rgb(self._root, os.fsdecode(self._files[index]))
         if not self._random:
             resized = functional.resize(image, [self._resize], antialias=True)
             return np.asarray(functional.center_crop(resized, [self._size, self._size]))

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from pipeline.data.draws import FLIP_COLUMN, Floats, Ints, uniforms
+from pipeline.run.errors import UserError
 
 Position = tuple[int, int]  # (epoch, batch), both from 0
 
@@ -30,7 +31,7 @@ class Plan:
 
     ``batch_size`` is that of all ``size`` processes together, and this is the share of ``rank``:
     in training an equal part of every batch, so that their number changes nothing; in evaluation
-    a contiguous part of the images.
+    a contiguous part of the images, and a size beyond their number means all of them.
     """
 
     images: int
@@ -43,10 +44,23 @@ class Plan:
     def __post_init__(self) -> None:
         assert not self.train or self.batch_size % self.size == 0
 
+    def check_batch_size(self) -> None:
+        """Raise UserError where no training is possible with batches of this size."""
+        if not self.train or 2 <= self.batch_size <= self.images:
+            return
+        problem, possible = "1, but batch norm needs at least 2 images", 2
+        if self.batch_size > self.images:
+            problem = f"{self.batch_size}, more than the {self.images} training images"
+            possible = self.images // self.size * self.size
+        enough = max(2, self.size) <= self.images
+        remedy = f"set data.batch_size={possible}" if enough else "add images"
+        raise UserError(f"data.batch_size is {problem}; {remedy}")
+
     @property
     def local_batch_size(self) -> int:
         """The most images that a batch has in this process."""
-        return max(1, self.batch_size // self.size)
+        share = self.batch_size // self.size
+        return max(1, share if self.train else min(share, -(-self.images // self.size)))
 
     def __len__(self) -> int:
         """The number of batches in an epoch, the same in all processes."""

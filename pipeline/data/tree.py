@@ -5,6 +5,8 @@ The layout is ``<data.path>/train/<class>/*.JPEG`` and ``<data.path>/val/<class>
 
 import hashlib
 import os
+import stat
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,19 @@ import numpy as np
 
 from pipeline.data import exclude
 from pipeline.data.draws import Ints
+from pipeline.data.image import bad_image
+from pipeline.run.console import logger
 from pipeline.run.errors import UserError
 
 _CODEC = ("utf-8", "surrogateescape")  # file names are bytes, whatever they look like
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# Of images; they say nothing about the format, which is told by the content.
+ENDINGS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".jp2", ".j2k",
+    ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
+# Folders of thumbnails and metadata that some systems put beside the images.
+LITTER = {"@eadir", "__macosx"}
 
 
 @dataclass(frozen=True)
@@ -35,9 +45,12 @@ class ImageFolder:
 
 
 def scan(root: Path, split: str, excluded: str | None = None) -> ImageFolder:
-    """List the images below ``root/split/<class>/``, at any depth. Hidden files and files of
-    other endings are ignored, links are followed. ``excluded``: a list (see exclude.py) of images
-    to leave out; those of this split must be there."""
+    """List the images below ``root/split/<class>/``, at any depth; links are followed.
+
+    Hidden files, files of other endings and files outside of class folders are left out, and a
+    line counts them. ``excluded``: a list (see exclude.py) of images to leave out; those of this
+    split must be there.
+    """
     try:
         return _scan(root, split, excluded)
     except OSError as error:
@@ -68,27 +81,37 @@ def check_same_classes(root: Path, classes: Mapping[str, Collection[str]]) -> No
         )
 
 
-def walk(root: Path, split: str) -> Iterator[str]:
-    """The names that ``scan`` lists, in its order, one class folder at a time.
+def walk(root: Path, split: str, left_out: Counter[str]) -> Iterator[str]:
+    """The names that ``scan`` lists, in its order, one class folder at a time; ``left_out`` counts
+    what is none of them.
 
-    Here it is no error if there are no class folders, or an empty one.
+    Here it is no error if there are no class folders, or an empty one, or if what has the name of
+    an image is no file.
     """
-    for name in class_folders(root / split):
-        yield from sorted(file for file, _ in _images(root, f"{split}/{name}"))
+    for name in class_folders(root / split, left_out):
+        yield from sorted(file for file, _ in _images(root, f"{split}/{name}", left_out))
+
+
+def tell_left_out(folder: Path, left_out: Counter[str]) -> None:
+    """Say in one line what in a split's folder is left out, if anything is."""
+    if left_out:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common())
+        logger.info("%s: left out as no images in class folders: %s", folder, kinds)
 
 
 def _scan(root: Path, split: str, excluded: str | None) -> ImageFolder:
-    classes = _class_names(root, split)
+    left_out = Counter[str]()
+    classes = _class_names(root, split, left_out)
     listed = exclude.read(excluded, split)
     missing = set(listed)
     files: list[str] = []
     counts = []
     digest = hashlib.sha256()
     for name in classes:
-        entries = dict(_images(root, f"{split}/{name}"))
+        entries = dict(_images(root, f"{split}/{name}", left_out))
         missing.difference_update(entries)
         found = [
-            (file, entries[file].stat().st_size) for file in sorted(entries) if file not in listed
+            (file, _size(root, file, entries[file])) for file in sorted(entries.keys() - listed)
         ]
         if not found:
             raise _no_images(root / split / name, excluded if entries else None)
@@ -100,8 +123,17 @@ def _scan(root: Path, split: str, excluded: str | None) -> ImageFolder:
             f"data.exclude={excluded}: {exclude.printable(min(missing))} is no image under {root}; "
             "correct or remove that line, or verify the data again"
         )
+    tell_left_out(root / split, left_out)
     labels = np.repeat(np.arange(len(classes)), counts)
     return ImageFolder(root, tuple(classes), files, labels, digest.hexdigest())
+
+
+def _size(root: Path, name: str, entry: "os.DirEntry[str]") -> int:
+    """The size of an image file; raises UserError for a pipe or device, which cannot be read."""
+    status = entry.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise bad_image(root, name, "not a regular file")
+    return status.st_size
 
 
 def _no_images(folder: Path, excluded: str | None) -> UserError:
@@ -117,14 +149,14 @@ def _no_images(folder: Path, excluded: str | None) -> UserError:
     )
 
 
-def _class_names(root: Path, split: str) -> list[str]:
+def _class_names(root: Path, split: str, left_out: Counter[str]) -> list[str]:
     layout = "train/<class>/*.jpg and val/<class>/*.jpg"
     if not root.is_dir():
         state = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"data.path: {root} {state}; give the folder that holds {layout}")
     if not (root / split).is_dir():
         raise UserError(f"data.path: {root} has no folder {split}/; it must hold {layout}")
-    names = class_folders(root / split)
+    names = class_folders(root / split, left_out)
     if not names:
         raise UserError(
             f"data.path: {root / split} holds no class folders, so no images; sort the images "
@@ -133,23 +165,51 @@ def _class_names(root: Path, split: str) -> list[str]:
     return names
 
 
-def class_folders(path: Path) -> list[str]:
-    """The names of the class folders in that of a split, sorted; hidden ones are none."""
+def class_folders(path: Path, left_out: Counter[str]) -> list[str]:
+    """The names of the class folders in that of a split, sorted; hidden ones are none.
+
+    ``left_out`` counts what else there is.
+    """
+    names = []
     with os.scandir(path) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        for entry in _visible(entries, left_out):
+            if entry.is_dir():
+                names.append(entry.name)
+            else:
+                left_out[_ending(entry.name)] += 1
+    return sorted(names)
 
 
-def _images(root: Path, folder: str) -> "Iterator[tuple[str, os.DirEntry[str]]]":
+def _images(
+    root: Path, folder: str, left_out: Counter[str]
+) -> "Iterator[tuple[str, os.DirEntry[str]]]":
     """The images below one class folder by their names relative to root, unsorted."""
     with os.scandir(root / folder) as entries:
-        for entry in entries:
+        for entry in _visible(entries, left_out):
             name = f"{folder}/{entry.name}"
-            if entry.name.startswith("."):
-                continue
             if entry.is_dir():
-                yield from _images(root, name)
+                yield from _images(root, name, left_out)
             elif entry.name.lower().endswith(ENDINGS):
                 yield name, entry
+            else:
+                left_out[_ending(entry.name)] += 1
+
+
+def _visible(
+    entries: "Iterable[os.DirEntry[str]]", left_out: Counter[str]
+) -> "Iterator[os.DirEntry[str]]":
+    """The entries of a folder that are neither hidden nor litter; the others are counted."""
+    for entry in entries:
+        if entry.name.startswith("."):
+            left_out["hidden"] += 1
+        elif entry.name.lower() in LITTER:
+            left_out[f"{entry.name}/"] += 1
+        else:
+            yield entry
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "without ending"
 
 
 def _some(names: list[str]) -> str:

@@ -9,7 +9,7 @@ import os
 import shlex
 import signal
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.data.exclude import SPLITS, printable
 from pipeline.data.image import unreadable
-from pipeline.data.tree import walk
+from pipeline.data.tree import tell_left_out, walk
 from pipeline.run.console import ProgressBar, logger
 from pipeline.run.errors import Interrupted, UserError
 from pipeline.run.files import open_file, replacing
@@ -46,8 +46,8 @@ class Memory:
     """
 
     def __init__(self, path: Path) -> None:
+        content = self._read(path)
         self.file = open(path, "ab", opener=open_alone)  # noqa: SIM115
-        content = path.read_bytes()
         if content and not content.startswith(MAGIC):
             raise UserError(f"--report: {path} is in the way; name another report")
         whole = len(content) // len(MAGIC) * len(MAGIC)
@@ -56,6 +56,13 @@ class Memory:
             self.file.write(MAGIC)
         # Sorted numbers, not a set: 10 MB for ImageNet.
         self.known = np.sort(np.frombuffer(content[len(MAGIC) : whole], np.uint64))
+
+    def _read(self, path: Path) -> bytes:
+        try:
+            with open_file(path) as file:
+                return file.read()
+        except FileNotFoundError:
+            return b""
 
     def __contains__(self, digest: bytes) -> bool:
         number = np.frombuffer(digest, np.uint64)
@@ -139,7 +146,7 @@ def _splits(root: Path) -> list[str]:
 
 def _count(root: Path) -> int:
     """The number of images; raises UserError where there are none."""
-    counts = {split: sum(1 for _ in walk(root, split)) for split in _splits(root)}
+    counts = {split: _count_split(root, split) for split in _splits(root)}
     if not sum(counts.values()):
         state = "holds no images in train/<class>/, val/<class>/ or test/<class>/"
         raise UserError(
@@ -152,6 +159,13 @@ def _count(root: Path) -> int:
     return sum(counts.values())
 
 
+def _count_split(root: Path, split: str) -> int:
+    left_out = Counter[str]()
+    count = sum(1 for _ in walk(root, split, left_out))
+    tell_left_out(root / split, left_out)
+    return count
+
+
 def _verdicts(root: Path, memory: Memory, workers: int) -> Generator[Verdict, None, None]:
     """The verdicts on all images, in the order of their names. Few images are under way at a time,
     however many there are.
@@ -159,7 +173,7 @@ def _verdicts(root: Path, memory: Memory, workers: int) -> Generator[Verdict, No
     Threads are enough, since Pillow decodes without the interpreter's lock; and they end with the
     process.
     """
-    names = (name for split in _splits(root) for name in walk(root, split))
+    names = (name for split in _splits(root) for name in walk(root, split, Counter()))
     pool = ThreadPoolExecutor(workers)
     ahead: deque[Future[list[Verdict]]] = deque()
 
@@ -190,12 +204,12 @@ def _look(root: Path, name: str, memory: Memory) -> Verdict:
 
 def _digest(path: str) -> bytes | None:
     """A digest of name, size and time of change, taken before the image is read; None if the file
-    is missing."""
+    is missing. It begins with a number that changes when other images count as good."""
     try:
         found = os.stat(path)
     except OSError:
         return None
-    text = b"%d %d " % (found.st_size, found.st_mtime_ns) + os.fsencode(path)
+    text = b"2 %d %d " % (found.st_size, found.st_mtime_ns) + os.fsencode(path)
     return hashlib.blake2b(text, digest_size=len(MAGIC)).digest()
 
 

@@ -52,7 +52,21 @@ def test_people_may_write_it(tmp_path):
     assert read(None, "train") == set()
 
 
-@pytest.mark.parametrize("line", ["a/1.jpg", "/train/a/1.jpg", '"train/a', '"a/\\n"', "../train/1"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_systems_may_write_it(tmp_path, encoding, end):
+    """As an editor or a shell of Windows does, or find."""
+    lines = ["./train/a/1.jpg", "train\\a\\2.jpg", ".\\train\\ö\\3.jpg", "train/a\\4.jpg"]
+    lines += ["train//a/./5.jpg", "# why", "", "./val/a/1.jpg  ", "train/a/b/../6.jpg"]
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    file = tmp_path / "list"
+    file.write_bytes((mark + end.join(lines) + end).encode(encoding))
+    expected = {f"train/{name}.jpg" for name in ("a/1", "a/2", "ö/3", "a/4", "a/5", "a/6")}
+    assert read(str(file), "train") == expected
+    assert read(str(file), "val") == {"val/a/1.jpg"}
+
+
+@pytest.mark.parametrize("line", ["a/1.jpg", "/train/a/1.jpg", '"train/a', '"a/b"', "../train/1"])
 def test_a_line_that_is_no_path_is_named(tmp_path, line):
     file = listing(tmp_path, "# a comment", line)
     fails(rf"line 2: {re.escape(line[:3])}.*; correct or remove", read, file, "train")
@@ -61,6 +75,9 @@ def test_a_line_that_is_no_path_is_named(tmp_path, line):
 def test_a_list_that_cannot_be_read(tmp_path):
     fails("gone: No such file.*; name the list", read, str(tmp_path / "gone"), "train")
     fails("Is a directory; name the list", read, str(tmp_path), "train")
+    fails("pipe or a device.*; name the list", read, "/dev/zero", "train")
+    (tmp_path / "half").write_bytes(b"\xff\xfet\0r")
+    fails("broken UTF-16; name the list", read, str(tmp_path / "half"), "train")
     (tmp_path / "archive").write_bytes(b"\0\x1f\x8b" * 10**5)
     fails("line 1: ", read, str(tmp_path / "archive"), "train")
 
@@ -146,7 +163,7 @@ def test_a_run_goes_round_a_bad_image(tmp_path, capsys, loader):
     )
     arguments = [str(config), f"data.path={tmp_path}", f"run.dir={tmp_path}/runs"]
     arguments.append(f"data.loader={loader}")
-    with pytest.raises(UserError, match=r"bad.png \(.*prepare verify DATA .* data.exclude"):
+    with pytest.raises(UserError, match=r"bad.png \(.*prepare verify /.* data.exclude="):
         train_command.main(arguments)
     bad = ["train/class1/bad.png", "val/class1/bad.png"]
     arguments.append(f"data.exclude={listing(tmp_path, *bad)}")

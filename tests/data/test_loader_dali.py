@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from pipeline.data import image
 from pipeline.data.draws import (
     CROP_UNIFORMS,
     FLIP_COLUMN,
@@ -20,14 +19,12 @@ from pipeline.data.draws import (
     random_resized_crop,
 )
 from pipeline.data.loader_torchvision import TorchvisionLoader
-from pipeline.run.errors import UserError
 from tests.data.fixtures import (
     image_folder,
     levels,
     make,
     noise,
     numbers,
-    plain,
     plain_folder,
     smooth,
 )
@@ -254,18 +251,6 @@ def test_a_failure_that_is_no_files_fault_is_passed_on(tmp_path, monkeypatch):
     monkeypatch.setattr(dali.Pipeline, "run", fail)
     with pytest.raises(RuntimeError, match="^out of memory$"):
         next(make(DaliLoader, plain_folder(tmp_path, "train", 20)).epoch(0))
-
-
-def test_a_file_that_only_dali_cannot_read(tmp_path, monkeypatch):
-    """DALI's own message, where the files under way are all readable by Pillow."""
-    gif = io.BytesIO()
-    plain(1).save(gif, "GIF")
-    folder = image_folder(tmp_path, "val", {"1.jpg": gif.getvalue()})
-    with pytest.raises(UserError, match="1.jpg .not an image of a known format"):
-        next(make(DaliLoader, folder, train=False).epoch(0))
-    monkeypatch.setattr(image, "FORMATS", None)  # all that Pillow can read
-    with pytest.raises(RuntimeError, match="nvImageCodec"):
-        next(make(DaliLoader, folder, train=False).epoch(0))
 
 
 @pytest.mark.parametrize("random", [True, False])

@@ -263,6 +263,13 @@ def test_forged_cache_is_decoded_again(tree, cached, key, caplog):
     assert np.array_equal(load(tree).images, noise(12)) and "wrong checksum" in caplog.text
 
 
+def test_a_pipe_in_the_place_of_the_cache_is_replaced(tree, cached, caplog):
+    cached.unlink()
+    os.mkfifo(cached)
+    assert np.array_equal(load(tree).images, noise(12)) and "is damaged" in caplog.text
+    assert cached.is_file()
+
+
 def test_cache_with_a_pickle_is_not_unpickled(tree, cached, caplog):
     np.savez(cached, source=np.array([object()]), images=noise(12))
     assert np.array_equal(load(tree).images, noise(12)) and "is damaged" in caplog.text
@@ -347,6 +354,14 @@ def test_official_files(tmp_path, monkeypatch):
         assert train.labels.dtype == torch.int64 and train.images.is_contiguous()
         assert train.classes == test.classes == tuple(f"class{i}" for i in range(10))
         assert train.fingerprint != test.fingerprint
+
+
+@pytest.mark.parametrize("name", ["data_batch_2", "batches.meta", "test_batch"])
+def test_a_pipe_among_the_official_files_is_named(tmp_path, monkeypatch, name):
+    folder = write_official(tmp_path, monkeypatch)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert f"{name} is no regular file; remove it and set data.download=true" in fails(tmp_path)
 
 
 def test_official_test_split_needs_no_training_files(tmp_path, monkeypatch):
@@ -472,7 +487,7 @@ def test_an_image_is_augmented_alike_in_every_batch_size():
     split = numbered(60)
     reference = by_number(loader(split, 60))
     assert sorted(reference) == list(range(60))
-    for batch_size in (1, 7, 30):
+    for batch_size in (2, 7, 30):
         for number, image in by_number(loader(split, batch_size)).items():
             assert torch.equal(image, reference[number])
 
@@ -489,13 +504,13 @@ def test_epochs_and_seeds_differ():
 
 
 @pytest.mark.parametrize("augment", [False, True])
-@pytest.mark.parametrize("batch_size", [1, 7, 20, 64])
+@pytest.mark.parametrize("batch_size", [1, 7, 20, 64, 10**12])
 def test_evaluation_gives_every_image_once_in_order(batch_size, augment):
     test = loader(numbered(20), batch_size, train=False, augment=augment)
     batches = list(test.epoch(0))
     assert len(batches) == len(test) == -(-20 // batch_size) and test.images == 20
     labels = torch.cat([batch.labels for batch in batches])
-    assert len(labels) == len(test) * batch_size
+    assert len(labels) == len(test) * min(batch_size, 20)
     assert labels.tolist() == [*range(20), *[IGNORED] * (len(labels) - 20)]
     expected = torch.stack([normalised(image) for image in noise(20)])
     images = torch.cat([batch.images for batch in batches])[:20]
@@ -517,7 +532,7 @@ def test_a_cursor_keeps_its_tensors():
     assert (cursor.contents.data_ptr(), cursor.at.data_ptr()) == places
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 20])
+@pytest.mark.parametrize("batch_size", [2, 7, 20])
 def test_training_drops_the_ragged_batch(batch_size):
     train = loader(numbered(20), batch_size)
     batches = list(train.epoch(0))
@@ -535,12 +550,21 @@ def test_without_augmentation_images_are_only_shuffled():
 
 
 def test_batch_larger_than_the_training_set():
-    with pytest.raises(UserError, match="^data.batch_size: 21 is more than the 20"):
-        loader(numbered(20), 21)
+    for batch_size in (21, 2**40):
+        more = f"^data.batch_size is {batch_size}, more than the 20 .*; set data.batch_size=20$"
+        with pytest.raises(UserError, match=more):
+            loader(numbered(20), batch_size)
+
+
+def test_a_batch_of_one_image_has_no_statistics():
+    with pytest.raises(UserError, match="^data.batch_size is 1, .*; set data.batch_size=2$"):
+        loader(numbered(20), 1)
+    with pytest.raises(UserError, match="^data.batch_size is 1, .*; add images$"):
+        loader(numbered(1), 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("batch_size", [1, 5])
+@pytest.mark.parametrize("batch_size", [2, 5])
 @pytest.mark.parametrize("train", [False, True])
 def test_layout_and_dtype(dtype, batch_size, train):
     batch = next(loader(numbered(5), batch_size, train=train, dtype=dtype).epoch(0))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data.image import first_unreadable, open_rgb
+from pipeline.data.image import open_rgb
 from pipeline.data.loader import Batch
 from pipeline.data.loader_torchvision import TorchvisionLoader
 from pipeline.data.plan import permutation
@@ -46,7 +46,7 @@ def tree(root, *names):
 
 
 def test_scan_sorts_classes_and_files(tmp_path):
-    names = ["b/2.jpg", "b/10.JPEG", "a/z.PNG", "a/deep/er/x.webp", "c/ö 1.bmp"]
+    names = ["b/2.jpg", "b/10.JPEG", "a/z.PNG", "a/deep/er/x.webp", "c/ö 1.bmp", "c/2.JFIF"]
     folder = scan(tree(tmp_path, *(f"train/{name}" for name in names)), "train")
     assert folder.root == tmp_path and folder.classes == ("a", "b", "c")
     assert folder.files == [
@@ -54,9 +54,10 @@ def test_scan_sorts_classes_and_files(tmp_path):
         "train/a/z.PNG",
         "train/b/10.JPEG",
         "train/b/2.jpg",
+        "train/c/2.JFIF",
         "train/c/ö 1.bmp",
     ]
-    assert folder.labels.dtype == np.int64 and folder.labels.tolist() == [0, 0, 1, 1, 2]
+    assert folder.labels.dtype == np.int64 and folder.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert folder.paths([4, 0]) == [f"{tmp_path}/{folder.files[i]}" for i in (4, 0)]
 
 
@@ -65,6 +66,25 @@ def test_scan_ignores_what_is_hidden_or_no_image(tmp_path):
     tree(tmp_path, "val/.ipynb_checkpoints/4.jpg", "val/5.jpg", "val/a/6jpg", "val/a/7.jpg.gz")
     folder = scan(tmp_path, "val")
     assert folder.classes == ("a",) and folder.files == ["val/a/1.jpg"]
+
+
+def test_what_is_left_out_is_counted_in_one_line(tmp_path, caplog):
+    caplog.set_level("INFO")
+    tree(tmp_path, "val/a/1.jpg", "val/b/2.jpg")
+    scan(tmp_path, "val")
+    assert caplog.records == []
+    tree(tmp_path, *(f"val/a/{name}" for name in (".DS_Store", "._1.jpg", "Thumbs.db", "README")))
+    tree(tmp_path, *(f"val/{name}" for name in ("desktop.ini", "3.jpg", ".DS_Store")))
+    tree(tmp_path, "val/b/@eaDir/2.jpg/thumb.jpg", "val/@eaDir/x/thumb.jpg", "val/__MACOSX/a/1.jpg")
+    tree(tmp_path, "val/a/4.GIF", "val/a/5.gif", "val/a/6.gif", "val/a/7.gif")
+    assert scan(tmp_path, "val").files == ["val/a/1.jpg", "val/b/2.jpg"]
+    (record,) = caplog.records
+    head, _, counts = record.getMessage().partition(" in class folders: ")
+    assert head == f"{tmp_path}/val: left out as no images"
+    assert sorted(counts.split(", ")) == sorted(
+        ["4 .gif", "3 hidden", "2 @eaDir/", "1 __MACOSX/", "1 .db", "1 .ini", "1 .jpg",
+         "1 without ending"]
+    )  # fmt: skip
 
 
 def test_scan_follows_links(tmp_path):
@@ -168,10 +188,10 @@ def test_open_rgb_of_every_kind(tmp_path):
     }
     for name, (image, expected) in kinds.items():
         image.save(tmp_path / name)
-        got = open_rgb(str(tmp_path / name))
+        got = open_rgb(tmp_path, name)
         assert got.mode == "RGB" and np.array_equal(np.asarray(got), np.asarray(expected)), name
     rgb.save(tmp_path / "exif.jpg", exif=exif)
-    assert open_rgb(str(tmp_path / "exif.jpg")).size == (14, 9)
+    assert open_rgb(tmp_path, "exif.jpg").size == (14, 9)
 
 
 def truncated_jpeg():
@@ -192,22 +212,9 @@ def spoil(path, content):
 def names(path):
     """A pattern for the message of the one line that blames this file."""
     return (
-        rf"^data\.path: cannot read the image {re.escape(str(path))} \(.*\); replace or remove it "
-        r"\(.*reste prepare verify .*, data\.exclude .*\)$"
+        rf"^data\.path: cannot read the image {re.escape(str(path))} \(.*\); replace or remove it, "
+        r"or leave out all such: .* prepare verify /.* lists them for data\.exclude=bad-images.txt$"
     )
-
-
-def test_first_unreadable(tmp_path):
-    folder = plain_folder(tmp_path, "train", 4, classes=1)
-    paths = folder.paths(range(4))
-    assert first_unreadable(paths) is None
-    spoil(Path(paths[3]), b"")
-    assert paths[3] in str(first_unreadable(paths))
-    for content in BAD_FILES.values():
-        spoil(Path(paths[2]), content)
-        error = first_unreadable(paths)
-        assert isinstance(error, UserError) and re.search(names(paths[2]), str(error))
-        Path(paths[2]).touch()
 
 
 # The contract of the loaders: tests run once with each of them.
@@ -257,7 +264,9 @@ def test_training_follows_the_permutation(kind, tmp_path):
     assert loader.classes == ("class0", "class1", "class2")
 
 
-@pytest.mark.parametrize(("batch_size", "sizes"), [(1, [1] * 10), (4, [4, 4, 2]), (64, [10])])
+@pytest.mark.parametrize(
+    ("batch_size", "sizes"), [(1, [1] * 10), (4, [4, 4, 2]), (64, [10]), (10**12, [10])]
+)
 def test_evaluation_sees_every_image_once_in_order(kind, tmp_path, batch_size, sizes):
     folder = plain_folder(tmp_path, "val", 10)
     loader = make(kind, folder, batch_size=batch_size, train=False)
@@ -287,8 +296,8 @@ def test_resuming_gives_the_tail(kind, noisy, train):
 
 
 def test_the_crops_of_an_image_change_from_epoch_to_epoch(kind, tmp_path):
-    folder = image_folder(tmp_path, "train", {"1.png": noise(40, 40)})
-    loader = make(kind, folder, batch_size=1)
+    folder = image_folder(tmp_path, "train", {"1.png": noise(40, 40), "2.png": noise(40, 40)})
+    loader = make(kind, folder, batch_size=2)
     seen = [next(loader.epoch(epoch)).images for epoch in range(4)]
     assert all(not torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
 
@@ -373,8 +382,12 @@ def test_odd_names_work(kind, tmp_path):
 
 def test_fewer_training_images_than_a_batch(kind, tmp_path):
     folder = plain_folder(tmp_path, "train", 5)
-    with pytest.raises(UserError, match="^data.batch_size: 6 is more than the 5 .*; lower it$"):
-        make(kind, folder, batch_size=6)
+    for batch_size in (6, 2**40):
+        more = f"^data.batch_size is {batch_size}, more than the 5 .*; set data.batch_size=5$"
+        with pytest.raises(UserError, match=more):
+            make(kind, folder, batch_size=batch_size)
+    with pytest.raises(UserError, match="^data.batch_size is 1, .*; set data.batch_size=2$"):
+        make(kind, folder, batch_size=1)
     assert len(make(kind, folder, batch_size=5)) == 1
 
 
