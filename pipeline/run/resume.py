@@ -72,7 +72,9 @@ def differences(config: Config, state: dict[str, Any]) -> list[str]:
     return [
         f"{key}: {then[key]} -> {now}"
         for key, now in flatten(config).items()
-        if then[key] != now and not key.startswith(FREE_TO_CHANGE)
+        if then[key] != now
+        and not key.startswith(FREE_TO_CHANGE)
+        and (key, now) != ("train.precision", "auto")
     ]
 
 

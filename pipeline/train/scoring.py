@@ -12,7 +12,7 @@ from pipeline.run.device import get_device
 from pipeline.run.weights import CLASSIFIERS, identify, network_weights
 from pipeline.train.evaluation import Evaluation
 from pipeline.train.network import load_weights
-from pipeline.train.precision import to_device
+from pipeline.train.precision import settle_evaluation, to_device
 from pipeline.train.randomness import seed_everything
 
 # A checkpoint may come from anybody: where files lie and what is fetched is not for it to say.
@@ -33,6 +33,7 @@ def score(path: Path, overrides: list[str]) -> dict[str, float]:
     config = make_config(values_of(state), overrides, name="evaluation")
     device = get_device(config)
     start_console()
+    config = settle_evaluation(config, device, overrides)
     seed_everything(config.seed, deterministic=config.deterministic)
     model = build_model(config.model.arch, config.model.bits, config.model.num_classes)
     load_weights(model, state, path)

@@ -18,6 +18,7 @@ from pipeline.run.resume import check_data, state_to_resume
 from pipeline.run.signals import StopSignal
 from pipeline.train.metrics import METRICS
 from pipeline.train.network import make_network
+from pipeline.train.precision import settle
 from pipeline.train.randomness import seed_everything
 from pipeline.train.trainer import Trainer
 
@@ -63,6 +64,7 @@ def _train(config: Config, stop: StopSignal, only_check: int) -> Outcome | None:
     if state and state["epoch"] == config.train.epochs and not only_check:
         logger.info("this run is finished; for another one set run.name")
         return Outcome(config, state["best"], state["last"])
+    config = settle(config, device, state["config"]["train"]["precision"] if state else "auto")
     seed_everything(config.seed, deterministic=config.deterministic)
     loaders = build_loaders(config, device)
     if state:
