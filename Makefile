@@ -3,6 +3,13 @@ VENV := .venv
 BASE_PYTHON ?= python3
 BASE_IMAGE ?= nvcr.io/nvidia/pytorch:26.09-py3
 IMAGE ?= reste-trainer
+# Which versions are installed: the newest that were tested; LATEST=1: today's newest; OLDEST=1: the
+# oldest that pyproject.toml admits.
+VERSIONS = -c $(if $(OLDEST),$(VENV)/oldest.txt,constraints.txt)
+ifdef LATEST
+VERSIONS = --upgrade --upgrade-strategy eager
+.PHONY: $(VENV)/.ready
+endif
 CMD ?= make imagenet-r18 $(if $(DATA),DATA=/data) $(if $(GPUS),GPUS=$(GPUS)) $(if $(ARGS),ARGS=$(call quote,$(ARGS)))
 
 ifdef PYTHON
@@ -35,14 +42,15 @@ mount_data = --mount type=bind,source="$$(cd $(call quote,$(DATA)) && pwd)",targ
 
 .PHONY: help setup quickstart test test-all test-gpu soak lint format \
 	imagenet-r18 imagenet-r34 cifar10-r20 cifar10-r20-bireal cifar10-r18 cifar10-vgg-small \
-	bench-kernels bench-train bench-loader scaling docker-build docker-run
+	bench-kernels bench-train bench-loader scaling docker-build docker-run \
+	test-versions lock image-check
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  DATA=path  ARGS="key=value ..."  PYTHON=interpreter (instead of .venv)  BASE_PYTHON=python3.12 (to make .venv)'
 
-setup: $(READY)  ## make .venv and install everything into it (6 GB, once)
+setup: $(READY)  ## make .venv and install what was tested into it (6 GB, once); LATEST=1: the newest
 
 quickstart: $(READY)  ## train a small network on a data set drawn here
 	$(RESTE) train quickstart $(ARGS)
@@ -52,6 +60,14 @@ test: $(READY)  ## the quick tests, in minutes on a CPU
 
 test-all: $(READY)  ## all tests that need no GPU
 	$(PYTHON) -m pytest -m "not gpu" $(in_parallel) $(ARGS)
+
+test-versions:  ## the quick tests on the oldest and the newest versions (6 GB each)
+	$(MAKE) test VENV=$(VENV)-oldest OLDEST=1
+	$(MAKE) test VENV=$(VENV)-newest LATEST=1
+
+lock: $(READY)  ## let constraints.txt admit the versions that are installed, after their tests
+	{ echo '# The newest versions that were tested. make lock writes this.'; \
+	  $(PYTHON) -m pip freeze | sed -n 's/+.*//; s/==/<=/p'; } > constraints.txt
 
 test-gpu: $(READY)  ## the tests that need a GPU
 	$(PYTHON) -m pytest -m gpu $(ARGS)
@@ -101,6 +117,9 @@ scaling: $(READY)  ## the tables and the plot of docs/scaling.md
 docker-build:  ## build the image (BASE_IMAGE=, IMAGE=)
 	docker build --build-arg BASE_IMAGE=$(BASE_IMAGE) -t $(IMAGE) .
 
+image-check: $(READY)  ## build the image on a minimal Debian and train in it (root, buildah, mmdebstrap)
+	tests/image/check.sh $(PYTHON)
+
 docker-run:  ## imagenet-r18, or CMD="make ...", in the image; DATA becomes /data, runs/ is shared
 	@mkdir -p runs
 	docker run --rm $$(test -t 0 && echo -it) --gpus all --ipc=host --ulimit memlock=-1 --ulimit stack=67108864 \
@@ -108,10 +127,13 @@ docker-run:  ## imagenet-r18, or CMD="make ...", in the image; DATA becomes /dat
 
 # .incomplete marks an environment that was begun here and not finished: it is made anew. Any other
 # one is only brought up to date.
-$(VENV)/.ready: pyproject.toml
+$(VENV)/.ready: pyproject.toml constraints.txt
 	@if [ -e $(VENV)/.incomplete ] || [ ! -x $(VENV)/bin/python ]; then \
 	  $(BASE_PYTHON) -c 'import ensurepip, sys; assert sys.version_info >= (3, 11)' 2>/dev/null || \
 	    { echo 'error: $(BASE_PYTHON) is no Python 3.11 or newer with its venv module: make setup BASE_PYTHON=/path/to/python3.11' >&2; exit 1; }; \
 	  rm -rf $(VENV) && mkdir $(VENV) && touch $(VENV)/.incomplete && $(BASE_PYTHON) -m venv $(VENV); fi
-	$(PYTHON) -m pip install --disable-pip-version-check '.[torch,test,lint,wandb,plot]'
+	$(if $(OLDEST),@grep -oE '[a-z0-9-]+>=[0-9.]+' pyproject.toml | sed 's/>=/==/' > $(VENV)/oldest.txt)
+	$(PYTHON) -m pip install --disable-pip-version-check $(VERSIONS) '.[torch,test,lint,wandb,plot]'
+	$(if $(LATEST),@held=$$($(PYTHON) -m pip config list | grep constraint=) && \
+	  echo "note: pip's settings on this machine hold versions back: $$held" || true)
 	@rm -f $(VENV)/.incomplete && touch $@

@@ -16,6 +16,7 @@ from pipeline.run.folder import open_folder
 from pipeline.run.recorder import Recorder
 from pipeline.run.resume import check_data, state_to_resume
 from pipeline.run.signals import StopSignal
+from pipeline.run.versions import versions
 from pipeline.train.metrics import METRICS
 from pipeline.train.network import make_network
 from pipeline.train.precision import settle
@@ -108,6 +109,7 @@ def describe(trainer: Trainer, device: torch.device) -> None:
         name,
         config.train.precision,
     )
+    logger.info(versions())
     if trainer.compiles:
         logger.info("torch.compile fuses the blocks; the first step may take a minute")
 
