@@ -5,11 +5,7 @@ BASE_IMAGE ?= nvcr.io/nvidia/pytorch:26.09-py3
 IMAGE ?= reste-trainer
 # Which versions are installed: the newest that were tested; LATEST=1: today's newest; OLDEST=1: the
 # oldest that pyproject.toml admits.
-VERSIONS = -c $(if $(OLDEST),$(VENV)/oldest.txt,constraints.txt)
-ifdef LATEST
-VERSIONS = --upgrade --upgrade-strategy eager
-.PHONY: $(VENV)/.ready
-endif
+VERSIONS = $(if $(LATEST),--upgrade --upgrade-strategy eager,-c $(if $(OLDEST),$(VENV)/oldest.txt,constraints.txt))
 CMD ?= make imagenet-r18 $(if $(DATA),DATA=/data) $(if $(GPUS),GPUS=$(GPUS)) $(if $(ARGS),ARGS=$(call quote,$(ARGS)))
 
 ifdef PYTHON
@@ -40,10 +36,9 @@ in_parallel = -n $(or $(JOBS),2) --dist loadgroup --no-loadscope-reorder
 mount_runs = --mount type=bind,source=$(call quote,$(CURDIR)/runs),target=/workspace/reste-trainer/runs
 mount_data = --mount type=bind,source="$$(cd $(call quote,$(DATA)) && pwd)",target=/data,readonly
 
-.PHONY: help setup quickstart test test-all test-gpu soak lint format \
+.PHONY: help setup quickstart test test-all test-versions lock test-gpu soak lint format \
 	imagenet-r18 imagenet-r34 cifar10-r20 cifar10-r20-bireal cifar10-r18 cifar10-vgg-small \
-	bench-kernels bench-train bench-loader scaling docker-build docker-run \
-	test-versions lock image-check
+	bench-kernels bench-train bench-loader scaling docker-build image-check docker-run
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' Makefile
@@ -65,7 +60,7 @@ test-versions:  ## the quick tests on the oldest and the newest versions (6 GB e
 	$(MAKE) test VENV=$(VENV)-oldest OLDEST=1
 	$(MAKE) test VENV=$(VENV)-newest LATEST=1
 
-lock: $(READY)  ## let constraints.txt admit the versions that are installed, after their tests
+lock: $(READY)  ## let constraints.txt admit what is installed, once it is tested
 	{ echo '# The newest versions that were tested. make lock writes this.'; \
 	  $(PYTHON) -m pip freeze | sed -n 's/+.*//; s/==/<=/p'; } > constraints.txt
 
@@ -117,7 +112,7 @@ scaling: $(READY)  ## the tables and the plot of docs/scaling.md
 docker-build:  ## build the image (BASE_IMAGE=, IMAGE=)
 	docker build --build-arg BASE_IMAGE=$(BASE_IMAGE) -t $(IMAGE) .
 
-image-check: $(READY)  ## build the image on a minimal Debian and train in it (root, buildah, mmdebstrap)
+image-check: $(READY)  ## build the image on a minimal Debian, and train in it
 	tests/image/check.sh $(PYTHON)
 
 docker-run:  ## imagenet-r18, or CMD="make ...", in the image; DATA becomes /data, runs/ is shared
@@ -127,7 +122,7 @@ docker-run:  ## imagenet-r18, or CMD="make ...", in the image; DATA becomes /dat
 
 # .incomplete marks an environment that was begun here and not finished: it is made anew. Any other
 # one is only brought up to date.
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt $(if $(LATEST),always)
 	@if [ -e $(VENV)/.incomplete ] || [ ! -x $(VENV)/bin/python ]; then \
 	  $(BASE_PYTHON) -c 'import ensurepip, sys; assert sys.version_info >= (3, 11)' 2>/dev/null || \
 	    { echo 'error: $(BASE_PYTHON) is no Python 3.11 or newer with its venv module: make setup BASE_PYTHON=/path/to/python3.11' >&2; exit 1; }; \
@@ -137,3 +132,5 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(if $(LATEST),@held=$$($(PYTHON) -m pip config list | grep constraint=) && \
 	  echo "note: pip's settings on this machine hold versions back: $$held" || true)
 	@rm -f $(VENV)/.incomplete && touch $@
+
+always:  # makes anew what needs it
