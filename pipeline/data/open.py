@@ -43,7 +43,7 @@ def build_eval_loader(config: Config, device: torch.device) -> Loader:
     return _open(config, device, ("val",))[0]
 
 
-def settle(config: Config, train: Loader) -> Config:
+def settle_data(config: Config, train: Loader) -> Config:
     """``config`` with what the training images decide: the number of classes, and a batch size that
     they fill."""
     batch = train.images // len(train)

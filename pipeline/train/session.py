@@ -10,7 +10,7 @@ import torch
 
 from pipeline.data.batch import divide_batch
 from pipeline.data.loader import Loader
-from pipeline.data.open import build_loaders, settle
+from pipeline.data.open import build_loaders, settle_data
 from pipeline.run import best, processes, restart
 from pipeline.run.checkpoint import CheckpointStore
 from pipeline.run.classes import names_of, order_of
@@ -36,8 +36,10 @@ from pipeline.run.resume import (
     weights_alone,
 )
 from pipeline.run.signals import StopSignal
+from pipeline.run.versions import versions
 from pipeline.train.metrics import METRICS, metric_names
 from pipeline.train.network import check_weights, make_network
+from pipeline.train.precision import settle
 from pipeline.train.randomness import seed_everything
 from pipeline.train.trainer import Trainer
 
@@ -90,6 +92,10 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
         start = find_start(request, store, again=again)
     if start and start.last and not only_check:
         return _finished(config, start)
+    given = config.train.precision
+    begun = start.state["config"]["train"]["precision"] if start else "auto"
+    with problems.noted():
+        config = settle(config, device, begun)
     seed_everything(config.seed, deterministic=config.deterministic)
     loaders: tuple[Loader, Loader] | None = None
     with problems.noted():
@@ -99,8 +105,8 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
             processes.alike(lambda: check_weights(config))
     problems.raise_all()
     assert loaders
-    config = settle(config, loaders[0])
-    request = request._replace(config=config)
+    config = settle_data(config, loaders[0])
+    request = request._replace(config=config.changed({"train.precision": given}))
     order = _fit(start, loaders, request) if start else None
     model = make_network(config, loaders[0].classes, is_fresh=start is None)
     if only_check:
@@ -187,6 +193,7 @@ def describe(trainer: Trainer, device: torch.device) -> None:
         config.data.batch_size,
         trainer.loader.left,
     )
+    logger.info(versions())
     if trainer.compiles:
         logger.info("torch.compile fuses the blocks; the first step may take a minute")
 
