@@ -45,6 +45,7 @@ class TorchvisionLoader(FolderLoader):
         loader = DataLoader(
             _Batches(self, shared=self._fits()),
             batch_size=None,  # an item is a batch
+            collate_fn=_as_it_is,  # torch's own would make tensors of arrays
             sampler=_positions(self.plan, position),
             num_workers=self.workers,
             prefetch_factor=AHEAD if self.workers else None,
@@ -131,6 +132,10 @@ def _become_a_worker(parent: int, _: int) -> None:
         processes.end_with_parent(getattr(signal, "SIGKILL", signal.SIGTERM))
         if os.getppid() != parent:  # it died meanwhile
             os._exit(1)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _positions(plan: Plan, position: Position) -> Iterator[Position]:

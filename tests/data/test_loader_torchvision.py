@@ -79,7 +79,9 @@ def test_without_shared_memory_batches_come_through_pipes(tmp_path, monkeypatch,
     with_it = list(make(TorchvisionLoader, folder, workers=1).epoch(0))
     monkeypatch.setattr(loader_torchvision, "_free_shared_memory", lambda: 1000)
     monkeypatch.setattr(loader_torchvision.logger, "propagate", True)
-    without = list(make(TorchvisionLoader, folder, workers=1).epoch(0))
+    loader = make(TorchvisionLoader, folder, workers=1)
+    without = list(loader.epoch(0))
+    assert all(isinstance(each, np.ndarray) for each in next(loader._stream))
     assert len(with_it) == len(without) == 3
     for ours, theirs in zip(without, with_it, strict=True):
         assert torch.equal(ours.images, theirs.images) and torch.equal(ours.labels, theirs.labels)
