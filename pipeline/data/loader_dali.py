@@ -240,9 +240,17 @@ def _images_and_labels(
     )
     if is_path:
         file = fn.io.file.read(file)
+    return _decoded_batch(file, label, draws, on_gpu, resize, size, dtype)
+
+
+@dali.pipeline.do_not_convert  # else its source is rewritten for the sake of the "if" above
+def _decoded_batch(
+    file: Any, label: Any, draws: list[Any], on_gpu: bool, resize: int, size: int, dtype: Any
+) -> tuple[Any, Any]:
+    """Images and labels of ``file``; ``draws``: of random crops and flips, empty for none."""
     hw = fn.cast(fn.peek_image_shape(file, adjust_orientation=False)[:2], dtype=types.FLOAT64)
     decoder = {"device": "mixed" if on_gpu else "cpu", **DECODER}
-    if random:
+    if draws:
         sides, place, flip = draws
         start, shape = _crop_window(hw, sides, place)
         window = fn.decoders.image_slice(file, start=start, shape=shape, axes=[0, 1], **decoder)
