@@ -29,7 +29,7 @@ from models.layers import NormBinarize
 from pipeline.data.batch import divide_batch
 from pipeline.run.config import load_config
 from pipeline.train.parallel import parallelize
-from tests import ROOT
+from tests import PATIENCE, ROOT
 
 ARCHS = ("resnet18", "resnet20")
 with open(ROOT / "docs/results/collectives_cpu.csv", newline="") as results:
@@ -175,7 +175,7 @@ def test_collectives_are_measured(tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "docs/results/collectives_cpu.csv", newline="") as file:

@@ -20,7 +20,7 @@ from pipeline.data.loader_torchvision import TorchvisionLoader
 from pipeline.data.plan import permutation
 from pipeline.data.tree import scan, scan_train_val
 from pipeline.run.errors import UserError
-from tests import ROOT
+from tests import PATIENCE, ROOT
 from tests.data.fixtures import image_folder, make, noise, numbers, plain, plain_folder, smooth
 
 KINDS = {"torchvision": TorchvisionLoader}
@@ -413,6 +413,6 @@ def test_a_program_can_end_in_mid_epoch(kind, tmp_path):
     code = LEAVE.format(module=kind.__module__, kind=kind.__name__, root=str(tmp_path))
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=PATIENCE
     )
     assert (done.returncode, done.stdout) == (0, "leaving\n"), done.stderr

@@ -23,11 +23,11 @@ from typing import Any
 import torch
 
 from pipeline.run.checkpoint import CheckpointStore, load
+from tests import PATIENCE
 from tests.data.fixtures import cifar_tree
 
 EPOCHS, LINES = 3, 18  # of a whole run; lines in metrics.jsonl: 3 times 5 steps and an epoch
-LIMIT = 240  # seconds that a run may take
-TIMEOUT = 10  # train.timeout, after which a hung process is noticed
+TIMEOUT = 30  # train.timeout, after which a hung process is noticed
 NOT_COMPARED = ("seconds", "images_per_second", "data_wait")
 CONFIG = f"""
 seed: 3
@@ -92,7 +92,7 @@ class Run:
 
     def start(self) -> "Run":
         """Start it, or start it again."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "8"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "20"}
         if self.meeting == "make":
             environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         nodes = 2 if self.meeting == "two nodes" and self.size > 1 else 1
@@ -133,7 +133,7 @@ class Run:
 
     def wait_until(self, ready: Callable[[], Any]) -> bool:
         """Whether ``ready`` became true while the run was going on."""
-        deadline = time.monotonic() + LIMIT
+        deadline = time.monotonic() + PATIENCE
         while self.processes[0].poll() is None:
             if ready():
                 return True
@@ -144,7 +144,7 @@ class Run:
     def end(self) -> int:
         """Wait for its end; its exit code."""
         try:
-            return max((process.wait(LIMIT) for process in self.processes), key=abs)
+            return max((process.wait(PATIENCE) for process in self.processes), key=abs)
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"{self.name} does not end, see {self.log}") from None
@@ -233,7 +233,7 @@ def _kill_torchrun(run: Run, rng: random.Random) -> None:
     for process in run.processes:
         process.kill()
         process.wait()
-    deadline = time.monotonic() + LIMIT  # the others notice, save and end by themselves
+    deadline = time.monotonic() + PATIENCE  # the others notice, save and end by themselves
     while any(os.path.exists(f"/proc/{pid}") for pid in workers):
         assert time.monotonic() < deadline, f"{run.name}: torchrun's processes outlive it"
         time.sleep(0.05)
@@ -271,7 +271,7 @@ def _flip(run: Run, rng: random.Random) -> None:
 
 def _full_disk(run: Run, rng: random.Random) -> None:
     """No file may grow beyond a few KiB any more, in the process that writes."""
-    resource.prlimit(run.workers()[0], resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+    resource.prlimit(run.workers()[0], resource.RPATIENCE_FSIZE, (1 << 16, 1 << 16))
 
 
 FAULTS = {

@@ -14,7 +14,7 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from pipeline.run.checkpoint import load
-from tests import ROOT
+from tests import PATIENCE, ROOT
 from tests.data.fixtures import cifar_tree
 
 SBATCH = ROOT / "launch/clusters/slurm.sbatch"
@@ -105,14 +105,14 @@ def stop(job, folder, number, times=1):
     for _ in range(times):
         os.kill(job.pid, number)
         time.sleep(0.1)
-    output = job.communicate(timeout=120)[0]
+    output = job.communicate(timeout=PATIENCE)[0]
     assert job.returncode == 1, output  # torchrun's answer to a stop
     assert "interrupted; saved" in output
     return output
 
 
 def wait_for_steps(path, job, more):
-    steps, deadline = lines(path) + more, time.monotonic() + 120
+    steps, deadline = lines(path) + more, time.monotonic() + PATIENCE
     while lines(path) < steps:
         assert job.poll() is None, job.stdout.read()
         assert time.monotonic() < deadline
@@ -146,7 +146,7 @@ def test_slurm_saves_requeues_and_goes_on(cluster):
 def test_slurm_starts_what_torchrun_understands(cluster):
     submit, root = cluster
     job = submit(PYTHON=str(root / "bin/python"), END="0", SLURM_RESTART_COUNT="2")
-    output = job.communicate(timeout=60)[0]
+    output = job.communicate(timeout=PATIENCE)[0]
     assert job.returncode == 0, output
     check, hosts, *starts = calls(root)
     assert " --check=" in check and hosts == "show hostnames node[0-1]"
@@ -162,7 +162,7 @@ def test_slurm_starts_what_torchrun_understands(cluster):
 def test_slurm_does_not_start_or_requeue_a_mistake(cluster):
     submit, root = cluster
     job = submit(PYTHON=str(root / "bin/python"), END="2")
-    job.communicate(timeout=60)
+    job.communicate(timeout=PATIENCE)
     assert job.returncode == 2
     assert len(calls(root)) == 1
 

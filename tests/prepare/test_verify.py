@@ -19,7 +19,7 @@ from pipeline.data.image import open_rgb, unreadable
 from pipeline.data.tree import scan_train_val
 from pipeline.prepare import verify as verify_module
 from pipeline.run.errors import Interrupted, UserError
-from tests import ROOT
+from tests import PATIENCE, ROOT
 from tests.data.fixtures import plain, plain_folder, smooth
 
 
@@ -284,7 +284,7 @@ def test_ctrl_c(data, monkeypatch):
 def python(*arguments):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=PATIENCE
     )
 
 
