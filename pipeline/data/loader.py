@@ -75,6 +75,7 @@ def image_dtype(precision: str, device: torch.device, *, resident: bool = False)
     Half precision where the network casts to it anyway, float64 to verify, else float32. Only a
     ``resident`` loader gives bfloat16, which DALI does not.
     """
+    assert precision != "auto", "pipeline.train.precision settles it first"
     if precision == "fp64":
         return torch.float64
     if device.type != "cuda" or precision == "fp32":

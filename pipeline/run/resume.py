@@ -234,6 +234,7 @@ def differences(
         if old[key] != value
         and not key.startswith(FREE_TO_CHANGE)
         and not (key == "model.num_classes" and value is None)
+        and not (key == "train.precision" and value == "auto")
         and not (key == "data.batch_size" and not is_settled and value > old[key])
     }
 

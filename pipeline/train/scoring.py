@@ -21,7 +21,7 @@ from pipeline.run.weights import (
 )
 from pipeline.train.evaluation import Evaluation
 from pipeline.train.network import load_weights
-from pipeline.train.precision import to_device
+from pipeline.train.precision import settle_evaluation, to_device
 from pipeline.train.randomness import seed_everything
 
 # A checkpoint may come from anybody: where files lie and what is fetched is not for it to say.
@@ -44,6 +44,7 @@ def score(path: Path, overrides: list[str]) -> dict[str, float]:
     device = get_device(config)
     start_console()
     logger.info("%s: reading %s", path, config.data.path or config.data.dataset)
+    config = settle_evaluation(config, device, overrides)
     seed_everything(config.seed, deterministic=config.deterministic)
     model = _network(config, state, path)
     loader = build_eval_loader(config, device)

@@ -38,6 +38,7 @@ from pipeline.run.resume import (
 from pipeline.run.signals import StopSignal
 from pipeline.train.metrics import METRICS, metric_names
 from pipeline.train.network import check_weights, make_network
+from pipeline.train.precision import settle_precision
 from pipeline.train.randomness import seed_everything
 from pipeline.train.trainer import Trainer
 
@@ -90,6 +91,9 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
         start = find_start(request, store, again=again)
     if start and start.last and not only_check:
         return _finished(config, start)
+    with problems.noted():
+        begun = start.state["config"]["train"]["precision"] if start else "auto"
+        config = settle_precision(config, device, begun)
     seed_everything(config.seed, deterministic=config.deterministic)
     loaders: tuple[Loader, Loader] | None = None
     with problems.noted():
@@ -100,7 +104,8 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
     problems.raise_all()
     assert loaders
     config = settle(config, loaders[0])
-    request = request._replace(config=config)
+    asked = {"train.precision": request.config.train.precision}  # auto goes on in any
+    request = request._replace(config=config.changed(asked))
     order = _fit(start, loaders, request) if start else None
     model = make_network(config, loaders[0].classes, is_fresh=start is None)
     if only_check:
