@@ -18,6 +18,9 @@ VENV := .venv
 BASE_PYTHON ?= python3
 BASE_IMAGE ?= nvcr.io/nvidia/pytorch:26.09-py3
 IMAGE ?= reste-trainer
+# Which versions are installed: the newest that were tested; LATEST=1: today's newest; OLDEST=1: the
+# oldest that pyproject.toml admits.
+VERSIONS = $(if $(LATEST),--upgrade --upgrade-strategy eager,-c $(if $(OLDEST),$(VENV)/oldest.txt,constraints.txt))
 CMD ?= make imagenet-r18 $(if $(DATA),DATA=/data) $(if $(GPUS),GPUS=$(call quote,$(GPUS))) \
   $(if $(ARGS),ARGS=$(call quote,$(ARGS)))
 
@@ -51,16 +54,16 @@ in_parallel = -n $(call quote,$(or $(JOBS),2)) --dist loadgroup --no-loadscope-r
 mount_runs = --mount type=bind,source=$(call quote,$(CURDIR)/runs),target=/workspace/reste-trainer/runs
 mount_data = --mount type=bind,source="$$(CDPATH= cd -- $(call quote,$(DATA)) && pwd)",target=/data,readonly
 
-.PHONY: help setup quickstart test test-all test-gpu soak lint format \
+.PHONY: help setup quickstart test test-all test-versions lock test-gpu soak lint format \
 	imagenet-r18 imagenet-r34 cifar10-r20 cifar10-r20-bireal cifar10-r18 cifar10-vgg-small \
-	bench-kernels bench-train bench-loader scaling docker-build docker-run
+	bench-kernels bench-train bench-loader scaling docker-build image-check docker-run
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  DATA=path  ARGS="key=value ..."  PYTHON=interpreter (instead of .venv)  BASE_PYTHON=python3.12 (to make .venv)'
 
-setup: $(READY)  ## make .venv and install everything into it (6 GB, once)
+setup: $(READY)  ## make .venv and install what was tested into it (6 GB, once); LATEST=1: the newest
 
 quickstart: $(READY)  ## train a small network on a data set drawn here
 	$(RESTE) train quickstart $(ARGS)
@@ -70,6 +73,14 @@ test: $(READY)  ## the quick tests, in minutes on a CPU
 
 test-all: $(READY)  ## all tests that need no GPU
 	$(python) -m pytest -m "not gpu" $(in_parallel) $(ARGS)
+
+test-versions:  ## the quick tests on the oldest and the newest versions (6 GB each)
+	$(MAKE) test VENV=$(VENV)-oldest OLDEST=1
+	$(MAKE) test VENV=$(VENV)-newest LATEST=1
+
+lock: $(READY)  ## let constraints.txt admit what is installed, once it is tested
+	{ echo '# The newest versions that were tested. make lock writes this.'; \
+	  $(python) -m pip freeze | sed -n 's/+.*//; s/==/<=/p'; } > constraints.txt
 
 test-gpu: $(READY)  ## the tests that need a GPU
 	$(python) -m pytest -m gpu $(ARGS)
@@ -119,6 +130,9 @@ scaling: $(READY)  ## the tables and the plot of docs/scaling.md
 docker-build:  ## build the image (BASE_IMAGE=, IMAGE=)
 	docker build --build-arg $(call quote,BASE_IMAGE=$(BASE_IMAGE)) -t $(call quote,$(IMAGE)) .
 
+image-check: $(READY)  ## build the image on a minimal Debian, and train in it
+	tests/image/check.sh $(python)
+
 docker-run:  ## imagenet-r18, or CMD="make ...", in the image; DATA becomes /data, runs/ is shared
 	@mkdir -p runs
 	docker run --rm $$(test -t 0 && echo -it) --gpus all --ipc=host --ulimit memlock=-1 --ulimit stack=67108864 \
@@ -126,10 +140,15 @@ docker-run:  ## imagenet-r18, or CMD="make ...", in the image; DATA becomes /dat
 
 # .incomplete marks an environment that was begun here and not finished: it is made anew. Any other
 # one is only brought up to date.
-$(VENV)/.ready: pyproject.toml
+$(VENV)/.ready: pyproject.toml constraints.txt $(if $(LATEST),always)
 	@if [ -e $(VENV)/.incomplete ] || [ ! -x $(VENV)/bin/python ]; then \
 	  $(call quote,$(BASE_PYTHON)) -c 'import ensurepip, sys; assert sys.version_info >= (3, 11)' 2>/dev/null || \
 	    { echo $(call quote,error: $(BASE_PYTHON) is no Python 3.11 or newer with its venv module: make setup BASE_PYTHON=/path/to/python3.11) >&2; exit 1; }; \
 	  rm -rf $(VENV) && mkdir $(VENV) && touch $(VENV)/.incomplete && $(call quote,$(BASE_PYTHON)) -m venv $(VENV); fi
-	$(python) -m pip install --disable-pip-version-check '.[torch,test,lint,wandb,plot]'
+	$(if $(OLDEST),@grep -oE '[a-z0-9-]+>=[0-9.]+' pyproject.toml | sed 's/>=/==/' > $(VENV)/oldest.txt)
+	$(python) -m pip install --disable-pip-version-check $(VERSIONS) '.[torch,test,lint,wandb,plot]'
+	$(if $(LATEST),@held=$$($(python) -m pip config list | grep constraint=) && \
+	  echo "note: pip's settings on this machine hold versions back: $$held" || true)
 	@rm -f $(VENV)/.incomplete && touch $@
+
+always:  # makes anew what needs it

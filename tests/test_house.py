@@ -23,6 +23,7 @@ TRAININGS = {
     "cifar10-r18": "cifar10_resnet18",
     "cifar10-vgg-small": "cifar10_vgg_small",
 }
+CONSTRAINTS = (ROOT / "constraints.txt").read_text().splitlines()
 RESTE = ["-P", "-m", "launch"]  # what the launcher gives its interpreter before the command
 PARALLEL = ["-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"]
 ECHO = '#!/bin/sh\nprintf "%s\\n" "$@"\n'  # a program that prints its arguments, one per line
@@ -45,7 +46,7 @@ def house(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    for name in ("Makefile", "pyproject.toml", "reste"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "reste"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
 
@@ -178,12 +179,55 @@ def test_setup_runs_once_and_repairs(house):
     assert setup() == (0, ["venv", "pip"])  # what the failure left is not trusted
     assert setup() == (0, [])
     later = stamp.stat().st_mtime + 1
-    os.utime(house / "pyproject.toml", (later, later))
     (house / "offline").touch()
-    assert setup() == (2, ["pip"])
+    for name in ("pyproject.toml", "constraints.txt"):
+        os.utime(house / name, (later, later))
+        assert setup() == (2, ["pip"])
+        os.utime(house / name, (1, 1))
     (house / "offline").unlink()
-    os.utime(house / "pyproject.toml", (1, 1))
     assert setup() == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("choice", "options"),
+    [
+        ("", ["-c", "constraints.txt"]),
+        ("OLDEST=1", ["-c", ".venv/oldest.txt"]),
+        ("LATEST=1", ["--upgrade", "--upgrade-strategy", "eager"]),
+    ],
+)
+def test_setup_installs_what_was_tested_or_what_is_asked_for(house, choice, options):
+    (house / ".venv/bin").mkdir(parents=True)
+    shutil.copy(house / "python", house / ".venv/bin/python")
+    install = ["-m", "pip", "install", "--disable-pip-version-check"]
+    everything = ".[torch,test,lint,wandb,plot]"
+    expected = [*install, *options, everything]
+    assert make(house, "setup", *choice.split()).stdout.splitlines()[: len(expected)] == expected
+    again = make(house, "setup", *choice.split()).stdout
+    assert bool(again) == (choice == "LATEST=1")  # what is newest may be another one every time
+    if choice == "OLDEST=1":
+        oldest = (house / ".venv/oldest.txt").read_text().split()
+        assert {"torch==2.11", "triton==3.6", "numpy==1.26"} <= set(oldest)
+
+
+def test_latest_says_what_holds_versions_back(house):
+    (house / ".venv/bin").mkdir(parents=True)
+    held = "#!/bin/sh\n[ $3 != list ] || echo \"global.constraint='/their/versions.txt'\"\n"
+    for text, note in ((held, True), (ECHO, False)):
+        (house / ".venv/bin/python").write_text(text)
+        (house / ".venv/bin/python").chmod(0o755)
+        done = make(house, "setup", "LATEST=1")
+        assert done.returncode == 0
+        assert ("hold versions back: global.constraint='/their" in done.stdout) == note
+
+
+def test_what_was_tested_lies_within_the_bounds():
+    """Every requirement has an upper bound, so that an environment holds no untested version."""
+    tested = dict(line.split("<=") for line in CONSTRAINTS if not line.startswith("#"))
+    assert all(re.fullmatch(r"[\w.-]+", name) for name in tested)
+    names = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in tested.items()}
+    for name, requirement in extra("torch", "test", "lint", "wandb", "plot").items():
+        assert requirement.specifier.contains(names[name.lower()], prereleases=True), name
 
 
 def test_setup_keeps_an_environment_it_did_not_make(house):
@@ -244,10 +288,28 @@ def test_image_keeps_its_own_torch():
     lines = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
     installs = [line for line in lines if "pip install" in line]
     assert len(installs) == 1
-    extras = installs[0].split("'.[")[1].split("]'")[0].split(",")
+    extras = installs[0].split("[")[1].split("]")[0].split(",")
     assert "test" in extras
     assert "-c /etc/pip/constraint.txt" in installs[0]
     assert extra(*extras).keys().isdisjoint(extra("torch").keys() - extra().keys())
+
+
+def test_pip_leaves_nothing_in_the_image():
+    """It builds in the folder of the project that it is given, here one that is removed."""
+    lines = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    install = next(line for line in lines if "pip install" in line)
+    folder = re.findall(r"'([\w/]+)\[", install)[0]
+    assert f"COPY pyproject.toml {folder}/" in lines and install.endswith(f"rm -r {folder}")
+    assert not folder.startswith(next(line for line in lines if "WORKDIR" in line).split()[1])
+
+
+def test_image_check_runs(house):
+    """The script itself takes root and minutes: its grammar, and how make calls it."""
+    check = ROOT / "tests/image/check.sh"
+    subprocess.run(["bash", "-n", check], check=True)
+    (house / "tests/image").mkdir(parents=True)
+    shutil.copy(house / "python", house / "tests/image/check.sh")
+    assert arguments(house, "image-check") == ["./python"]
 
 
 def test_image_takes_a_base_and_drops_root():

@@ -36,6 +36,7 @@ from pipeline.run.resume import (
     weights_alone,
 )
 from pipeline.run.signals import StopSignal
+from pipeline.run.versions import versions
 from pipeline.train.metrics import METRICS, metric_names
 from pipeline.train.network import check_weights, make_network
 from pipeline.train.precision import settle_precision
@@ -192,6 +193,7 @@ def describe(trainer: Trainer, device: torch.device) -> None:
         config.data.batch_size,
         trainer.loader.left,
     )
+    logger.info(versions())
     if trainer.compiles:
         logger.info("torch.compile fuses the blocks; the first step may take a minute")
 
