@@ -4,6 +4,7 @@ import io
 import re
 import subprocess
 import sys
+import tokenize
 
 import pytest
 import torch
@@ -74,12 +75,41 @@ def test_commands_and_configs_that_are_named_exist(page):
             assert (ROOT / f"configs/{config}.yaml").exists()
 
 
+def words_of(path):
+    """The strings and comments of a source file, without what an f-string fills in."""
+    kinds = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", None)}
+    with tokenize.open(path) as file:
+        tokens = [t.string for t in tokenize.generate_tokens(file.readline) if t.type in kinds]
+    return "\n".join(re.sub(r"\{[^}]*\}", "{}", t) if t[0] == "f" else t for t in tokens)
+
+
 @each_page
 def test_keys_that_are_named_exist(page):
-    known = set(keys())
-    sections = {key.partition(".")[0] for key in known}
-    named = re.findall(r"(?<![\w/.])([a-z]+\.[a-z_]+)=", PAGES[page])
-    assert {key for key in named if key.partition(".")[0] in sections} <= known
+    assert unknown_keys(PAGES[page]) == set()
+
+
+def unknown_keys(text):
+    known = set(keys()) | {"log.txt"}
+    sections = "|".join({key.partition(".")[0] for key in known if "." in key})
+    named = re.findall(rf"(?<![\w./<-])((?:{sections})\.[a-z_]*[a-z])\b(?![(/._])", text)
+    return set(named) - known
+
+
+def test_keys_that_do_not_exist_are_found():
+    assert unknown_keys("set optim.rate=1, or `train.epoch`, not data.path") == {
+        "optim.rate", "train.epoch",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("room", ["kernels", "models", "pipeline", "launch"])
+def test_sources_name_what_exists(room):
+    """Errors, help, docstrings and comments: config keys, and files of the checkout."""
+    for path in (ROOT / room).rglob("*.py"):
+        words = words_of(path)
+        assert unknown_keys(words) == set(), path
+        named = re.findall(rf"(?<![\w/<.])(?:{ROOMS})/[\w/.*-]+(?![\w/.*<-])", words)
+        files = {name.rstrip(".") for name in named if not name.endswith("_")}
+        assert [name for name in files if not [*ROOT.glob(name)]] == [], path
 
 
 def test_the_network_of_ones_own_runs():
