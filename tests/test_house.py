@@ -212,7 +212,7 @@ def test_setup_installs_what_was_tested_or_what_is_asked_for(house, choice, opti
 
 def test_latest_says_what_holds_versions_back(house):
     (house / ".venv/bin").mkdir(parents=True)
-    held = "#!/bin/sh\n[ $3 != list ] || echo \"global.constraint='/their/versions.txt'\"\n"
+    held = '#!/bin/sh\n[ "$4" != list ] || echo "global.constraint=\'/their/versions.txt\'"\n'
     for text, note in ((held, True), (ECHO, False)):
         (house / ".venv/bin/python").write_text(text)
         (house / ".venv/bin/python").chmod(0o755)
