@@ -18,11 +18,11 @@ def versions() -> str:
 
     Nothing is imported for it: it tells what is installed, not whether it works.
     """
-    installed = {each.name or "": each.version for each in reversed([*distributions()])}
+    installed = {each.name or "": each for each in reversed([*distributions()])}
     words = [f"Python {platform.python_version()}"]
     for name, pattern in PACKAGES.items():
         found = [
             each for each in installed if re.fullmatch(pattern, each.lower().replace("_", "-"))
         ]
-        words.append(f"{name} {installed[found[-1]]}" if found else f"no {name}")
+        words.append(f"{name} {installed[found[-1]].version}" if found else f"no {name}")
     return ", ".join(words)
