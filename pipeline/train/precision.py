@@ -49,8 +49,8 @@ def settle_precision(config: Config, device: torch.device, begun: str = "auto") 
 
 
 def settle_evaluation(config: Config, device: torch.device, overrides: Sequence[str]) -> Config:
-    """``settle_precision`` for the config of a checkpoint, whose number format is kept where ``device`` is
-    fast in it, unless one of the ``overrides`` names another."""
+    """``settle_precision`` for the config of a checkpoint: its number format is kept where
+    ``device`` is fast in it, unless one of the ``overrides`` names another."""
     if any(override.startswith("train.precision=") for override in overrides):
         return settle_precision(config, device)
     auto = config.changed({"train.precision": "auto"})

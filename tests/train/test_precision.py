@@ -14,7 +14,7 @@ from pipeline.run import processes
 from pipeline.run.checkpoint import load
 from pipeline.run.config import load_config, make_config
 from pipeline.run.errors import UserError
-from pipeline.train.precision import settle_precision, settle_evaluation
+from pipeline.train.precision import settle_evaluation, settle_precision
 from tests import ROOT
 from tests.data.fixtures import cifar_tree
 
@@ -71,7 +71,9 @@ def test_auto(device, has, begun, expected, reason, processor, monkeypatch, said
     processor(has)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: has)
     config = config_of("train.precision=auto", "seed=5")
-    assert settle_precision(config, device, begun) == config_of(f"train.precision={expected}", "seed=5")
+    assert settle_precision(config, device, begun) == config_of(
+        f"train.precision={expected}", "seed=5"
+    )
     lines = said()
     assert len(lines) == bool(reason)
     if reason:
