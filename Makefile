@@ -18,6 +18,9 @@ VENV := .venv
 BASE_PYTHON ?= python3
 BASE_IMAGE ?= nvcr.io/nvidia/pytorch:26.09-py3
 IMAGE ?= reste-trainer
+# Which versions are installed: the newest that were tested; LATEST=1: today's newest; OLDEST=1: the
+# oldest that pyproject.toml admits.
+VERSIONS = $(if $(LATEST),--upgrade --upgrade-strategy eager,-c $(if $(OLDEST),$(VENV)/oldest.txt,constraints.txt))
 CMD ?= make imagenet-r18 $(if $(DATA),DATA=/data) $(if $(GPUS),GPUS=$(call quote,$(GPUS))) \
   $(if $(ARGS),ARGS=$(call quote,$(ARGS)))
 # Which versions are installed: the newest that were tested; LATEST=1: today's newest; OLDEST=1: the

@@ -26,7 +26,7 @@ def _measure(name: str, options: argparse.Namespace) -> None:
     from pipeline.run import processes, rendezvous
     from pipeline.run.config import load_config
     from pipeline.run.device import get_device
-    from pipeline.train.precision import settle
+    from pipeline.train.precision import settle_precision
 
     if name == "scaling":
         return scaling.report()
@@ -34,7 +34,7 @@ def _measure(name: str, options: argparse.Namespace) -> None:
     path = find_config(options.config)
     config = load_config(path, options.overrides)
     device = get_device(config)
-    config = settle(config, device)
+    config = settle_precision(config, device)
     rows: list[results.Row] = []
     if name == "kernels":
         with compiled_reference(device.type == "cpu"):  # as in a training

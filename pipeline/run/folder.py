@@ -1,6 +1,5 @@
 """The folder of a run, and the files in it that every run begins with."""
 
-import shutil
 from pathlib import Path
 
 import yaml
@@ -77,6 +76,6 @@ def _set_aside(path: Path) -> Path:
     number = 1
     while (copy := path.with_name(f"{path.stem}_{number}{path.suffix}")).exists():
         number += 1
-    shutil.copyfile(path, copy)
+    write_atomically(copy, path.read_bytes())
     logger.info("the records of %s so far are kept in %s", path, copy)
     return copy

@@ -1,7 +1,8 @@
 """The number formats of a training: which one it takes, that of the network, and autocast's.
 
-bf16 was measured on a processor that has AMX and AVX-512 BF16, where a step takes about 0.6 of the
-time of fp32, and fp16 about 17 times that time; the figures are in docs/results/README.md.
+bf16 was measured on a processor with AMX and AVX-512 BF16, where a step took 0.6 to 0.8 of the time
+of fp32, and fp16 about 17 times that time (docs/results/README.md). On GPUs nothing was measured:
+from compute capability 8.0 on, bf16 is as fast as fp16 by their data sheets.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ CARDS_WITH_BF16 = (8, 0)  # the compute capability from which a GPU multiplies i
 PROCESSORS_WITH_BF16 = ("avx512_bf16", "amx_bf16")  # ARM's bf16 has not been measured
 
 
-def settle(config: Config, device: torch.device, begun: str = "auto") -> Config:
+def settle_precision(config: Config, device: torch.device, begun: str = "auto") -> Config:
     """``config`` with the number format that stands for ``train.precision=auto`` on ``device``.
 
     That is the format in which a run has ``begun``, and bf16 for a new run; but fp32 where the
@@ -48,12 +49,12 @@ def settle(config: Config, device: torch.device, begun: str = "auto") -> Config:
 
 
 def settle_evaluation(config: Config, device: torch.device, overrides: Sequence[str]) -> Config:
-    """``settle`` for the config of a checkpoint, whose number format is kept where ``device`` is
-    fast in it, unless one of the ``overrides`` names another."""
+    """``settle_precision`` for the config of a checkpoint: its number format is kept where
+    ``device`` is fast in it, unless one of the ``overrides`` names another."""
     if any(override.startswith("train.precision=") for override in overrides):
-        return settle(config, device)
+        return settle_precision(config, device)
     auto = config.changed({"train.precision": "auto"})
-    return settle(auto, device, config.train.precision)
+    return settle_precision(auto, device, config.train.precision)
 
 
 def drawback(precision: str, device: torch.device) -> str:

@@ -39,7 +39,7 @@ from pipeline.run.signals import StopSignal
 from pipeline.run.versions import versions
 from pipeline.train.metrics import METRICS, metric_names
 from pipeline.train.network import check_weights, make_network
-from pipeline.train.precision import settle
+from pipeline.train.precision import settle_precision
 from pipeline.train.randomness import seed_everything
 from pipeline.train.trainer import Trainer
 
@@ -92,10 +92,9 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
         start = find_start(request, store, again=again)
     if start and start.last and not only_check:
         return _finished(config, start)
-    given = config.train.precision
-    begun = start.state["config"]["train"]["precision"] if start else "auto"
     with problems.noted():
-        config = settle(config, device, begun)
+        begun = start.state["config"]["train"]["precision"] if start else "auto"
+        config = settle_precision(config, device, begun)
     seed_everything(config.seed, deterministic=config.deterministic)
     loaders: tuple[Loader, Loader] | None = None
     with problems.noted():
@@ -106,7 +105,8 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
     problems.raise_all()
     assert loaders
     config = settle_data(config, loaders[0])
-    request = request._replace(config=config.changed({"train.precision": given}))
+    asked = {"train.precision": request.config.train.precision}  # auto goes on in any
+    request = request._replace(config=config.changed(asked))
     order = _fit(start, loaders, request) if start else None
     model = make_network(config, loaders[0].classes, is_fresh=start is None)
     if only_check:

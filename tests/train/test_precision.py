@@ -14,7 +14,7 @@ from pipeline.run import processes
 from pipeline.run.checkpoint import load
 from pipeline.run.config import load_config, make_config
 from pipeline.run.errors import UserError
-from pipeline.train.precision import settle, settle_evaluation
+from pipeline.train.precision import settle_evaluation, settle_precision
 from tests import ROOT
 from tests.data.fixtures import cifar_tree
 
@@ -71,7 +71,9 @@ def test_auto(device, has, begun, expected, reason, processor, monkeypatch, said
     processor(has)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: has)
     config = config_of("train.precision=auto", "seed=5")
-    assert settle(config, device, begun) == config_of(f"train.precision={expected}", "seed=5")
+    assert settle_precision(config, device, begun) == config_of(
+        f"train.precision={expected}", "seed=5"
+    )
     lines = said()
     assert len(lines) == bool(reason)
     if reason:
@@ -82,7 +84,7 @@ def test_auto(device, has, begun, expected, reason, processor, monkeypatch, said
 def test_auto_is_the_same_in_all_processes(processor, monkeypatch, said):
     processor(NEW)
     monkeypatch.setattr(processes, "largest", lambda value: 1)  # another one is slow in it
-    assert settle(config_of("train.precision=auto"), CPU).train.precision == "fp32"
+    assert settle_precision(config_of("train.precision=auto"), CPU).train.precision == "fp32"
     assert said() == ["train.precision=auto takes fp32: another process is slow in bf16"]
 
 
@@ -92,17 +94,17 @@ def test_what_is_named_is_taken_and_what_is_slow_is_said(precision, processor, m
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     config = config_of(f"train.precision={precision}")
     forced = config.changed({"train.device": "cpu"})
-    assert settle(config, CUDA) is config and not said()
-    assert settle(forced, CPU) is forced
+    assert settle_precision(config, CUDA) is config and not said()
+    assert settle_precision(forced, CPU) is forced
     assert len(said()) == (precision in ("bf16", "fp16"))
 
 
 def test_fp16_on_a_cpu_is_refused_with_two_ways_out(processor):
     processor(NEW)
     with pytest.raises(UserError, match="17 times.*set train.precision=auto, or train.device=cpu"):
-        settle(config_of("train.precision=fp16"), CPU)
+        settle_precision(config_of("train.precision=fp16"), CPU)
     for way in ("train.precision=auto", "train.device=cpu"):
-        settle(config_of("train.precision=fp16", way), CPU)
+        settle_precision(config_of("train.precision=fp16", way), CPU)
 
 
 @pytest.mark.parametrize("has", [OLD, NEW], ids=["old", "new"])
@@ -115,7 +117,7 @@ def test_every_shipped_config_trains_without_a_gpu(path, has, processor):
     assert config.train.precision == ("fp32" if is_cifar else "auto")
     assert ("bf16 is as accurate" in path.read_text()) == is_cifar
     expected = "bf16" if has is NEW and not is_cifar else "fp32"
-    assert settle(config, CPU).train.precision == expected
+    assert settle_precision(config, CPU).train.precision == expected
 
 
 def test_nobody_takes_auto_for_a_number_format():
