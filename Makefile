@@ -23,9 +23,6 @@ IMAGE ?= reste-trainer
 VERSIONS = $(if $(LATEST),--upgrade --upgrade-strategy eager,-c $(if $(OLDEST),$(VENV)/oldest.txt,constraints.txt))
 CMD ?= make imagenet-r18 $(if $(DATA),DATA=/data) $(if $(GPUS),GPUS=$(call quote,$(GPUS))) \
   $(if $(ARGS),ARGS=$(call quote,$(ARGS)))
-# Which versions are installed: the newest that were tested; LATEST=1: today's newest; OLDEST=1: the
-# oldest that pyproject.toml admits.
-VERSIONS = $(if $(LATEST),--upgrade --upgrade-strategy eager,-c $(if $(OLDEST),$(VENV)/oldest.txt,constraints.txt))
 
 ifdef PYTHON
 READY :=

@@ -160,7 +160,7 @@ def test_a_run_stores_the_format_it_takes_and_goes_on_in_it(tmp_path, processor,
 
     def back_to(epoch):
         for path in (folder / "checkpoints").glob("*.pt"):
-            if path.name > f"epoch_{epoch:04}.pt":
+            if path.name == "best.pt" or path.name > f"epoch_{epoch:04}.pt":
                 path.unlink()
 
     processor(NEW)
