@@ -31,6 +31,14 @@ def silent_console():
     logger.propagate = True
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """A training that a test runs draws no picture, which takes a second, unless the test has the
+    mark ``pictures``."""
+    if not request.node.get_closest_marker("pictures"):
+        monkeypatch.setattr("pipeline.report.plots.draw_run", lambda folder: None)
+
+
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory):
     """Data, a config and the undisturbed runs that tests of several processes compare with."""
@@ -39,6 +47,7 @@ def lab(tmp_path_factory):
     return Lab(tmp_path_factory.mktemp("lab"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not GPU and item.get_closest_marker("gpu"):

@@ -66,6 +66,7 @@ def stop_at(monkeypatch, step, exception=KeyboardInterrupt):
     monkeypatch.setattr(trainer.Trainer, "train_step", train_step)
 
 
+@pytest.mark.pictures
 def test_files_of_a_run_and_a_finished_one(arguments, tmp_path, capsys):
     train_command.main(arguments)
     folder = tmp_path / "runs" / "tiny"
