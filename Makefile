@@ -48,8 +48,8 @@ train = $(if $(is_several),$(is_number) && $(RESTE) train $(arguments) --check=$
   $(TORCHRUN) -m launch.train $(arguments),$(RESTE) train $(arguments))
 bench = $(RESTE) benchmark $(1) $(if $(CONFIG),$(call quote,$(CONFIG)),$(2)) $(if $(DEVICE),$(call quote,train.device=$(DEVICE))) \
   $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)
-# Two processes; the tests of a group (tests/conftest.py) stay together.
-in_parallel = -n $(call quote,$(or $(JOBS),2)) --dist loadgroup --no-loadscope-reorder
+# Two processes; the tests of a file stay together.
+in_parallel = -n $(call quote,$(or $(JOBS),2)) --dist loadfile --no-loadscope-reorder
 # --mount, since -v would create a path that is missing, as root.
 mount_runs = --mount type=bind,source=$(call quote,$(CURDIR)/runs),target=/workspace/reste-trainer/runs
 mount_data = --mount type=bind,source="$$(CDPATH= cd -- $(call quote,$(DATA)) && pwd)",target=/data,readonly

@@ -47,17 +47,8 @@ def lab(tmp_path_factory):
     return Lab(tmp_path_factory.mktemp("lab"))
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not GPU and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: "lab" not in item.fixturenames)  # the longest group comes first
-
-
-def _group(item: pytest.Item) -> str:
-    """What runs in one process of several: the tests of a file, or those that share what takes long
-    to make."""
-    shared = [name for name in ("lab", "usages") if name in item.fixturenames]
-    return shared[0] if shared else item.path.as_posix()
+    items.sort(key=lambda item: item.path.stem != "test_processes")  # the longest file comes first

@@ -25,7 +25,7 @@ TRAININGS = {
 }
 CONSTRAINTS = (ROOT / "constraints.txt").read_text().splitlines()
 RESTE = ["-P", "-m", "launch"]  # what the launcher gives its interpreter before the command
-PARALLEL = ["-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"]
+PARALLEL = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
 ECHO = '#!/bin/sh\nprintf "%s\\n" "$@"\n'  # a program that prints its arguments, one per line
 # An interpreter whose `-m venv DIR` puts a copy of itself into DIR and whose `-m pip` fails while
 # the file `offline` exists. Both leave a line in `log`.
