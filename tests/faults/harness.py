@@ -300,8 +300,17 @@ class Result:
     error: str = ""
 
 
-def trial(lab: Lab, seed: int, faults: list[str] | None = None, name: str | None = None) -> Result:
-    """Break a run as ``seed`` says, or by the given ``faults``, and compare it in the end."""
+def trial(
+    lab: Lab,
+    seed: int,
+    faults: list[str] | None = None,
+    name: str | None = None,
+    earliest: int = 1,
+) -> Result:
+    """Break a run as ``seed`` says, or by the given ``faults``, and compare it in the end.
+
+    ``earliest``: the first line of metrics.jsonl after which it may be broken.
+    """
     rng = random.Random(seed)
     size = rng.choice([2, 2, 4])
     run = Run(lab, name or f"trial{seed}", size, rng.choice(list(MEETINGS)))
@@ -309,7 +318,9 @@ def trial(lab: Lab, seed: int, faults: list[str] | None = None, name: str | None
     result = Result(seed, size, run.meeting, [])
     run.start()
     for name in chosen:
-        if not _reach(run, rng.randrange(1, LINES - 5)):  # few seconds are left in the last lines
+        if not _reach(
+            run, rng.randrange(earliest, LINES - 5)
+        ):  # few seconds are left in the last lines
             break  # it was over before
         time.sleep(rng.uniform(0, 0.5))
         _strike(run, name, rng)

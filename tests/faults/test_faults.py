@@ -52,7 +52,8 @@ OTHERS += [("SIGKILL", "two nodes"), ("signal", "standalone")]
     [("SIGKILL", "make"), *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS)],
 )
 def test_a_run_survives(lab, fault, meeting):
-    result = trial(lab, seed_of(2, meeting), [fault], name=f"{fault}_{meeting}")
+    name = f"{fault}_{meeting}"
+    result = trial(lab, seed_of(2, meeting), [fault], name, earliest=7)  # an epoch was saved
     assert not result.error, result.error
     assert result.faults == [fault]
     said = Run(lab, f"{fault}_{meeting}", 2).said

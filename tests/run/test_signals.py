@@ -32,6 +32,14 @@ def send(name):
     os.kill(os.getpid(), getattr(signal, name))
 
 
+@pytest.fixture(autouse=True)
+def hangup_is_not_ignored():
+    """Whoever starts the tests may have them ignore SIGHUP, as nohup does."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_signal_is_noted_and_answered(name, capfd):
     with StopSignal() as stop:

@@ -127,6 +127,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(arguments, tmp_path, capsys)
     expected, records = weights(folder), lines(folder)
     path = folder / "checkpoints" / "epoch_0003.pt"
     path.write_bytes(path.read_bytes()[:-1000])
+    (folder / "checkpoints" / "best.pt").unlink()  # else the run would go on from it
     train_command.main(arguments)
     assert "epoch_0003.pt is no checkpoint" in capsys.readouterr().err
     assert all(torch.equal(value, expected[key]) for key, value in weights(folder).items())
