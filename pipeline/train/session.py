@@ -216,14 +216,16 @@ def _file_to_evaluate(folder: Path, wanted: dict[str, Any]) -> Path | None:
     """best.pt, or the newest checkpoint where that is lost, and a line if it is of another epoch
     than the best one."""
     files = (folder / "best.pt", *CheckpointStore(folder, 1).files())
-    file = next((path for path in files if best.record_of(path) != best.NONE), None)
-    if file is None:
-        logger.warning("no checkpoint is left in %s", folder)
-    elif (epoch := best.record_of(file)["epoch"]) != wanted["epoch"]:
-        logger.warning(
-            "of epoch %d no checkpoint is left; %s is of epoch %d",
-            wanted["epoch"] + 1,
-            file,
-            epoch + 1,
-        )
-    return file
+    for file in files:
+        if (epoch := best.record_of(file)["epoch"]) == best.NONE["epoch"]:
+            continue
+        if epoch != wanted["epoch"]:
+            logger.warning(
+                "of epoch %d no checkpoint is left; %s is of epoch %d",
+                wanted["epoch"] + 1,
+                file,
+                epoch + 1,
+            )
+        return file
+    logger.warning("no checkpoint is left in %s", folder)
+    return None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models import BinaryNetwork
 from pipeline.run import processes
+from pipeline.run.best import NONE
 from pipeline.run.classes import is_classifier
 from pipeline.run.config import Config
 from pipeline.run.console import logger
@@ -37,7 +38,7 @@ class TrainState:
     batch: int = 0  # batches done in the epoch after them
     seconds: float = 0.0  # this epoch's training so far
     waited: float = 0.0  # seconds of it that were spent waiting for data
-    best: dict[str, Any] = field(default_factory=lambda: {"epoch": -1, "val_top1": -1.0})
+    best: dict[str, Any] = field(default_factory=lambda: dict(NONE))
     last: dict[str, Any] = field(default_factory=dict)
 
     @property

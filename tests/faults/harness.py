@@ -318,9 +318,8 @@ def trial(
     result = Result(seed, size, run.meeting, [])
     run.start()
     for name in chosen:
-        if not _reach(
-            run, rng.randrange(earliest, LINES - 5)
-        ):  # few seconds are left in the last lines
+        line = rng.randrange(earliest, LINES - 5)  # few seconds are left in the last lines
+        if not _reach(run, line):
             break  # it was over before
         time.sleep(rng.uniform(0, 0.5))
         _strike(run, name, rng)

@@ -20,12 +20,6 @@ from pipeline.data.loader_torchvision import TorchvisionLoader
 from pipeline.run.errors import UserError
 from pipeline.train import metrics
 from pipeline.train.metrics import METRICS, Metric, share
-from tests.data.fixtures import cifar_tree
-
-
-@pytest.fixture(scope="module")
-def cifar(tmp_path_factory):
-    return cifar_tree(tmp_path_factory.mktemp("cifar"))
 
 
 @pytest.fixture

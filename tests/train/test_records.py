@@ -16,7 +16,6 @@ from pipeline.run.recorder import JsonLines
 from pipeline.run.streams import Courtesy
 from pipeline.train.trainer import Trainer
 from tests import ROOT
-from tests.data.fixtures import cifar_tree
 from tests.train.tiny import fit, make_trainer
 
 EVERY = "log.every=1"
@@ -92,11 +91,6 @@ def test_a_state_that_finds_no_room_either_is_one_line(tmp_path, monkeypatch):
     before(monkeypatch, "train_step", lambda: (folder / "metrics.jsonl").unlink(), at=2)
     with pytest.raises(UserError, match="^cannot write checkpoint: No space left"):
         recorded(make_trainer(tmp_path, EVERY), folder, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def cifar(tmp_path_factory):
-    return cifar_tree(tmp_path_factory.mktemp("cifar"))
 
 
 @pytest.fixture

@@ -18,15 +18,9 @@ from models import build_model
 from pipeline.run.checkpoint import load
 from pipeline.run.errors import Diverged, Interrupted, UserError
 from pipeline.train import session, trainer, watch
-from tests.data.fixtures import cifar_tree
 from tests.train.tiny import fit, make_trainer
 
 TIMES = ("seconds", "images_per_second", "data_wait")
-
-
-@pytest.fixture(scope="module")
-def cifar(tmp_path_factory):
-    return cifar_tree(tmp_path_factory.mktemp("cifar"))
 
 
 @pytest.fixture
