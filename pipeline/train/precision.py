@@ -1,8 +1,9 @@
 """The number formats of a training: which one it takes, that of the network, and autocast's.
 
 bf16 was measured on a processor with AMX and AVX-512 BF16, where a step took 0.6 to 0.8 of the time
-of fp32, and fp16 about 17 times that time (docs/results/README.md). On GPUs nothing was measured:
-from compute capability 8.0 on, bf16 is as fast as fp16 by their data sheets.
+of fp32 (docs/results/README.md); that fp16 takes about 17 times that time was reported from
+elsewhere. On GPUs nothing was measured: from compute capability 8.0 on, bf16 is as fast as fp16 by
+their data sheets.
 """
 
 import contextlib
