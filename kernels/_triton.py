@@ -4,12 +4,15 @@ macOS and Windows do not. There ``jit`` leaves a kernel as a plain function, and
 because every tensor takes the PyTorch reference.
 """
 
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-__all__ = ["HAS_TRITON", "jit", "tl", "triton", "uses_triton"]
+__all__ = ["HAS_TRITON", "arrivals", "is_last", "jit", "tl", "triton", "uses_triton"]
+
+ARRIVALS = 4096  # counters: the most groups of programs that one launch may have
 
 try:
     import triton
@@ -33,3 +36,31 @@ def uses_triton(x: torch.Tensor) -> bool:
     float64 is there for verification and takes the reference.
     """
     return HAS_TRITON and x.is_cuda and x.dtype != torch.float64
+
+
+def arrivals(like: torch.Tensor) -> torch.Tensor:
+    """Counters for ``is_last``, all 0: (ARRIVALS,) int32 on the device of ``like``.
+
+    Kernels of one stream never overlap, so all of them share one tensor.
+    """
+    stream = torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0
+    return _arrivals(like.device, stream)
+
+
+@cache
+def _arrivals(device: torch.device, stream: int) -> torch.Tensor:
+    return torch.zeros(ARRIVALS, dtype=torch.int32, device=device)
+
+
+@jit
+def is_last(arrivals_ptr, programs):  # type: ignore[no-untyped-def]
+    """Whether this is the last of ``programs`` programs to come here.
+
+    What the others stored before they came can then be read, past the L1 cache: it saves the launch
+    of a kernel that only puts partial results together. The counter is left at 0.
+    """
+    tl.debug_barrier()  # all threads of this program have stored what they had to
+    last = tl.atomic_add(arrivals_ptr, 1, sem="acq_rel", scope="gpu") == programs - 1
+    if last:
+        tl.store(arrivals_ptr, 0)
+    return last

@@ -16,6 +16,7 @@ g = dy + dyb h(y) and both channel sums, and another applies the gradient of bat
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kernels import reference
 from kernels._compiled import fusible
@@ -23,9 +24,11 @@ from kernels._triton import uses_triton
 from kernels.norm_triton import (
     launch_apply,
     launch_deviations,
+    launch_finish,
     launch_forward,
     launch_reduce,
     launch_statistics,
+    launch_sums,
 )
 from kernels.sign import check_params
 
@@ -68,16 +71,18 @@ def batch_statistics(
             f"expected more than 1 value per channel when training, got input of shape "
             f"{tuple(z.shape)}; use a larger batch"
         )
+    compute = _batch_statistics if torch.compiler.is_compiling() else _statistics
     with torch.no_grad():
-        return _batch_statistics(
+        return compute(
             z, scale, running_mean, running_var, num_batches_tracked, momentum, eps, relu, sync
         )
 
 
 def deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
     """The mean of u and the sum of squared deviations from it, (C,), for z (N, C[, H, W])."""
-    compute = launch_deviations if uses_triton(z) else cpu_deviations
-    return compute(_rows(z), relu)
+    if uses_triton(z):
+        return launch_deviations(_laid_out(z), relu)
+    return cpu_deviations(_rows(z), relu)
 
 
 def running_statistics(
@@ -144,7 +149,8 @@ def norm_binarize(
     if estimator:
         check_params(params, z.device, estimator)
     options = estimator or "", training, eps, relu, sync and training
-    y, yb = _norm_binarize(z, weight, bias, mean, rstd, scale, residual, params, *options)
+    compute = _norm_binarize if torch.compiler.is_compiling() else _NormBinarize.apply
+    y, yb = compute(z, weight, bias, mean, rstd, scale, residual, params, *options)
     return (y, yb) if estimator else (y, y)
 
 
@@ -190,17 +196,135 @@ def _shaped(rows: Tensor, like: Tensor) -> Tensor:
     return rows.view(n, h, w, c).permute(0, 3, 1, 2)
 
 
+def _layout(t: Tensor) -> torch.memory_format:
+    return torch.contiguous_format if t.dim() == 2 else torch.channels_last
+
+
+def _laid_out(t: Tensor) -> Tensor:
+    """``t``, (N, C, H, W) or (N, C), such that rows of channels lie one after the other."""
+    return t.contiguous(memory_format=_layout(t))
+
+
 def _empty(z: Tensor) -> Tensor:
-    layout = torch.contiguous_format if z.dim() == 2 else torch.channels_last
-    return torch.empty_like(z, memory_format=layout)
+    return torch.empty_like(z, memory_format=_layout(z))
 
 
-# The ops below call these where ``uses_triton`` says no.
+# The three steps below run these where ``uses_triton`` says no.
 cpu_statistics = fusible(reference.batch_statistics)
 cpu_deviations = fusible(reference.deviations)
 cpu_forward = fusible(reference.norm_binarize)
 cpu_reduce = fusible(reference.norm_binarize_reduce)
 cpu_apply = fusible(reference.norm_binarize_apply)
+
+
+def _statistics(
+    z: Tensor,
+    scale: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor,
+    momentum: float,
+    eps: float,
+    relu: bool,
+    sync: bool,
+) -> tuple[Tensor, Tensor]:
+    running = running_mean, running_var, num_batches_tracked
+    on_gpu = uses_triton(z)
+    rows = _laid_out(z) if on_gpu else _rows(z)
+    if not sync:
+        compute = launch_statistics if on_gpu else cpu_statistics
+        return compute(rows, scale, *running, momentum, eps, relu)
+    if on_gpu:
+        sums = launch_sums(rows, relu)
+    else:
+        sums = reference.pack_sums(*cpu_deviations(rows, relu), len(rows))
+    dist.all_reduce(sums)
+    if on_gpu:
+        return launch_finish(sums, scale, *running, momentum, eps)
+    merged = reference.unpack_sums(sums, running_mean.dtype)
+    return reference.finish_statistics(*merged, scale, *running, momentum, eps)
+
+
+def _normalize(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    residual: Tensor | None,
+    sign: bool,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    """y and yb; without ``sign`` yb is empty, (0,)."""
+    if uses_triton(z):
+        residual = None if residual is None else _laid_out(residual)
+        return launch_forward(_laid_out(z), weight, bias, mean, rstd, residual, sign, relu)
+    rows = None if residual is None else _rows(residual)
+    y, yb = cpu_forward(_rows(z), weight, bias, mean, rstd, rows, sign, relu)
+    return _shaped(y, z), _shaped(yb, z) if sign else yb
+
+
+def _differentiate(
+    dy: Tensor | None,
+    dyb: Tensor | None,
+    y: Tensor | None,
+    z: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    scale: Tensor | None,
+    params: Tensor,
+    estimator: str,
+    training: bool,
+    eps: float,
+    relu: bool,
+    sync: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(g, dz, (dbias, dweight), dscale); without a scale its gradient is empty, (0,).
+
+    g is the gradient of the residual, which is dy itself where there is no dyb.
+    """
+    on_gpu = uses_triton(z)
+    form = _laid_out if on_gpu else _rows
+    dy, dyb, y = (None if t is None else form(t) for t in (dy, dyb, y))
+    rows = form(z)
+    if on_gpu:
+        packed = mean.new_empty(2 * len(mean) + 1) if sync else None
+        g, sums = launch_reduce(dy, dyb, y, rows, mean, rstd, params, estimator, relu, packed)
+        if packed is not None:
+            dist.all_reduce(packed)
+        everywhere = sums if packed is None else packed
+        fixed = (g, rows, weight, mean, rstd, everywhere, sync, training, relu)
+        dz, dscale = launch_apply(*fixed, scale, sums, eps)
+        return g, dz, sums, dscale
+    g, sums = cpu_reduce(dy, dyb, y, rows, mean, rstd, params, estimator, relu)
+    everywhere, count = sums, None
+    if sync:
+        packed = torch.cat([sums.flatten(), sums.new_full((1,), len(rows))])
+        dist.all_reduce(packed)
+        everywhere, count = packed[:-1].view_as(sums), packed[-1]
+    dz = cpu_apply(g, rows, weight, mean, rstd, everywhere, count, training, relu)
+    dscale = weight.new_empty(0)
+    if scale is not None:
+        dscale = reference.scale_gradient(sums, weight, mean, rstd, scale, training, eps)
+    return _shaped(g, z), _shaped(dz, z), sums, dscale
+
+
+class _NormBinarize(torch.autograd.Function):
+    """The op ``reste::norm_binarize`` without the registration, which costs the host more time than
+    the launches of its kernels. Only torch.compile needs that."""
+
+    @staticmethod
+    def forward(ctx, z, weight, bias, mean, rstd, scale, residual, params, *options):  # type: ignore[no-untyped-def]
+        estimator, _, _, relu, _ = options
+        y, yb = _normalize(z, weight, bias, mean, rstd, residual, bool(estimator), relu)
+        _keep(ctx, y, (z, weight, mean, rstd, scale, params), options, residual is not None)
+        return y, yb
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, dyb):  # type: ignore[no-untyped-def]
+        return _gradients(ctx, dy, dyb, _differentiate)
 
 
 @torch.library.custom_op(
@@ -218,16 +342,9 @@ def _batch_statistics(
     relu: bool,
     sync: bool,
 ) -> tuple[Tensor, Tensor]:
-    running = running_mean, running_var, num_batches_tracked
-    rows = _rows(z)
-    if not sync:
-        compute = launch_statistics if uses_triton(z) else cpu_statistics
-        return compute(rows, scale, *running, momentum, eps, relu)
-    mean, squares = deviations(z, relu)
-    sums = reference.pack_sums(mean, squares, len(rows))
-    dist.all_reduce(sums)
-    merged = reference.unpack_sums(sums, mean.dtype)
-    return reference.finish_statistics(*merged, scale, *running, momentum, eps)
+    return _statistics(
+        z, scale, running_mean, running_var, num_batches_tracked, momentum, eps, relu, sync
+    )
 
 
 @_batch_statistics.register_fake
@@ -252,10 +369,7 @@ def _norm_binarize(
     sync: bool,
 ) -> tuple[Tensor, Tensor]:
     """y and yb; without an estimator yb is empty, (0,)."""
-    forward = launch_forward if uses_triton(z) else cpu_forward
-    rows = None if residual is None else _rows(residual)
-    y, yb = forward(_rows(z), weight, bias, mean, rstd, rows, bool(estimator), relu)
-    return _shaped(y, z), _shaped(yb, z) if estimator else yb
+    return _normalize(z, weight, bias, mean, rstd, residual, bool(estimator), relu)
 
 
 @_norm_binarize.register_fake
@@ -280,28 +394,10 @@ def _norm_binarize_backward(
     relu: bool,
     sync: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(g, dz, (dbias, dweight), dscale).
-
-    g is empty, (0,), where it would equal dy, and so is dscale without a scale.
-    """
-    on_gpu, rows = uses_triton(z), _rows(z)
-    dy, dyb, y = (None if t is None else _rows(t) for t in (dy, dyb, y))
-    reduce = launch_reduce if on_gpu else cpu_reduce
-    g, sums = reduce(dy, dyb, y, rows, mean, rstd, params, estimator, relu)
-    everywhere, count = sums, None
-    if sync:
-        packed = torch.cat([sums.flatten(), sums.new_full((1,), len(rows))])
-        dist.all_reduce(packed)
-        everywhere, count = packed[:-1].view_as(sums), packed[-1]
-    final = (g, rows, weight, mean, rstd, everywhere, count, training, relu)
-    if on_gpu:
-        dz, dscale = launch_apply(*final, scale, sums, eps)
-    else:
-        dz, dscale = cpu_apply(*final), weight.new_empty(0)
-        if scale is not None:
-            dscale = reference.scale_gradient(sums, weight, mean, rstd, scale, training, eps)
-    g = z.new_empty(0) if dyb is None else _shaped(g, z)
-    return g, _shaped(dz, z), sums, dscale
+    """As ``_differentiate``, but g is empty, (0,), where it would equal dy."""
+    options = estimator, training, eps, relu, sync
+    g, *others = _differentiate(dy, dyb, y, z, weight, mean, rstd, scale, params, *options)
+    return z.new_empty(0) if dyb is None else g, *others
 
 
 @_norm_binarize_backward.register_fake
@@ -315,24 +411,33 @@ def _(dy, dyb, y, z, weight, mean, rstd, scale, params, estimator, training, eps
     )
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    z, weight, _, mean, rstd, scale, residual, params, *ctx.options = inputs
-    ctx.has_residual = residual is not None
-    y = output[0] if ctx.options[0] else None
-    ctx.save_for_backward(y, z, weight, mean, rstd, scale, params)
+def _keep(ctx, y, tensors, options, has_residual) -> None:  # type: ignore[no-untyped-def]
+    ctx.options, ctx.has_residual = options, has_residual
+    ctx.save_for_backward(y if options[0] else None, *tensors)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, dy, dyb):  # type: ignore[no-untyped-def]
+def _gradients(ctx, dy, dyb, differentiate):  # type: ignore[no-untyped-def]
+    """The gradients of the 13 arguments of ``reste::norm_binarize``."""
     dyb = dyb if ctx.options[0] else None
     if dy is None and dyb is None:
         return (None,) * 13
-    y, *saved = ctx.saved_tensors
-    g, dz, sums, dscale = _norm_binarize_backward(dy, dyb, y, *saved, *ctx.options)
-    dbias, dweight = sums.to(saved[1].dtype)
+    saved = ctx.saved_tensors
+    weight, scale = saved[2], saved[5]
+    g, dz, sums, dscale = differentiate(dy, dyb, *saved, *ctx.options)
+    dbias, dweight = (sums if sums.dtype == weight.dtype else sums.to(weight.dtype)).unbind()
     dresidual = (dy if dyb is None else g) if ctx.has_residual else None
-    dscale = dscale if saved[4] is not None else None
+    dscale = None if scale is None else dscale
     return dz, dweight, dbias, None, None, dscale, dresidual, *(None,) * 6
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    z, weight, _, mean, rstd, scale, residual, params, *options = inputs
+    _keep(ctx, output[0], (z, weight, mean, rstd, scale, params), options, residual is not None)
+
+
+def _backward(ctx, dy, dyb):  # type: ignore[no-untyped-def]
+    return _gradients(ctx, dy, dyb, _norm_binarize_backward)
 
 
 _norm_binarize.register_autograd(_backward, setup_context=_setup_context)

@@ -1,41 +1,65 @@
 """The Triton kernels of ``kernels.norm`` and their launchers.
 
-Every map is seen as contiguous rows of channels, (positions, C).
+Every map is seen as rows of channels, (positions, C), which is how (N, C) and channels_last lie in
+memory; the launchers take maps that lie so and return maps of their shape.
 """
+
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from kernels._triton import jit, tl, triton
+from kernels._triton import arrivals, is_last, jit, tl
 from kernels.estimators import get_estimator
 
-TILE = 2048  # the elements of a tile: with more, the backward pass spills registers
-PROGRAMS = 512  # the most programs of a reduction; each makes one row of partial sums
-COMBINE = {"BLOCK_P": 512, "BLOCK_C": 4}  # a tile of partial sums holds those of all programs
+TILE = 2048  # the elements of a tile of an elementwise pass: with more, the backward pass spills
+SPAN_TILE = 4096  # the elements of a tile of a reduction, whose programs have eight warps
+FINISH = 128  # the channels of a program that finishes statistics
+PROGRAMS = 264  # the most programs of a reduction, two for each multiprocessor of an H100
 
 
-class _Grid:
-    """How rows of channels are cut into tiles, and reductions into programs.
+class Grid(NamedTuple):
+    """How rows of channels are cut into tiles of ``block_m`` rows by ``block_c`` channels.
 
-    A tile is ``block_m`` rows by ``block_c`` channels, by default ``TILE`` elements.
+    An elementwise pass has a program for each of ``tiles``. A reduction has one for each of
+    ``programs`` parts of ``span`` rows, of which the last may have fewer, and each of ``columns``.
     """
 
-    def __init__(self, rows: Tensor, block_m: int = 0, block_c: int = 0) -> None:
-        self.rows, self.channels = rows.shape
-        self.block_c = block_c or min(triton.next_power_of_2(self.channels), 128)
-        self.block_m = block_m or TILE // self.block_c
-        self.columns = triton.cdiv(self.channels, self.block_c)
-        tiles = triton.cdiv(self.rows, self.block_m)
-        self.tiles = (tiles, self.columns)
-        # Each program of a reduction takes ``span`` rows, the last one perhaps fewer.
-        self.span = self.block_m * triton.cdiv(tiles, max(1, PROGRAMS // self.columns))
-        self.programs = triton.cdiv(self.rows, self.span)
-        self.channel_blocks = (triton.cdiv(self.channels, COMBINE["BLOCK_C"]),)
-        self.blocks = {"BLOCK_M": self.block_m, "BLOCK_C": self.block_c}
+    rows: int
+    channels: int
+    block_m: int
+    block_c: int
+    tiles: tuple[int, int]
+    span: int
+    programs: int
 
-    def partials(self, like: Tensor) -> Tensor:
-        shape = (2, self.programs, self.channels)
-        return torch.empty(shape, dtype=torch.float32, device=like.device)
+    @property
+    def columns(self) -> int:
+        return self.tiles[1]
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        return {"BLOCK_M": self.block_m, "BLOCK_C": self.block_c}
+
+
+@cache
+def cut(rows: int, channels: int, block_m: int, block_c: int, programs: int) -> Grid:
+    """The Grid of such blocks, with about ``programs`` programs in all for a reduction."""
+    columns = -(-channels // block_c)
+    tiles = -(-rows // block_m)
+    span = block_m * -(-tiles // max(1, programs // columns))
+    return Grid(rows, channels, block_m, block_c, (tiles, columns), span, -(-rows // span))
+
+
+def _cut(z: Tensor, tile: int) -> Grid:
+    channels = z.shape[1]
+    block_c = min(1 << (channels - 1).bit_length(), 128)
+    return cut(z.numel() // channels, channels, tile // block_c, block_c, PROGRAMS)
+
+
+def _partials(grid: Grid, like: Tensor) -> Tensor:
+    return like.new_empty((2, grid.programs, grid.channels), dtype=torch.float32)
 
 
 def launch_statistics(
@@ -49,49 +73,58 @@ def launch_statistics(
     relu: bool,
 ) -> tuple[Tensor, Tensor]:
     """``reference.batch_statistics`` in Triton."""
-    grid, partials = _launch_partials(z, relu)
-    mean, rstd = torch.empty_like(running_mean), torch.empty_like(running_var)
-    _combine_statistics_kernel[grid.channel_blocks](
-        *partials,
-        running_mean if scale is None else scale,
-        *(running_mean, running_var, num_batches_tracked, mean, rstd),
-        *(grid.programs, grid.rows, grid.channels, grid.span, momentum, eps),
-        HAS_SCALE=scale is not None,
-        FINISH=True,
-        **COMBINE,
-    )
+    mean, rstd = torch.empty_like(running_mean), torch.empty_like(running_mean)
+    running = running_mean, running_var, num_batches_tracked
+    _launch_statistics(z, None, scale, *running, mean, rstd, momentum, eps, relu)
     return mean, rstd
+
+
+def launch_sums(z: Tensor, relu: bool) -> Tensor:
+    """``reference.pack_sums`` of ``reference.deviations`` in Triton."""
+    sums = z.new_empty(2 * z.shape[1] + 1, dtype=torch.float64)
+    if not z.numel():
+        return sums.zero_()
+    _launch_statistics(z, sums, None, None, None, None, None, None, 0.0, 0.0, relu)
+    return sums
 
 
 def launch_deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
     """``reference.deviations`` in Triton."""
-    if not len(z):
-        nothing = z.new_zeros(z.shape[1], dtype=torch.float32)
-        return nothing, nothing
-    return combine_deviations(*_launch_partials(z, relu))
-
-
-def combine_deviations(grid: _Grid, partials: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and squared deviations, (C,), from those of the programs, (2, programs, C)."""
-    mean, squares = torch.empty_like(partials[0, 0]), torch.empty_like(partials[0, 0])
-    _combine_statistics_kernel[grid.channel_blocks](
-        *partials,
-        *(mean, mean, mean, mean, mean, squares),  # the first four are read only with FINISH
-        *(grid.programs, grid.rows, grid.channels, grid.span, 0.0, 0.0),
-        HAS_SCALE=False,
-        FINISH=False,
-        **COMBINE,
-    )
+    mean, squares = z.new_zeros(2, z.shape[1], dtype=torch.float32)
+    if z.numel():
+        _launch_statistics(z, None, None, None, None, None, mean, squares, 0.0, 0.0, relu)
     return mean, squares
 
 
-def _launch_partials(z: Tensor, relu: bool) -> tuple[_Grid, Tensor]:
-    grid = _Grid(z)
-    partials = grid.partials(z)
+def _launch_statistics(z: Tensor, sums: Tensor | None, *arguments: Any) -> None:
+    *arguments, relu = arguments
+    grid = _cut(z, SPAN_TILE)
     _statistics_kernel[(grid.programs, grid.columns)](
-        z, *partials, grid.rows, grid.channels, grid.span, RELU=relu, **grid.blocks
+        *(z, *_partials(grid, z), arrivals(z), sums, *arguments),
+        *(grid.rows, grid.channels, grid.span),
+        RELU=relu,
+        num_warps=8,
+        **grid.blocks,
     )
-    return grid, partials
+
+
+def launch_finish(
+    sums: Tensor,
+    scale: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """``reference.finish_statistics`` of ``reference.unpack_sums`` in Triton."""
+    mean, rstd = torch.empty_like(running_mean), torch.empty_like(running_mean)
+    _finish_kernel[(-(-len(mean) // FINISH),)](
+        *(sums, scale, running_mean, running_var, num_batches_tracked, mean, rstd),
+        *(len(mean), momentum, eps),
+        BLOCK_C=FINISH,
+    )
+    return mean, rstd
 
 
 def launch_forward(
@@ -107,17 +140,14 @@ def launch_forward(
     """``reference.norm_binarize`` in Triton."""
     y = torch.empty_like(z)
     yb = torch.empty_like(z) if sign else z.new_empty(0)
-    if not z.numel():
-        return y, yb
-    grid = _Grid(z)
-    _forward_kernel[grid.tiles](
-        *(z, weight, bias, mean, rstd, z if residual is None else residual, y, yb),
-        *(grid.rows, grid.channels),
-        RELU=relu,
-        HAS_RESIDUAL=residual is not None,
-        SIGN=sign,
-        **grid.blocks,
-    )
+    if z.numel():
+        grid = _cut(z, TILE)
+        _forward_kernel[grid.tiles](
+            *(z, weight, bias, mean, rstd, residual, y, yb if sign else None),
+            *(grid.rows, grid.channels),
+            RELU=relu,
+            **grid.blocks,
+        )
     return y, yb
 
 
@@ -131,27 +161,28 @@ def launch_reduce(
     params: Tensor,
     estimator: str,
     relu: bool,
+    packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``reference.norm_binarize_reduce`` in Triton."""
-    has_sign = dyb is not None
-    g = torch.empty_like(z) if has_sign else dy
+    """``reference.norm_binarize_reduce`` in Triton.
+
+    ``packed``, (2 C + 1,) fp32, gets the same sums and the number of positions.
+    """
+    g = dy if dyb is None else torch.empty_like(z)
     assert g is not None
+    sums = mean.new_empty(2, len(mean))
     if not z.numel():
-        return g, mean.new_zeros(2, len(mean))
-    grid = _Grid(z)
-    partials = grid.partials(z)
+        if packed is not None:
+            packed.zero_()
+        return g, sums.zero_()
+    grid = _cut(z, SPAN_TILE)
     _reduce_kernel[(grid.programs, grid.columns)](
-        *(z if t is None else t for t in (dy, dyb, y)),
-        *(z, mean, rstd, params.float(), g, *partials),
+        *(dy, dyb, y, z, mean, rstd, params.float(), g),
+        *(*_partials(grid, z), arrivals(z), sums, packed),
         *(grid.rows, grid.channels, grid.span),
-        FACTOR=get_estimator(estimator).triton_factor if has_sign else None,
-        HAS_DY=dy is not None,
+        FACTOR=None if dyb is None else get_estimator(estimator).triton_factor,
         RELU=relu,
+        num_warps=8,
         **grid.blocks,
-    )
-    sums = torch.empty_like(partials[:, 0])
-    _combine_sums_kernel[grid.channel_blocks](
-        *partials, *sums, grid.programs, grid.channels, **COMBINE
     )
     return g, sums
 
@@ -163,7 +194,7 @@ def launch_apply(
     mean: Tensor,
     rstd: Tensor,
     sums: Tensor,
-    count: Tensor | None,
+    counted: bool,
     training: bool,
     relu: bool,
     scale: Tensor | None,
@@ -172,20 +203,22 @@ def launch_apply(
 ) -> tuple[Tensor, Tensor]:
     """``reference.norm_binarize_apply`` and ``reference.scale_gradient`` in Triton.
 
-    The second takes ``own_sums``, the sums of this process. Without a scale it is empty, (0,).
+    ``sums`` holds 2 C numbers and, if ``counted``, after them the number of positions that they
+    were taken over. The gradient of the scale comes from ``own_sums``, (2, C), those of this
+    process; without a scale it is empty, (0,).
     """
     dz = torch.empty_like(z)
     dscale = weight.new_empty(0) if scale is None else torch.empty_like(scale)
     if not z.numel():
         return dz, dscale.zero_()
-    grid = _Grid(z)
+    grid = _cut(z, TILE)
     _backward_kernel[grid.tiles](
-        *(g, z, weight, mean, rstd, *sums, mean if count is None else count, dz),
-        *(scale, *own_sums, dscale, grid.rows, grid.channels, eps),
-        COUNTED=count is not None,
+        *(g, z, weight, mean, rstd, sums, dz),
+        *(scale, own_sums, dscale, grid.rows, grid.channels, eps),
+        COUNTED=counted,
         TRAINING=training,
         RELU=relu,
-        ALL_C=triton.next_power_of_2(grid.channels),
+        ALL_C=1 << (grid.channels - 1).bit_length(),
         **grid.blocks,
     )
     return dz, dscale
@@ -200,8 +233,18 @@ def _rectify(z, RELU: tl.constexpr):  # type: ignore[no-untyped-def]
 @jit
 def _statistics_kernel(  # type: ignore[no-untyped-def]
     z_ptr,
-    mean_ptr,
+    means_ptr,
     squares_ptr,
+    arrivals_ptr,
+    sums_ptr,
+    scale_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    batches_ptr,
+    mean_ptr,
+    rstd_ptr,
+    momentum,
+    eps,
     rows,
     channels,
     span,
@@ -209,25 +252,29 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Each program writes the mean and squared deviations of its ``span`` rows.
+    """Each program writes the mean and squared deviations of its ``span`` rows, (programs,
+    channels), and the last one of its channels to come there puts them together.
 
-    Both results are (programs, channels).
+    The result is packed sums in ``sums_ptr``, if there is one; mean, rstd and running statistics,
+    if there are running ones; else mean and squared deviations.
     """
     program = tl.program_id(0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    here = c < channels
     line = tl.arange(0, BLOCK_M)
     begin = program * span
     count = tl.minimum(rows - begin, span)
     # The deviations are taken from the mean of the first tile, so that their squares do not cancel
     # however large the mean is.
-    inside = (line < count)[:, None] & (c < channels)[None, :]
+    inside = (line < count)[:, None] & here[None, :]
     at = (begin + line).to(tl.int64)[:, None] * channels + c[None, :]
     u = _rectify(tl.load(z_ptr + at, mask=inside, other=0.0), RELU)
     shift = tl.sum(u, 0) / tl.minimum(count, BLOCK_M)
     total = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     squares = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
-    for first in range(0, span, BLOCK_M):
-        inside = (first + line < count)[:, None] & (c < channels)[None, :]
+    # Unrolled, the loads of four tiles are on their way at once.
+    for first in tl.range(0, span, BLOCK_M, loop_unroll_factor=4):
+        inside = (first + line < count)[:, None] & here[None, :]
         at = (begin + first + line).to(tl.int64)[:, None] * channels + c[None, :]
         u = _rectify(tl.load(z_ptr + at, mask=inside, other=0.0), RELU)
         deviation = tl.where(inside, u - shift[None, :], 0.0)
@@ -235,39 +282,50 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
         squares += deviation * deviation
     offset = tl.sum(total, 0) / count
     to = program.to(tl.int64) * channels + c
-    tl.store(mean_ptr + to, shift + offset, mask=c < channels)
-    tl.store(squares_ptr + to, tl.sum(squares, 0) - offset * offset * count, mask=c < channels)
+    tl.store(means_ptr + to, shift + offset, mask=here)
+    tl.store(squares_ptr + to, tl.sum(squares, 0) - offset * offset * count, mask=here)
+    programs = tl.num_programs(0)
+    if is_last(arrivals_ptr + tl.program_id(1), programs):
+        mean, deviations = _combine(
+            means_ptr, squares_ptr, c, here, programs, rows, channels, span, BLOCK_M, BLOCK_C
+        )
+        if sums_ptr is not None:
+            n, wide = rows.to(tl.float64), mean.to(tl.float64)
+            tl.store(sums_ptr + c, n * wide, mask=here)
+            wide = deviations.to(tl.float64) + n * wide * wide
+            tl.store(sums_ptr + channels + c, wide, mask=here)
+            if tl.program_id(1) == 0:
+                tl.store(sums_ptr + 2 * channels, n)
+        elif running_mean_ptr is None:
+            tl.store(mean_ptr + c, mean, mask=here)
+            tl.store(rstd_ptr + c, deviations, mask=here)
+        else:
+            _finish(
+                *(c, here, mean, deviations / rows, rows.to(tl.float32), scale_ptr),
+                *(running_mean_ptr, running_var_ptr, mean_ptr, rstd_ptr, momentum, eps),
+            )
+            if tl.program_id(1) == 0:
+                tl.store(batches_ptr, tl.load(batches_ptr) + 1)
 
 
 @jit
-def _combine_statistics_kernel(  # type: ignore[no-untyped-def]
+def _combine(  # type: ignore[no-untyped-def]
     means_ptr,
     squares_ptr,
-    scale_ptr,
-    running_mean_ptr,
-    running_var_ptr,
-    batches_ptr,
-    mean_ptr,
-    rstd_ptr,
+    c,
+    here,
     programs,
     rows,
     channels,
     span,
-    momentum,
-    eps,
-    HAS_SCALE: tl.constexpr,
-    FINISH: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The statistics of all programs together, by the sums of Chan, Golub and LeVeque.
-
-    With ``FINISH`` they become mean, rstd and running statistics, else mean and deviations.
-    """
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    here = c < channels
+    """The mean and squared deviations of all programs together, (BLOCK_C,), by the sums of Chan,
+    Golub and LeVeque."""
     line = tl.arange(0, BLOCK_P)
-    first = tl.load(means_ptr + c, mask=here, other=0.0)
+    # Past the L1 cache, which does not see what other multiprocessors wrote.
+    first = tl.load(means_ptr + c, mask=here, other=0.0, cache_modifier=".cg")
     total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     squares = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for start in range(0, programs, BLOCK_P):
@@ -275,26 +333,70 @@ def _combine_statistics_kernel(  # type: ignore[no-untyped-def]
         inside = (p < programs)[:, None] & here[None, :]
         at = p.to(tl.int64)[:, None] * channels + c[None, :]
         count = tl.minimum(rows - p * span, span).to(tl.float32)[:, None]
-        means = tl.load(means_ptr + at, mask=inside, other=0.0)
+        means = tl.load(means_ptr + at, mask=inside, other=0.0, cache_modifier=".cg")
         between = tl.where(inside, means - first[None, :], 0.0)
         total += between * count
-        squares += between * between * count + tl.load(squares_ptr + at, mask=inside, other=0.0)
+        within = tl.load(squares_ptr + at, mask=inside, other=0.0, cache_modifier=".cg")
+        squares += between * between * count + within
     offset = tl.sum(total, 0) / rows
     mean = first + offset
     deviations = tl.maximum(tl.sum(squares, 0) - offset * offset * rows, 0.0)
-    deviations = tl.where(mean == mean, deviations, mean)  # a NaN stays a NaN
+    return mean, tl.where(mean == mean, deviations, mean)  # a NaN stays a NaN
+
+
+@jit
+def _finish(  # type: ignore[no-untyped-def]
+    c,
+    here,
+    mean,
+    var,
+    n,
+    scale_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    mean_ptr,
+    rstd_ptr,
+    momentum,
+    eps,
+):
+    """Write mean and rstd of ``n`` positions, and move the running statistics."""
+    scale = 1.0
+    if scale_ptr is not None:
+        scale = tl.load(scale_ptr).to(tl.float32)
     tl.store(mean_ptr + c, mean, mask=here)
-    if not FINISH:
-        tl.store(rstd_ptr + c, deviations, mask=here)
-        return
-    var = deviations / rows
-    scale = tl.load(scale_ptr).to(tl.float32) if HAS_SCALE else 1.0
     tl.store(rstd_ptr + c, 1.0 / tl.sqrt(var + eps / (scale * scale)), mask=here)
     old = tl.load(running_mean_ptr + c, mask=here)
     tl.store(running_mean_ptr + c, old + momentum * (scale * mean - old), mask=here)
     old = tl.load(running_var_ptr + c, mask=here)
-    unbiased = scale * scale * var * (rows / (rows - 1.0))
+    unbiased = scale * scale * var * (n / (n - 1.0))
     tl.store(running_var_ptr + c, old + momentum * (unbiased - old), mask=here)
+
+
+@jit
+def _finish_kernel(  # type: ignore[no-untyped-def]
+    sums_ptr,
+    scale_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    batches_ptr,
+    mean_ptr,
+    rstd_ptr,
+    channels,
+    momentum,
+    eps,
+    BLOCK_C: tl.constexpr,
+):
+    """From the packed sums of all processes to mean, rstd and running statistics."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    here = c < channels
+    n = tl.load(sums_ptr + 2 * channels)
+    mean = tl.load(sums_ptr + c, mask=here, other=0.0) / n
+    var = tl.load(sums_ptr + channels + c, mask=here, other=0.0) / n - mean * mean
+    var = tl.where(var < 0, 0.0, var)  # a NaN stays a NaN
+    _finish(
+        *(c, here, mean.to(tl.float32), var.to(tl.float32), n.to(tl.float32), scale_ptr),
+        *(running_mean_ptr, running_var_ptr, mean_ptr, rstd_ptr, momentum, eps),
+    )
     if tl.program_id(0) == 0:
         tl.store(batches_ptr, tl.load(batches_ptr) + 1)
 
@@ -312,8 +414,6 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     rows,
     channels,
     RELU: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    SIGN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -329,11 +429,13 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     bias = tl.load(bias_ptr + c, mask=here, other=0.0)
     u = _rectify(tl.load(z_ptr + at, mask=inside, other=0.0), RELU)
     y = (u - mean[None, :]) * slope[None, :] + bias[None, :]
-    if HAS_RESIDUAL:
+    if residual_ptr is not None:
         y += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
     y = y.to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + at, y, mask=inside)
-    if SIGN:  # the sign of y as it is stored, because that is what the backward pass reads
+    if (
+        yb_ptr is not None
+    ):  # the sign of y as it is stored, because that is what the backward pass reads
         stored = y.to(tl.float32)
         sign = tl.where(stored >= 0, 1.0, tl.where(stored < 0, -1.0, stored))
         tl.store(yb_ptr + at, sign.to(yb_ptr.dtype.element_ty), mask=inside)
@@ -349,18 +451,24 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
     rstd_ptr,
     params_ptr,
     g_ptr,
-    sum_g_ptr,
-    sum_gx_ptr,
+    partial_g_ptr,
+    partial_gx_ptr,
+    arrivals_ptr,
+    sums_ptr,
+    packed_ptr,
     rows,
     channels,
     span,
     FACTOR: tl.constexpr,
-    HAS_DY: tl.constexpr,
     RELU: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """g = dy + dyb h(y), and each program's sums of g and of g xhat, (programs, channels)."""
+    """g = dy + dyb h(y), and the sums of g and of g xhat.
+
+    Each program writes those of its ``span`` rows, (programs, channels), and the last one of its
+    channels to come there adds them up.
+    """
     program = tl.program_id(0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     here = c < channels
@@ -374,7 +482,7 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
         inside = (first + line < count)[:, None] & here[None, :]
         at = (begin + first + line).to(tl.int64)[:, None] * channels + c[None, :]
         g = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
-        if HAS_DY:
+        if dy_ptr is not None:
             g += tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
         if FACTOR is not None:
             y = tl.load(y_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -387,34 +495,27 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
         sum_g += g
         sum_gx += g * (u - mean[None, :])
     to = program.to(tl.int64) * channels + c
-    tl.store(sum_g_ptr + to, tl.sum(sum_g, 0), mask=here)
+    tl.store(partial_g_ptr + to, tl.sum(sum_g, 0), mask=here)
     rstd = tl.load(rstd_ptr + c, mask=here, other=0.0)
-    tl.store(sum_gx_ptr + to, tl.sum(sum_gx, 0) * rstd, mask=here)
-
-
-@jit
-def _combine_sums_kernel(  # type: ignore[no-untyped-def]
-    partial_g_ptr,
-    partial_gx_ptr,
-    sum_g_ptr,
-    sum_gx_ptr,
-    programs,
-    channels,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    here = c < channels
-    sum_g = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    sum_gx = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    for start in range(0, programs, BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)
-        inside = (p < programs)[:, None] & here[None, :]
-        at = p.to(tl.int64)[:, None] * channels + c[None, :]
-        sum_g += tl.load(partial_g_ptr + at, mask=inside, other=0.0)
-        sum_gx += tl.load(partial_gx_ptr + at, mask=inside, other=0.0)
-    tl.store(sum_g_ptr + c, tl.sum(sum_g, 0), mask=here)
-    tl.store(sum_gx_ptr + c, tl.sum(sum_gx, 0), mask=here)
+    tl.store(partial_gx_ptr + to, tl.sum(sum_gx, 0) * rstd, mask=here)
+    programs = tl.num_programs(0)
+    if is_last(arrivals_ptr + tl.program_id(1), programs):
+        sum_g = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+        sum_gx = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+        for start in range(0, programs, BLOCK_M):
+            p = start + line
+            inside = (p < programs)[:, None] & here[None, :]
+            at = p.to(tl.int64)[:, None] * channels + c[None, :]
+            sum_g += tl.load(partial_g_ptr + at, mask=inside, other=0.0, cache_modifier=".cg")
+            sum_gx += tl.load(partial_gx_ptr + at, mask=inside, other=0.0, cache_modifier=".cg")
+        all_g, all_gx = tl.sum(sum_g, 0), tl.sum(sum_gx, 0)
+        tl.store(sums_ptr + c, all_g, mask=here)
+        tl.store(sums_ptr + channels + c, all_gx, mask=here)
+        if packed_ptr is not None:
+            tl.store(packed_ptr + c, all_g, mask=here)
+            tl.store(packed_ptr + channels + c, all_gx, mask=here)
+            if tl.program_id(1) == 0:
+                tl.store(packed_ptr + 2 * channels, rows.to(tl.float32))
 
 
 @jit
@@ -424,13 +525,10 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     weight_ptr,
     mean_ptr,
     rstd_ptr,
-    sum_g_ptr,
-    sum_gx_ptr,
-    count_ptr,
+    sums_ptr,
     dz_ptr,
     scale_ptr,
-    own_sum_g_ptr,
-    own_sum_gx_ptr,
+    own_sums_ptr,
     dscale_ptr,
     rows,
     channels,
@@ -457,9 +555,9 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     dz = slope[None, :] * tl.load(g_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if TRAINING:
         mean = tl.load(mean_ptr + c, mask=here, other=0.0)
-        count = tl.load(count_ptr) if COUNTED else rows
-        constant = slope / count * tl.load(sum_g_ptr + c, mask=here, other=0.0)
-        linear = slope * rstd / count * tl.load(sum_gx_ptr + c, mask=here, other=0.0)
+        count = tl.load(sums_ptr + 2 * channels) if COUNTED else rows
+        constant = slope / count * tl.load(sums_ptr + c, mask=here, other=0.0)
+        linear = slope * rstd / count * tl.load(sums_ptr + channels + c, mask=here, other=0.0)
         dz = dz - constant[None, :] - (_rectify(z, RELU) - mean[None, :]) * linear[None, :]
     if RELU:
         dz = tl.where(z <= 0, 0.0, dz)
@@ -469,12 +567,12 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
             k = tl.arange(0, ALL_C)
             gamma = tl.load(weight_ptr + k, mask=k < channels, other=0.0).to(tl.float32)
             factor = tl.load(rstd_ptr + k, mask=k < channels, other=0.0)
-            sum_gx = tl.load(own_sum_gx_ptr + k, mask=k < channels, other=0.0)
+            sum_gx = tl.load(own_sums_ptr + channels + k, mask=k < channels, other=0.0)
             scale = tl.load(scale_ptr).to(tl.float32)
             if TRAINING:
                 terms = gamma * factor * factor * sum_gx * (eps / (scale * scale * scale))
             else:
                 shift = tl.load(mean_ptr + k, mask=k < channels, other=0.0) * factor
-                sum_g = tl.load(own_sum_g_ptr + k, mask=k < channels, other=0.0)
+                sum_g = tl.load(own_sums_ptr + k, mask=k < channels, other=0.0)
                 terms = gamma * (sum_gx + shift * sum_g) / scale
             tl.store(dscale_ptr, tl.sum(terms, 0))

@@ -15,13 +15,14 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kernels import reference
-from kernels._triton import jit, tl, triton, uses_triton
+from kernels._triton import arrivals, is_last, jit, tl, uses_triton
 from kernels.estimators import get_estimator
 from kernels.sign import check_params
 
-BLOCK = 2048  # the elements of a weight that one program takes
+BLOCK = 1024  # the elements of a weight that one program takes
 
 
 def binarize_weights(
@@ -60,13 +61,61 @@ def binarize_weights(
     if first.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"weights are {first.dtype}; keep them in float32 or float64")
     check_params(params, first.device, estimator)
-    flat = [weight.permute(0, 2, 3, 1).reshape(-1) for weight in weights]
-    signs, scales = _binarize_weights(flat, params, estimator, dtype or weights[0].dtype)
+    dtype = dtype or first.dtype
+    if torch.compiler.is_compiling():
+        signs, scales = _binarize_weights(_flat(weights), params, estimator, dtype)
+        return _parts(signs, weights), list(scales.unbind())
+    results = _BinarizeWeights.apply(params, estimator, dtype, *weights)
+    return list(results[: len(weights)]), list(results[len(weights) :])
+
+
+def _flat(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Each (O, I, kH, kW) as (n,), a view where it is channels_last."""
+    return [t.permute(0, 2, 3, 1).reshape(-1) for t in maps]
+
+
+def _parts(joined: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The parts of ``joined``, one after the other in the shapes of ``like``, channels_last."""
+    parts = joined.split([t.numel() for t in like])
     shaped = []
-    for part, w in zip(signs.split([w.numel() for w in weights]), weights, strict=True):
-        channels_last = part.view(w.permute(0, 2, 3, 1).shape)
-        shaped.append(channels_last.permute(0, 3, 1, 2))
-    return shaped, list(scales.unbind())
+    for part, t in zip(parts, like, strict=True):
+        o, i, height, width = t.shape
+        shaped.append(part.view(o, height, width, i).permute(0, 3, 1, 2))
+    return shaped
+
+
+def _forward(weights: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    compute = launch_forward if uses_triton(weights[0]) else reference.binarize_weights
+    return compute(weights, dtype)
+
+
+def _backward(
+    dsigns: Tensor, dscales: Tensor, weights: list[Tensor], params: Tensor, estimator: str
+) -> Tensor:
+    compute = launch_backward if uses_triton(dsigns) else reference.binarize_weights_backward
+    return compute(dsigns, dscales, weights, params, estimator)
+
+
+class _BinarizeWeights(torch.autograd.Function):
+    """The op ``reste::binarize_weights`` without the registration, which only torch.compile needs;
+    it costs the host more time than the launches."""
+
+    @staticmethod
+    def forward(ctx, params, estimator, dtype, *weights):  # type: ignore[no-untyped-def]
+        ctx.estimator = estimator
+        ctx.save_for_backward(params, *weights)
+        signs, scales = _forward(_flat(weights), dtype)
+        return *_parts(signs, weights), *scales.unbind()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+        params, *weights = ctx.saved_tensors
+        dsigns = torch.cat(_flat(grads[: len(weights)]))
+        dscales = torch.stack(grads[len(weights) :])
+        flat = _flat(weights)
+        dw = _backward(dsigns, dscales, flat, params, ctx.estimator)
+        return None, None, None, *_parts(dw, weights)
 
 
 @torch.library.custom_op("reste::binarize_weights", mutates_args=())
@@ -74,8 +123,7 @@ def _binarize_weights(
     weights: list[Tensor], params: Tensor, estimator: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The signs of all flat weights, one after the other, and the scales (layers,)."""
-    forward = launch_forward if uses_triton(weights[0]) else reference.binarize_weights
-    return forward(weights, dtype)
+    return _forward(weights, dtype)
 
 
 @torch.library.custom_op("reste::binarize_weights_backward", mutates_args=())
@@ -83,8 +131,7 @@ def _binarize_weights_backward(
     dsigns: Tensor, dscales: Tensor, weights: list[Tensor], params: Tensor, estimator: str
 ) -> Tensor:
     """The gradients of all flat weights, one after the other, in the weights' dtype."""
-    backward = launch_backward if uses_triton(dsigns) else reference.binarize_weights_backward
-    return backward(dsigns.contiguous(), dscales.contiguous(), weights, params, estimator)
+    return _backward(dsigns.contiguous(), dscales.contiguous(), weights, params, estimator)
 
 
 @_binarize_weights.register_fake
@@ -103,13 +150,13 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(params, *weights)
 
 
-def _backward(ctx, dsigns, dscales):  # type: ignore[no-untyped-def]
+def _op_backward(ctx, dsigns, dscales):  # type: ignore[no-untyped-def]
     params, *weights = ctx.saved_tensors
     flat = _binarize_weights_backward(dsigns, dscales, weights, params, ctx.estimator)
     return list(flat.split([len(w) for w in weights])), None, None, None
 
 
-_binarize_weights.register_autograd(_backward, setup_context=_setup_context)
+_binarize_weights.register_autograd(_op_backward, setup_context=_setup_context)
 
 
 # Cached, since parameters stay where they are: a network has one table, and CUDA graphs read it on.
@@ -127,7 +174,7 @@ def _tables(
     layers: list[tuple[int, ...]] = []
     at = 0
     for layer, (address, size) in enumerate(zip(addresses, sizes, strict=True)):
-        layers.append((len(chunks), triton.cdiv(size, BLOCK), size))
+        layers.append((len(chunks), -(-size // BLOCK), size))
         for first in range(0, size, BLOCK):
             count = min(BLOCK, size - first)
             chunks.append((address + first * itemsize, at + first, count, layer))
@@ -145,10 +192,14 @@ def _tables_of(weights: list[Tensor]) -> tuple[Tensor, Tensor]:
 def launch_forward(weights: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """``reference.binarize_weights`` in Triton."""
     chunks, layers = _tables_of(weights)
-    signs = weights[0].new_empty(sum(map(len, weights)), dtype=dtype)
-    partials, scales = weights[0].new_empty(len(chunks)), weights[0].new_empty(len(layers))
-    _forward_kernel[(len(chunks),)](chunks, signs, partials, BLOCK=BLOCK)
-    _scale_kernel[(len(layers),)](layers, partials, scales, BLOCK=1024)
+    first = weights[0]
+    signs = first.new_empty(sum(map(len, weights)), dtype=dtype)
+    partials, scales = first.new_empty(len(chunks)), first.new_empty(len(layers))
+    _forward_kernel[(len(chunks),)](
+        *(chunks, layers, signs, partials, arrivals(first), scales),
+        ALIGNED=_aligned(weights),
+        BLOCK=BLOCK,
+    )
     return signs, scales
 
 
@@ -158,37 +209,79 @@ def launch_backward(
     """``reference.binarize_weights_backward`` in Triton."""
     chunks, layers = _tables_of(weights)
     dw = weights[0].new_empty(len(dsigns))
-    factor = get_estimator(estimator).triton_factor
     _backward_kernel[(len(chunks),)](
-        chunks, layers, dsigns, dscales, params.float(), dw, FACTOR=factor, BLOCK=BLOCK
+        *(chunks, layers, dsigns, dscales, params.float(), dw),
+        FACTOR=get_estimator(estimator).triton_factor,
+        ALIGNED=_aligned(weights),
+        BLOCK=BLOCK,
     )
     return dw
 
 
+def _aligned(weights: list[Tensor]) -> bool:
+    """Whether every weight begins at a multiple of 16 elements of the flat signs and of 16 bytes of
+    memory, so that a thread can load several elements at once."""
+    return all(len(w) % 16 == 0 and w.data_ptr() % 16 == 0 for w in weights)
+
+
 @jit
-def _forward_kernel(chunks_ptr, signs_ptr, partials_ptr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    chunk = tl.program_id(0)
-    w_ptr = tl.load(chunks_ptr + 4 * chunk).to(tl.pointer_type(tl.float32))
-    first = tl.load(chunks_ptr + 4 * chunk + 1)
+def _chunk(chunks_ptr, ALIGNED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The row of the table that this program works on: see ``_tables``."""
+    row = chunks_ptr + 4 * tl.program_id(0)
+    w_ptr = tl.load(row).to(tl.pointer_type(tl.float32))
+    first = tl.load(row + 1)
+    if ALIGNED:
+        w_ptr = tl.multiple_of(w_ptr, 16)
+        first = tl.multiple_of(first, 16)
+    return w_ptr, first, tl.load(row + 2), tl.load(row + 3)
+
+
+@jit
+def _load(ptr, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The first ``count`` of BLOCK elements, and zeros; without a mask, several at once."""
     at = tl.arange(0, BLOCK)
-    inside = at < tl.load(chunks_ptr + 4 * chunk + 2)
-    w = tl.load(w_ptr + at, mask=inside, other=0.0)
-    sign = tl.where(w >= 0, 1.0, tl.where(w < 0, -1.0, w))
-    tl.store(signs_ptr + first + at, sign.to(signs_ptr.dtype.element_ty), mask=inside)
-    tl.store(partials_ptr + chunk, tl.sum(tl.abs(w), 0))
+    if count == BLOCK:  # noqa: SIM108, since a mask would be evaluated in both cases
+        values = tl.load(ptr + at)
+    else:
+        values = tl.load(ptr + at, mask=at < count, other=0.0)
+    return values
 
 
 @jit
-def _scale_kernel(layers_ptr, partials_ptr, scales_ptr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    layer = tl.program_id(0)
-    first = tl.load(layers_ptr + 3 * layer)
+def _store(ptr, values, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.arange(0, BLOCK)
+    if count == BLOCK:
+        tl.store(ptr + at, values)
+    else:
+        tl.store(ptr + at, values, mask=at < count)
+
+
+@jit
+def _forward_kernel(  # type: ignore[no-untyped-def]
+    chunks_ptr,
+    layers_ptr,
+    signs_ptr,
+    partials_ptr,
+    arrivals_ptr,
+    scales_ptr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    w_ptr, first, count, layer = _chunk(chunks_ptr, ALIGNED)
+    w = _load(w_ptr, count, BLOCK)
+    sign = tl.where(w >= 0, 1.0, tl.where(w < 0, -1.0, w))
+    _store(signs_ptr + first, sign.to(signs_ptr.dtype.element_ty), count, BLOCK)
+    tl.store(partials_ptr + tl.program_id(0), tl.sum(tl.abs(w), 0))
+    begin = tl.load(layers_ptr + 3 * layer)
     chunks = tl.load(layers_ptr + 3 * layer + 1).to(tl.int32)
-    size = tl.load(layers_ptr + 3 * layer + 2)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, chunks, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        total += tl.load(partials_ptr + first + at, mask=at < chunks, other=0.0)
-    tl.store(scales_ptr + layer, tl.sum(total, 0) / size)
+    if is_last(arrivals_ptr + layer, chunks):
+        total = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, chunks, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            part = partials_ptr + begin + at
+            total += tl.load(part, mask=at < chunks, other=0.0, cache_modifier=".cg")
+        size = tl.load(layers_ptr + 3 * layer + 2)
+        tl.store(scales_ptr + layer, tl.sum(total, 0) / size)
 
 
 @jit
@@ -200,17 +293,13 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     params_ptr,
     dw_ptr,
     FACTOR: tl.constexpr,
+    ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    chunk = tl.program_id(0)
-    w_ptr = tl.load(chunks_ptr + 4 * chunk).to(tl.pointer_type(tl.float32))
-    first = tl.load(chunks_ptr + 4 * chunk + 1)
-    layer = tl.load(chunks_ptr + 4 * chunk + 3)
-    at = tl.arange(0, BLOCK)
-    inside = at < tl.load(chunks_ptr + 4 * chunk + 2)
-    w = tl.load(w_ptr + at, mask=inside, other=0.0)
-    dsign = tl.load(dsigns_ptr + first + at, mask=inside, other=0.0).to(tl.float32)
+    w_ptr, first, count, layer = _chunk(chunks_ptr, ALIGNED)
+    w = _load(w_ptr, count, BLOCK)
+    dsign = _load(dsigns_ptr + first, count, BLOCK).to(tl.float32)
     dscale = tl.load(dscales_ptr + layer) / tl.load(layers_ptr + 3 * layer + 2)
     slope = tl.where(w > 0, dscale, tl.where(w < 0, -dscale, 0.0))
     dw = tl.where(w == w, dsign * FACTOR(w, params_ptr) + slope, w)  # a NaN stays a NaN
-    tl.store(dw_ptr + first + at, dw, mask=inside)
+    _store(dw_ptr + first, dw, count, BLOCK)

@@ -27,7 +27,7 @@ from torch import Tensor
 from kernels import reference
 from kernels._triton import jit, tl, triton, uses_triton
 from kernels.norm import _rows
-from kernels.norm_triton import _Grid, _rectify, combine_deviations
+from kernels.norm_triton import PROGRAMS, Grid, _combine, _rectify, cut
 
 OPERANDS = (torch.int8, torch.float8_e4m3fn, torch.float16, torch.bfloat16)
 OUTPUTS = (torch.float16, torch.bfloat16, torch.float32)
@@ -140,8 +140,8 @@ def launch_convolve(
     if not z.numel():
         nothing = torch.zeros(channels, device=xb.device)
         return shaped, nothing, nothing
-    grid = _Grid(z, tile.m, tile.o)
-    partials = grid.partials(z)
+    grid = cut(len(z), channels, tile.m, tile.o, PROGRAMS)
+    partials = z.new_empty((2, grid.programs, channels), dtype=torch.float32)
     _convolution_kernel[(grid.columns, grid.programs)](
         *(_rows(xb), weight.permute(0, 2, 3, 1).contiguous(), z, *partials),
         *(grid.rows, grid.span, height, width, *size),
@@ -155,7 +155,19 @@ def launch_convolve(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    return shaped, *combine_deviations(grid, partials)
+    return shaped, *_launch_combine(grid, partials)
+
+
+def _launch_combine(grid: Grid, partials: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and squared deviations, (C,), from those of the programs, (2, programs, C)."""
+    mean, squares = torch.empty_like(partials[0, 0]), torch.empty_like(partials[0, 0])
+    block_c = 4
+    _combine_kernel[(triton.cdiv(grid.channels, block_c),)](
+        *(*partials, mean, squares, grid.programs, grid.rows, grid.channels, grid.span),
+        BLOCK_P=512,
+        BLOCK_C=block_c,
+    )
+    return mean, squares
 
 
 @jit
@@ -217,6 +229,28 @@ def _convolution_kernel(  # type: ignore[no-untyped-def]
     to = program.to(tl.int64) * CHANNELS + o
     tl.store(mean_ptr + to, mean, mask=here)
     tl.store(squares_ptr + to, squares, mask=here)
+
+
+@jit
+def _combine_kernel(  # type: ignore[no-untyped-def]
+    means_ptr,
+    squares_ptr,
+    mean_ptr,
+    deviations_ptr,
+    programs,
+    rows,
+    channels,
+    span,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    here = c < channels
+    mean, deviations = _combine(
+        means_ptr, squares_ptr, c, here, programs, rows, channels, span, BLOCK_P, BLOCK_C
+    )
+    tl.store(mean_ptr + c, mean, mask=here)
+    tl.store(deviations_ptr + c, deviations, mask=here)
 
 
 @jit

@@ -201,7 +201,7 @@ def test_triton_scale_gradient_equals_the_reference(channels, training):
     def gradient(rows):
         z = torch.ones(rows, channels, device=DEVICE)
         everywhere = torch.zeros_like(sums)  # of all processes: that is not what counts
-        options = everywhere, None, training, True, scale, sums, EPS
+        options = everywhere, False, training, True, scale, sums, EPS
         return launchers.launch_apply(z, z, weight, mean, rstd, *options)[1]
 
     found = gradient(3)
@@ -216,7 +216,10 @@ def test_triton_scale_gradient_equals_the_reference(channels, training):
 
 def apply(*arguments):
     """``launch_apply`` without a scale."""
-    dz, dscale = launchers.launch_apply(*arguments, None, arguments[5], EPS)
+    *tensors, count, training, relu = arguments
+    assert count is None
+    options = False, training, relu, None, tensors[5], EPS
+    dz, dscale = launchers.launch_apply(*tensors, *options)
     assert dscale.shape == (0,)
     return dz
 
@@ -250,6 +253,7 @@ def test_triton_takes_every_estimator(estimator):
 def test_triton_cuts_many_rows_into_programs(monkeypatch):
     monkeypatch.setattr(launchers, "PROGRAMS", 3)
     monkeypatch.setattr(launchers, "TILE", 256)
+    monkeypatch.setattr(launchers, "SPAN_TILE", 256)
     leaves = inputs((5, 20, 9, 7), torch.float32)  # 315 rows in tiles of 8: uneven at the end
     wide = {k: v.detach().double().requires_grad_() for k, v in leaves.items()}
     options = {"relu": True, "training": True, "sign": True}
@@ -463,50 +467,30 @@ def test_registration_passes_opcheck(where, sign):
 
 
 def gpu_jobs():
-    tile = {"BLOCK_M": launchers.TILE // 64, "BLOCK_C": 64, "rows": "i32", "channels": "i32"}
-    combine = {**launchers.COMBINE, "programs": "i32", "channels": "i32"}
-    vectors = {f"{n}_ptr": "*fp32" for n in ("weight", "bias", "mean", "rstd", "params")}
-    vectors |= {
-        "count_ptr": "*fp32",
-        "sum_g_ptr": "*fp32",
-        "sum_gx_ptr": "*fp32",
-        "squares_ptr": "*fp32",
-        "own_sum_g_ptr": "*fp32",
-        "own_sum_gx_ptr": "*fp32",
-        "dscale_ptr": "*fp32",
-        "eps": "fp32",
-    }
-    jobs = []
+    sizes = dict.fromkeys(("rows", "channels", "span"), "i32") | {"RELU": True, "BLOCK_C": 64}
+    small = {**sizes, "BLOCK_M": launchers.TILE // 64}
+    large = {**sizes, "BLOCK_M": launchers.SPAN_TILE // 64, "num_warps": 8}
+    names = "weight bias mean rstd params sums own_sums dscale scale running_mean running_var "
+    names += "means squares partial_g partial_gx"
+    vectors = {f"{name}_ptr": "*fp32" for name in names.split()} | {"arrivals_ptr": "*i32"}
+    vectors |= {"batches_ptr": "*i64", "eps": "fp32", "momentum": "fp32"}
+    finish = {**vectors, "channels": "i32", "BLOCK_C": launchers.FINISH, "sums_ptr": "*fp64"}
+    jobs = [_job(launchers._finish_kernel, finish)]
     for t in TYPES:
         maps = {f"{n}_ptr": t for n in ("z", "y", "yb", "residual", "dy", "dyb", "g", "dz")}
-        every = {**vectors, **maps, **tile}
-        jobs.append(_job(launchers._statistics_kernel, every, span="i32", RELU=True))
-        jobs.append(_job(launchers._forward_kernel, every, RELU=True, HAS_RESIDUAL=True, SIGN=True))
+        known = {**vectors, **maps}
+        for sums in (None, "*fp64"):
+            every = {**known, **large, "sums_ptr": sums}
+            jobs.append(_job(launchers._statistics_kernel, every))
+        jobs.append(_job(launchers._forward_kernel, known | small))
         for counted, training in ((True, True), (False, True), (False, False)):
-            options = {"COUNTED": counted, "TRAINING": training, "RELU": True, "ALL_C": 64}
+            options = {"COUNTED": counted, "TRAINING": training, "ALL_C": 64}
             # The scale's gradient is code of its own, whatever the maps are.
-            for scale in ({"scale_ptr": "*fp32"}, {})[: 2 if t == "*fp16" else 1]:
-                jobs.append(_job(launchers._backward_kernel, every, **options, **scale))
+            for scale in ({}, {"scale_ptr": None})[: 2 if t == "*fp16" else 1]:
+                jobs.append(_job(launchers._backward_kernel, known | small | options | scale))
         for estimator in ESTIMATORS.values() if t == "*fp16" else [ESTIMATORS["reste"]]:
-            factor = estimator.triton_factor
-            jobs.append(
-                _job(
-                    launchers._reduce_kernel,
-                    every,
-                    span="i32",
-                    FACTOR=factor,
-                    HAS_DY=True,
-                    RELU=True,
-                )
-            )
-    every = {**vectors, **combine, "rows": "i32", "span": "i32", "momentum": "fp32", "eps": "fp32"}
-    names = ("means", "scale", "running_mean", "running_var", "partial_g", "partial_gx")
-    every |= {f"{n}_ptr": "*fp32" for n in names} | {"batches_ptr": "*i64", "HAS_SCALE": True}
-    every["FINISH"] = True
-    jobs += [
-        _job(launchers._combine_statistics_kernel, every),
-        _job(launchers._combine_sums_kernel, every),
-    ]
+            more = {"FACTOR": estimator.triton_factor, "packed_ptr": "*fp32"}
+            jobs.append(_job(launchers._reduce_kernel, known | large | more))
     return jobs
 
 
@@ -515,9 +499,10 @@ def test_compiles_for_the_gpus_we_support(usages):
         assert usage.spilled <= (48 if takes(usage, "fda") else 24), usage
 
 
-def _job(kernel, known, **more):
-    """The ``known`` arguments that ``kernel`` has, and ``more``."""
-    return job(kernel, **{n: v for n, v in known.items() if n in kernel.arg_names}, **more)
+def _job(kernel, known):
+    """``kernel`` with those of the ``known`` arguments that it has."""
+    names = {*kernel.arg_names, "num_warps"}
+    return job(kernel, **{name: value for name, value in known.items() if name in names})
 
 
 @pytest.mark.gpu

@@ -120,23 +120,15 @@ def test_registration_passes_opcheck(where):
 
 
 def gpu_jobs():
-    tables = {"chunks_ptr": "*i64", "layers_ptr": "*i64"}
-    scales = {"partials_ptr": "*fp32", "scales_ptr": "*fp32"}
-    jobs = [job(op._scale_kernel, layers_ptr="*i64", **scales, BLOCK=1024)]
+    tables = {"chunks_ptr": "*i64", "layers_ptr": "*i64", "ALIGNED": True, "BLOCK": op.BLOCK}
+    scales = {"partials_ptr": "*fp32", "arrivals_ptr": "*i32", "scales_ptr": "*fp32"}
+    grads = {"dscales_ptr": "*fp32", "params_ptr": "*fp32", "dw_ptr": "*fp32"}
+    jobs = []
     for t in TYPES:
-        jobs.append(
-            job(
-                op._forward_kernel,
-                chunks_ptr="*i64",
-                signs_ptr=t,
-                partials_ptr="*fp32",
-                BLOCK=op.BLOCK,
-            )
-        )
-        fp32 = {"dscales_ptr": "*fp32", "params_ptr": "*fp32", "dw_ptr": "*fp32"}
+        jobs.append(job(op._forward_kernel, **tables, **scales, signs_ptr=t))
         for estimator in ESTIMATORS.values() if t == "*fp32" else [ESTIMATORS["reste"]]:
-            constants = {"FACTOR": estimator.triton_factor, "BLOCK": op.BLOCK}
-            jobs.append(job(op._backward_kernel, **tables, **fp32, dsigns_ptr=t, **constants))
+            factor = estimator.triton_factor
+            jobs.append(job(op._backward_kernel, **tables, **grads, dsigns_ptr=t, FACTOR=factor))
     return jobs
 
 
