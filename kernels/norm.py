@@ -71,7 +71,7 @@ def batch_statistics(
             f"expected more than 1 value per channel when training, got input of shape "
             f"{tuple(z.shape)}; use a larger batch"
         )
-    compute = _batch_statistics if torch.compiler.is_compiling() else _statistics
+    compute = _statistics if _is_launched(z) else _batch_statistics
     with torch.no_grad():
         return compute(
             z, scale, running_mean, running_var, num_batches_tracked, momentum, eps, relu, sync
@@ -149,7 +149,7 @@ def norm_binarize(
     if estimator:
         check_params(params, z.device, estimator)
     options = estimator or "", training, eps, relu, sync and training
-    compute = _norm_binarize if torch.compiler.is_compiling() else _NormBinarize.apply
+    compute = _NormBinarize.apply if _is_launched(z) else _norm_binarize
     y, yb = compute(z, weight, bias, mean, rstd, scale, residual, params, *options)
     return (y, yb) if estimator else (y, y)
 
@@ -177,6 +177,12 @@ def _check_channels(z: Tensor, **vectors: Tensor) -> None:
 def _check_scale(z: Tensor, scale: Tensor | None) -> None:
     if scale is not None and (scale.dim() or scale.device != z.device):
         raise ValueError(f"scale is {_what(scale)}; it must be 0-dim and on {z.device}")
+
+
+def _is_launched(z: Tensor) -> bool:
+    """Whether the kernels are launched from here, rather than by the registered ops, which cost the
+    host more time than the launches. Only whoever traces a program needs these."""
+    return uses_triton(z) and not torch.compiler.is_compiling()
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -311,8 +317,7 @@ def _differentiate(
 
 
 class _NormBinarize(torch.autograd.Function):
-    """The op ``reste::norm_binarize`` without the registration, which costs the host more time than
-    the launches of its kernels. Only torch.compile needs that."""
+    """The op ``reste::norm_binarize`` without the registration: see ``_is_launched``."""
 
     @staticmethod
     def forward(ctx, z, weight, bias, mean, rstd, scale, residual, params, *options):  # type: ignore[no-untyped-def]

@@ -62,7 +62,7 @@ def binarize_weights(
         raise ValueError(f"weights are {first.dtype}; keep them in float32 or float64")
     check_params(params, first.device, estimator)
     dtype = dtype or first.dtype
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not uses_triton(first):
         signs, scales = _binarize_weights(_flat(weights), params, estimator, dtype)
         return _parts(signs, weights), list(scales.unbind())
     results = _BinarizeWeights.apply(params, estimator, dtype, *weights)
@@ -97,8 +97,8 @@ def _backward(
 
 
 class _BinarizeWeights(torch.autograd.Function):
-    """The op ``reste::binarize_weights`` without the registration, which only torch.compile needs;
-    it costs the host more time than the launches."""
+    """The op ``reste::binarize_weights`` without the registration, which costs the host more time
+    than the launches. Only whoever traces a program needs that."""
 
     @staticmethod
     def forward(ctx, params, estimator, dtype, *weights):  # type: ignore[no-untyped-def]

@@ -238,8 +238,8 @@ class TrainConfig(Section):
     )
     cuda_graph: Toggle = Field(
         "auto",
-        description="the whole step as one CUDA graph, and the evaluation; auto: where it can be: "
-        "one process on a GPU, images that lie there (cifar10), optim.impl=torch_fused",
+        description="the whole step as one CUDA graph, and the evaluation; auto: on a GPU with "
+        "optim.impl=torch_fused, but for fp64; with several processes, where each has its own GPU",
     )
     compile: Toggle = Field(
         "auto",

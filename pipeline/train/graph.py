@@ -5,31 +5,32 @@ whatever changes from call to call (batch, learning rate, the estimator's parame
 from them. Called directly it does the same, which is how everything runs on a CPU.
 """
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from kernels._triton import HAS_TRITON
-from pipeline.data.loader import Loader, ResidentLoader
 from pipeline.run import processes
 from pipeline.run.config import Config
+from pipeline.run.console import logger
 from pipeline.run.errors import UserError
 
-WARMUP = 3  # calls before the capture: cuDNN chooses algorithms, Triton compiles, buffers appear
+# Calls before the capture: cuDNN chooses algorithms, Triton compiles, buffers appear. With several
+# processes DistributedDataParallel also times some of its first steps, which a capture forbids.
+WARMUP, WARMUP_TOGETHER = 3, 12
 Step = Callable[[], object]
 
 
-def obstacle(config: Config, device: torch.device, loader: Loader) -> str | None:
+def obstacle(config: Config, device: torch.device) -> str | None:
     """Why a training step of ``config`` cannot be captured, or None."""
     if device.type != "cuda":
         return "there is no CUDA device in use"
     if not HAS_TRITON:
         return "Triton cannot be imported"
-    if processes.size() > 1:
-        return "there are several processes"
-    if not isinstance(loader, ResidentLoader):
-        return f"the images of data.dataset={config.data.dataset} do not lie on the device"
+    if processes.size() > 1 and torch.distributed.get_backend() != "nccl":
+        return "the processes of one GPU talk over the host"
     if config.optim.impl != "torch_fused":
         return f"optim.impl={config.optim.impl} reads the learning rate on the host"
     if config.train.precision == "fp64":
@@ -37,15 +38,17 @@ def obstacle(config: Config, device: torch.device, loader: Loader) -> str | None
     return None
 
 
-def make_graphs(config: Config, device: torch.device, loader: Loader) -> "Graphs | None":
+def make_graphs(config: Config, device: torch.device) -> "Graphs | None":
     """An object that captures steps, or None where steps run eagerly, as ``train.cuda_graph`` says.
 
-    Raises UserError for ``true`` where it is impossible.
+    On a GPU a line says why where it cannot. Raises UserError for ``true`` then.
     """
     choice = config.train.cuda_graph
-    reason = obstacle(config, device, loader)
+    reason = obstacle(config, device)
     if choice == "true" and reason:
         raise UserError(f"train.cuda_graph=true, but {reason}; set train.cuda_graph=auto")
+    if choice == "auto" and reason and device.type == "cuda":
+        logger.info("no step is a CUDA graph: %s", reason)
     return None if choice == "false" or reason else Graphs(device)
 
 
@@ -58,13 +61,24 @@ class Graphs:
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
+        self.warmup = WARMUP_TOGETHER if processes.size() > 1 else WARMUP
+
+    @contextlib.contextmanager
+    def building(self) -> Iterator[None]:
+        """Inside, what a captured step uses is built on the stream on which it will be captured.
+
+        DistributedDataParallel needs this: its gradients are accumulated on the stream that they
+        were first made ready on, and a capture sees only its own.
+        """
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            yield
+        torch.cuda.current_stream().wait_stream(self.stream)
 
     def warm_up(self, step: Step) -> None:
         """Run ``step`` on the stream on which it will be captured."""
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
+        with self.building():
             step()
-        torch.cuda.current_stream().wait_stream(self.stream)
 
     def record(self, step: Step) -> Step:
         """Capture ``step`` without running it; the result runs it each time it is called."""
@@ -83,7 +97,7 @@ class Graphs:
 
 
 class Captured:
-    """Each call takes one step: eagerly for ``WARMUP`` times, then as replays of a captured graph.
+    """Each call takes one step: eagerly for ``graphs.warmup`` times, then by replaying a graph.
 
     ``tensors`` gives the tensors that the step works on and that outlive it.
     """
@@ -100,7 +114,7 @@ class Captured:
     def __call__(self) -> None:
         """Take one step."""
         self.calls += 1
-        if self.calls <= WARMUP:
+        if self.calls <= self.graphs.warmup:
             self.graphs.warm_up(self.step)
             return
         if self.replay is None:

@@ -1,5 +1,6 @@
 """The training loop, from top to bottom: ``fit``, ``run_epoch``, ``train_step``."""
 
+import contextlib
 import math
 import platform
 import time
@@ -54,11 +55,12 @@ class Trainer:
         self.store, self.stop, self.recorder = store, stop, recorder
         self.loader, self.val_loader = loaders
         model = to_device(model, config, device)
+        graphs = make_graphs(config, device)
         self.network: nn.Module = model  # what a step calls: it may sum gradients over processes
         if processes.size() > 1:
-            self.network = parallelize(model, device, config.train.timeout)
+            with graphs.building() if graphs else contextlib.nullcontext():
+                self.network = parallelize(model, device, config.train.timeout)
         self.state = make_state(config, model, device)
-        graphs = make_graphs(config, device, self.loader)
         self.stepper = Stepper(self.loader, self.train_step, self.state.tensors, graphs)
         evaluated = self.state.evaluated
         self.evaluation = Evaluation(evaluated, self.val_loader, config, device, graphs)

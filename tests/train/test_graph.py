@@ -20,7 +20,7 @@ TIMES = ("images_per_second", "data_wait", "seconds")
 class Traced:
     """A stand-in for ``Graphs`` on the CPU."""
 
-    recorded = 0
+    recorded, warmup = 0, graph.WARMUP
 
     def warm_up(self, step):
         step()
@@ -104,11 +104,14 @@ def records(monkeypatch):
     return written
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_replays_equal_eager_steps(tmp_path, traced, records, extra):
-    """Learning rate, estimator, order and augmentation change between and within the epochs."""
-    plain = fit(make_trainer(tmp_path, *EXTRAS[extra]), tmp_path)
-    captured = fit(traced(tmp_path, *EXTRAS[extra]), tmp_path)
+@pytest.mark.parametrize(
+    ("extra", "streamed"), [*((extra, False) for extra in EXTRAS), ("everything", True)]
+)
+def test_replays_equal_eager_steps(tmp_path, traced, records, extra, streamed):
+    """Learning rate, estimator, order and augmentation change between and within the epochs, and
+    the last batch of the evaluation is smaller than the others."""
+    plain = fit(make_trainer(tmp_path, *EXTRAS[extra], streamed=streamed), tmp_path)
+    captured = fit(traced(tmp_path, *EXTRAS[extra], streamed=streamed), tmp_path)
     assert Traced.recorded == 2
     assert_equal(results(captured), results(plain))
     assert records[captured.recorder] == records[plain.recorder]
@@ -118,14 +121,16 @@ def test_replays_equal_eager_steps(tmp_path, traced, records, extra):
     assert len(set(losses)) == len(losses)
 
 
-@pytest.mark.parametrize("extra", ["everything", "fp16"])
-def test_a_captured_training_is_resumed(tmp_path, traced, extra):
+@pytest.mark.parametrize(("extra", "streamed"), [("everything", False), ("fp16", True)])
+def test_a_captured_training_is_resumed(tmp_path, traced, extra, streamed):
     """From the middle of an epoch, into a trainer that had captured other tensors before."""
-    expected = fit(make_trainer(tmp_path, *EXTRAS[extra]), tmp_path)
-    first = traced(tmp_path, *EXTRAS[extra], "checkpoint.every_steps=9", "checkpoint.keep=99")
-    fit(first, tmp_path)
+    options = {"streamed": streamed}
+    expected = fit(make_trainer(tmp_path, *EXTRAS[extra], **options), tmp_path)
+    saving = "checkpoint.every_steps=9", "checkpoint.keep=99"
+    first = fit(traced(tmp_path, *EXTRAS[extra], *saving, **options), tmp_path)
     saved = (tmp_path / "step_9.pt").rename(tmp_path / "kept.pt")
-    for run in (first, traced(tmp_path, *EXTRAS[extra]), make_trainer(tmp_path, *EXTRAS[extra])):
+    others = (make(tmp_path, *EXTRAS[extra], **options) for make in (traced, make_trainer))
+    for run in (first, *others):
         run.restore(load(saved))
         assert_equal(results(fit(run, tmp_path)), results(expected))
     assert Traced.recorded == 2 + 2 + 1  # the evaluation of the first kept its tensors
@@ -169,32 +174,33 @@ CUDA = torch.device("cuda")
         ([], CPU, "no CUDA device"),
         (["optim.impl=torch"], CUDA, "optim.impl=torch"),
         (["train.precision=fp64"], CUDA, "train.precision=fp64"),
-        (["data.dataset=imagenet"], CUDA, "data.dataset=imagenet"),
         ([], CUDA, None),
     ],
 )
-def test_what_stands_in_the_way(tmp_path, monkeypatch, overrides, device, word):
-    run = make_trainer(tmp_path)
-    loader = object() if word and "dataset" in word else run.loader
+def test_what_stands_in_the_way(monkeypatch, caplog, overrides, device, word):
+    caplog.set_level("INFO", "reste")
     monkeypatch.setattr(graph, "Graphs", lambda device: "graphs")
     choices = {
         choice: load_config(CONFIG, [*overrides, f"train.cuda_graph={choice}"])
         for choice in ("auto", "true", "false")
     }
-    assert graph.make_graphs(choices["false"], device, loader) is None
+    assert graph.make_graphs(choices["false"], device) is None
     if word is None:
-        assert graph.make_graphs(choices["true"], device, loader) == "graphs"
-        assert graph.make_graphs(choices["auto"], device, loader) == "graphs"
+        assert graph.make_graphs(choices["true"], device) == "graphs"
+        assert graph.make_graphs(choices["auto"], device) == "graphs"
         return
-    assert graph.make_graphs(choices["auto"], device, loader) is None
+    assert graph.make_graphs(choices["auto"], device) is None
+    assert [word in line for line in caplog.messages] == ([True] if device == CUDA else [])
     with pytest.raises(UserError, match=f"train.cuda_graph=true.*{word}.*cuda_graph=auto"):
-        graph.make_graphs(choices["true"], device, loader)
+        graph.make_graphs(choices["true"], device)
 
 
-def test_several_processes_are_not_captured(tmp_path, monkeypatch):
-    run = make_trainer(tmp_path)
+@pytest.mark.parametrize(("backend", "word"), [("gloo", "over the host"), ("nccl", None)])
+def test_several_processes_are_captured_over_nccl(monkeypatch, backend, word):
     monkeypatch.setattr(processes, "size", lambda: 2)
-    assert graph.obstacle(run.config, CUDA, run.loader) == "there are several processes"
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+    reason = graph.obstacle(load_config(CONFIG, []), CUDA)
+    assert reason is None if word is None else word in reason
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 
 from models.resnet_cifar import CifarResNet
 from pipeline.data.cifar_files import CifarSplit
-from pipeline.data.loader import image_dtype
+from pipeline.data.loader import IGNORED, Batch, image_dtype
 from pipeline.data.loader_resident import CifarLoader
 from pipeline.run.checkpoint import CheckpointStore
 from pipeline.run.config import load_config
@@ -33,13 +33,32 @@ def split(images):
     return CifarSplit(pixels, labels, tuple("abcdefghij"), str(images))
 
 
-def make_trainer(folder, *overrides, device=CPU, images=26):
+class Streamed:
+    """A loader whose batches come one by one, as those of an image folder do, without fillers."""
+
+    def __init__(self, loader):
+        self.loader = loader
+        for name in ("images", "left", "classes", "fingerprint"):
+            setattr(self, name, getattr(loader, name))
+
+    def __len__(self):
+        return len(self.loader)
+
+    def epoch(self, epoch, start=0):
+        for images, labels in self.loader.epoch(epoch, start):
+            n = int((labels != IGNORED).sum())
+            yield Batch(images[:n].clone(memory_format=torch.channels_last), labels[:n].clone())
+
+
+def make_trainer(folder, *overrides, device=CPU, images=26, streamed=False):
     """A training on noise: 6 steps an epoch, 3 batches of evaluation, the last one ragged."""
     config = load_config(CONFIG, [*SMALL, f"run.dir={folder}", *overrides])
     dtype = image_dtype(config.train.precision, device, resident=True)
     options = {"seed": 1, "augment": True, "dtype": dtype, "device": device}
     train = CifarLoader(split(images), batch_size=config.data.batch_size, train=True, **options)
     val = CifarLoader(split(20), batch_size=config.data.eval_batch_size, train=False, **options)
+    if streamed:
+        train, val = Streamed(train), Streamed(val)
     torch.manual_seed(0)
     store = CheckpointStore(Path(folder), config.checkpoint.keep)
     name = config.estimator.name
