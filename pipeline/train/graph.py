@@ -29,7 +29,7 @@ def obstacle(config: Config, device: torch.device) -> str | None:
         return "there is no CUDA device in use"
     if not HAS_TRITON:
         return "Triton cannot be imported"
-    if processes.size() > 1 and torch.distributed.get_backend() != "nccl":
+    if processes.size() > 1 and "cuda:nccl" not in torch.distributed.get_backend_config():
         return "the processes of one GPU talk over the host"
     if config.optim.impl != "torch_fused":
         return f"optim.impl={config.optim.impl} reads the learning rate on the host"

@@ -195,10 +195,10 @@ def test_what_stands_in_the_way(monkeypatch, caplog, overrides, device, word):
         graph.make_graphs(choices["true"], device)
 
 
-@pytest.mark.parametrize(("backend", "word"), [("gloo", "over the host"), ("nccl", None)])
+@pytest.mark.parametrize(("backend", "word"), [("gloo", "over the host"), ("cpu:gloo,cuda:nccl", None)])
 def test_several_processes_are_captured_over_nccl(monkeypatch, backend, word):
     monkeypatch.setattr(processes, "size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+    monkeypatch.setattr(torch.distributed, "get_backend_config", lambda: backend)
     reason = graph.obstacle(load_config(CONFIG, []), CUDA)
     assert reason is None if word is None else word in reason
 
