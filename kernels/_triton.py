@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["HAS_TRITON", "arrivals", "is_last", "jit", "tl", "triton", "uses_triton"]
+__all__ = ["HAS_TRITON", "arrivals", "is_last", "is_watched", "jit", "tl", "triton", "uses_triton"]
 
 ARRIVALS = 4096  # counters: the most groups of programs that one launch may have
 
@@ -36,6 +36,15 @@ def uses_triton(x: torch.Tensor) -> bool:
     float64 is there for verification and takes the reference.
     """
     return HAS_TRITON and x.is_cuda and x.dtype != torch.float64
+
+
+def is_watched() -> bool:
+    """Whether torch.compile traces the program or a profiler records it.
+
+    They see registered ops only. Otherwise kernels are launched without going through those, which
+    cost the host more time than the launches.
+    """
+    return torch.compiler.is_compiling() or torch.autograd._profiler_enabled()
 
 
 def arrivals(like: torch.Tensor) -> torch.Tensor:

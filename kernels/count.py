@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels._triton import jit, tl, triton, uses_triton
+from kernels._triton import is_watched, jit, tl, uses_triton
 
 TILE = 4096  # the logits that one program reads
 TOP = 5  # the k of the top-k accuracy beside top-1
@@ -16,7 +16,7 @@ def tally(
     labels: Tensor,
     loss: Tensor,
     watch: Tensor | None = None,
-    bad: Tensor | None = None,
+    everywhere: Tensor | None = None,
 ) -> None:
     """Add a batch to ``sums`` and a step to ``watch``, in place.
 
@@ -35,7 +35,8 @@ def tally(
         watch: (4,) int64: ``step``, the number of steps so far; ``in_a_row``, the bad steps up to
             now without a good one between them; ``longest``, the largest value of ``in_a_row``;
             ``first``, the number of the first bad step, or -1. None: no step is watched.
-        bad: 0-dim int32, other than 0 if the step is bad. None: it is bad if loss is not finite.
+        everywhere: 0-dim, floating point: the sum of the losses of all processes. A step is bad if
+            it is not finite. None: if loss is not.
 
     Raises:
         ValueError: a tensor of another shape or dtype.
@@ -55,19 +56,28 @@ def tally(
         )
     if watch is not None and (watch.shape, watch.dtype) != ((4,), torch.int64):
         raise ValueError(f"watch must be (4,) int64, not {watch.dtype} of {tuple(watch.shape)}")
-    _tally(sums, labels.new_empty(0) if watch is None else watch, logits, labels, loss, bad)
+    counts = labels.new_empty(0) if watch is None else watch
+    if uses_triton(logits) and not is_watched():
+        launch(sums, counts, logits, labels, loss, everywhere, TOP)
+    else:
+        _tally(sums, counts, logits, labels, loss, everywhere)
 
 
 @torch.library.custom_op("reste::tally", mutates_args=("sums", "watch"))
 def _tally(
-    sums: Tensor, watch: Tensor, logits: Tensor, labels: Tensor, loss: Tensor, bad: Tensor | None
+    sums: Tensor,
+    watch: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    loss: Tensor,
+    everywhere: Tensor | None,
 ) -> None:
     add = launch if uses_triton(logits) else reference.tally
-    add(sums, watch, logits, labels, loss, bad, TOP)
+    add(sums, watch, logits, labels, loss, everywhere, TOP)
 
 
 @_tally.register_fake
-def _(sums, watch, logits, labels, loss, bad):  # type: ignore[no-untyped-def]
+def _(sums, watch, logits, labels, loss, everywhere):  # type: ignore[no-untyped-def]
     return None
 
 
@@ -77,15 +87,22 @@ def launch(
     logits: Tensor,
     labels: Tensor,
     loss: Tensor,
-    bad: Tensor | None,
+    everywhere: Tensor | None,
     top: int,
 ) -> None:
     """``reference.tally`` in Triton."""
     rows, classes = logits.shape
-    block_c = triton.next_power_of_2(classes)
+    block_c = 1 << (classes - 1).bit_length()
     block_m = max(1, TILE // block_c)
-    _kernel[(max(1, triton.cdiv(rows, block_m)),)](
-        *(sums, watch if len(watch) else None, logits.contiguous(), labels.contiguous(), loss, bad),
+    _kernel[(max(1, -(-rows // block_m)),)](
+        *(
+            sums,
+            watch if len(watch) else None,
+            logits.contiguous(),
+            labels.contiguous(),
+            loss,
+            everywhere,
+        ),
         *(rows, classes),
         TOP=top,
         BLOCK_M=block_m,
@@ -100,7 +117,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     logits_ptr,
     labels_ptr,
     loss_ptr,
-    bad_ptr,
+    everywhere_ptr,
     rows,
     classes,
     TOP: tl.constexpr,
@@ -134,7 +151,9 @@ def _kernel(  # type: ignore[no-untyped-def]
     tl.store(sums_ptr, tl.load(sums_ptr) + images * loss.to(tl.float64), mask=is_finite)
     tl.store(sums_ptr + 3, tl.load(sums_ptr + 3) + images, mask=is_finite)
     if watch_ptr is not None:
-        is_bad = tl.load(bad_ptr) != 0 if bad_ptr is not None else is_finite == 0
+        is_bad = is_finite == 0
+        if everywhere_ptr is not None:
+            is_bad = (tl.abs(tl.load(everywhere_ptr).to(tl.float32)) < float("inf")) == 0
         step = tl.load(watch_ptr)
         in_a_row = tl.where(is_bad, tl.load(watch_ptr + 1) + 1, 0)
         longest = tl.maximum(tl.load(watch_ptr + 2), in_a_row)

@@ -13,6 +13,9 @@ z once for the statistics and once to write y and yb. In the backward pass, one 
 g = dy + dyb h(y) and both channel sums, and another applies the gradient of batch norm.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -20,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels import reference
 from kernels._compiled import fusible
-from kernels._triton import uses_triton
+from kernels._triton import is_watched, uses_triton
 from kernels.norm_triton import (
     launch_apply,
     launch_deviations,
@@ -71,7 +74,7 @@ def batch_statistics(
             f"expected more than 1 value per channel when training, got input of shape "
             f"{tuple(z.shape)}; use a larger batch"
         )
-    compute = _statistics if _is_launched(z) else _batch_statistics
+    compute = _statistics if uses_triton(z) and not is_watched() else _batch_statistics
     with torch.no_grad():
         return compute(
             z, scale, running_mean, running_var, num_batches_tracked, momentum, eps, relu, sync
@@ -149,7 +152,8 @@ def norm_binarize(
     if estimator:
         check_params(params, z.device, estimator)
     options = estimator or "", training, eps, relu, sync and training
-    compute = _NormBinarize.apply if _is_launched(z) else _norm_binarize
+    direct = uses_triton(z) and not is_watched()
+    compute = _NormBinarize.apply if direct else _norm_binarize
     y, yb = compute(z, weight, bias, mean, rstd, scale, residual, params, *options)
     return (y, yb) if estimator else (y, y)
 
@@ -177,12 +181,6 @@ def _check_channels(z: Tensor, **vectors: Tensor) -> None:
 def _check_scale(z: Tensor, scale: Tensor | None) -> None:
     if scale is not None and (scale.dim() or scale.device != z.device):
         raise ValueError(f"scale is {_what(scale)}; it must be 0-dim and on {z.device}")
-
-
-def _is_launched(z: Tensor) -> bool:
-    """Whether the kernels are launched from here, rather than by the registered ops, which cost the
-    host more time than the launches. Only whoever traces a program needs these."""
-    return uses_triton(z) and not torch.compiler.is_compiling()
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -317,7 +315,7 @@ def _differentiate(
 
 
 class _NormBinarize(torch.autograd.Function):
-    """The op ``reste::norm_binarize`` without the registration: see ``_is_launched``."""
+    """The op ``reste::norm_binarize`` without the registration: see ``is_watched``."""
 
     @staticmethod
     def forward(ctx, z, weight, bias, mean, rstd, scale, residual, params, *options):  # type: ignore[no-untyped-def]
@@ -401,8 +399,9 @@ def _norm_binarize_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As ``_differentiate``, but g is empty, (0,), where it would equal dy."""
     options = estimator, training, eps, relu, sync
-    g, *others = _differentiate(dy, dyb, y, z, weight, mean, rstd, scale, params, *options)
-    return z.new_empty(0) if dyb is None else g, *others
+    saved = y, z, weight, mean, rstd, scale, params
+    g, dz, sums, dscale = _differentiate(dy, dyb, *saved, *options)
+    return z.new_empty(0) if dyb is None else g, dz, sums, dscale
 
 
 @_norm_binarize_backward.register_fake
@@ -422,7 +421,9 @@ def _keep(ctx, y, tensors, options, has_residual) -> None:  # type: ignore[no-un
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, dy, dyb, differentiate):  # type: ignore[no-untyped-def]
+def _gradients(
+    ctx: Any, dy: Tensor | None, dyb: Tensor | None, differentiate: Callable[..., Any]
+) -> tuple[Tensor | None, ...]:
     """The gradients of the 13 arguments of ``reste::norm_binarize``."""
     dyb = dyb if ctx.options[0] else None
     if dy is None and dyb is None:

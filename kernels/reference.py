@@ -50,15 +50,19 @@ def binarize_weights(weights: list[Tensor], dtype: torch.dtype) -> tuple[Tensor,
 
 
 def binarize_weights_backward(
-    dsigns: Tensor, dscales: Tensor, weights: list[Tensor], params: Tensor, estimator: str
+    dsigns: Sequence[Tensor],
+    dscales: Sequence[Tensor],
+    weights: list[Tensor],
+    params: Tensor,
+    estimator: str,
 ) -> Tensor:
     """dsign h(w) + dscale / n sign(w) of flat weights of n elements each, joined to one tensor.
 
     In the second term sign(0) is 0.
     """
-    dw = weights[0].new_empty(len(dsigns))
     sizes = [len(w) for w in weights]
-    parts = zip(dw.split(sizes), dsigns.split(sizes), dscales, weights, strict=True)
+    dw = weights[0].new_empty(sum(sizes))
+    parts = zip(dw.split(sizes), dsigns, dscales, weights, strict=True)
     for part, dsign, dscale, w in parts:
         part.copy_(binarize_backward(dsign, w, params, estimator))
         part.addcmul_(w.sgn(), dscale, value=1 / len(w))
@@ -136,7 +140,7 @@ def tally(
     logits: Tensor,
     labels: Tensor,
     loss: Tensor,
-    bad: Tensor | None,
+    everywhere: Tensor | None,
     top: int,
 ) -> None:
     """Add a batch to ``sums`` (4,) and a step to ``watch`` (4,), or (0,) to watch no step.
@@ -151,7 +155,7 @@ def tally(
     batch = torch.cat([loss.double()[None] * counted[2], counted])
     sums.add_(torch.where(loss.isfinite(), batch, 0))
     if len(watch):
-        is_bad = loss.isfinite().logical_not() if bad is None else bad != 0
+        is_bad = (loss if everywhere is None else everywhere).isfinite().logical_not()
         step, in_a_row, longest, first = watch.unbind()
         in_a_row.add_(1).mul_(is_bad)
         longest.copy_(torch.maximum(longest, in_a_row))

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels import reference
-from kernels._triton import arrivals, is_last, jit, tl, uses_triton
+from kernels._triton import arrivals, is_last, is_watched, jit, tl, uses_triton
 from kernels.estimators import get_estimator
 from kernels.sign import check_params
 
@@ -62,7 +62,7 @@ def binarize_weights(
         raise ValueError(f"weights are {first.dtype}; keep them in float32 or float64")
     check_params(params, first.device, estimator)
     dtype = dtype or first.dtype
-    if torch.compiler.is_compiling() or not uses_triton(first):
+    if is_watched() or not uses_triton(first):
         signs, scales = _binarize_weights(_flat(weights), params, estimator, dtype)
         return _parts(signs, weights), list(scales.unbind())
     results = _BinarizeWeights.apply(params, estimator, dtype, *weights)
@@ -90,15 +90,18 @@ def _forward(weights: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]
 
 
 def _backward(
-    dsigns: Tensor, dscales: Tensor, weights: list[Tensor], params: Tensor, estimator: str
+    dsigns: Sequence[Tensor],
+    dscales: Sequence[Tensor],
+    weights: list[Tensor],
+    params: Tensor,
+    estimator: str,
 ) -> Tensor:
-    compute = launch_backward if uses_triton(dsigns) else reference.binarize_weights_backward
+    compute = launch_backward if uses_triton(weights[0]) else reference.binarize_weights_backward
     return compute(dsigns, dscales, weights, params, estimator)
 
 
 class _BinarizeWeights(torch.autograd.Function):
-    """The op ``reste::binarize_weights`` without the registration, which costs the host more time
-    than the launches. Only whoever traces a program needs that."""
+    """The op ``reste::binarize_weights`` without the registration: see ``is_watched``."""
 
     @staticmethod
     def forward(ctx, params, estimator, dtype, *weights):  # type: ignore[no-untyped-def]
@@ -111,10 +114,8 @@ class _BinarizeWeights(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
         params, *weights = ctx.saved_tensors
-        dsigns = torch.cat(_flat(grads[: len(weights)]))
-        dscales = torch.stack(grads[len(weights) :])
-        flat = _flat(weights)
-        dw = _backward(dsigns, dscales, flat, params, ctx.estimator)
+        dsigns, dscales = _flat(grads[: len(weights)]), grads[len(weights) :]
+        dw = _backward(dsigns, dscales, _flat(weights), params, ctx.estimator)
         return None, None, None, *_parts(dw, weights)
 
 
@@ -131,7 +132,8 @@ def _binarize_weights_backward(
     dsigns: Tensor, dscales: Tensor, weights: list[Tensor], params: Tensor, estimator: str
 ) -> Tensor:
     """The gradients of all flat weights, one after the other, in the weights' dtype."""
-    return _backward(dsigns.contiguous(), dscales.contiguous(), weights, params, estimator)
+    parts = dsigns.contiguous().split([len(w) for w in weights])
+    return _backward(parts, dscales.unbind(), weights, params, estimator)
 
 
 @_binarize_weights.register_fake
@@ -204,21 +206,28 @@ def launch_forward(weights: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, T
 
 
 def launch_backward(
-    dsigns: Tensor, dscales: Tensor, weights: list[Tensor], params: Tensor, estimator: str
+    dsigns: Sequence[Tensor],
+    dscales: Sequence[Tensor],
+    weights: list[Tensor],
+    params: Tensor,
+    estimator: str,
 ) -> Tensor:
-    """``reference.binarize_weights_backward`` in Triton."""
+    """``reference.binarize_weights_backward`` in Triton.
+
+    The gradients are read where they lie: joined, they would be written and read once more.
+    """
     chunks, layers = _tables_of(weights)
-    dw = weights[0].new_empty(len(dsigns))
+    dw = weights[0].new_empty(sum(map(len, weights)))
     _backward_kernel[(len(chunks),)](
-        *(chunks, layers, dsigns, dscales, params.float(), dw),
+        *(chunks, layers, tuple(dsigns), tuple(dscales), params.float(), dw),
         FACTOR=get_estimator(estimator).triton_factor,
-        ALIGNED=_aligned(weights),
+        ALIGNED=_aligned(weights) and _aligned(dsigns),
         BLOCK=BLOCK,
     )
     return dw
 
 
-def _aligned(weights: list[Tensor]) -> bool:
+def _aligned(weights: Sequence[Tensor]) -> bool:
     """Whether every weight begins at a multiple of 16 elements of the flat signs and of 16 bytes of
     memory, so that a thread can load several elements at once."""
     return all(len(w) % 16 == 0 and w.data_ptr() % 16 == 0 for w in weights)
@@ -285,11 +294,20 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
 
 
 @jit
+def _pointer(pointers, layer):  # type: ignore[no-untyped-def]
+    """The one of the launch's ``pointers`` that is of ``layer``."""
+    address = pointers[0].to(tl.int64)
+    for i in tl.static_range(1, len(pointers)):
+        address = tl.where(layer == i, pointers[i].to(tl.int64), address)
+    return address.to(pointers[0].dtype)
+
+
+@jit
 def _backward_kernel(  # type: ignore[no-untyped-def]
     chunks_ptr,
     layers_ptr,
-    dsigns_ptr,
-    dscales_ptr,
+    dsign_ptrs,
+    dscale_ptrs,
     params_ptr,
     dw_ptr,
     FACTOR: tl.constexpr,
@@ -297,9 +315,13 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
 ):
     w_ptr, first, count, layer = _chunk(chunks_ptr, ALIGNED)
+    begin = tl.load(layers_ptr + 3 * layer)
+    dsign_ptr = _pointer(dsign_ptrs, layer) + (tl.program_id(0) - begin) * BLOCK
+    if ALIGNED:
+        dsign_ptr = tl.multiple_of(dsign_ptr, 16)
     w = _load(w_ptr, count, BLOCK)
-    dsign = _load(dsigns_ptr + first, count, BLOCK).to(tl.float32)
-    dscale = tl.load(dscales_ptr + layer) / tl.load(layers_ptr + 3 * layer + 2)
+    dsign = _load(dsign_ptr, count, BLOCK).to(tl.float32)
+    dscale = tl.load(_pointer(dscale_ptrs, layer)) / tl.load(layers_ptr + 3 * layer + 2)
     slope = tl.where(w > 0, dscale, tl.where(w < 0, -dscale, 0.0))
     dw = tl.where(w == w, dsign * FACTOR(w, params_ptr) + slope, w)  # a NaN stays a NaN
     _store(dw_ptr + first, dw, count, BLOCK)

@@ -74,10 +74,10 @@ class Sums:
         labels: Tensor,
         loss: Tensor,
         watch: Tensor | None = None,
-        bad: Tensor | None = None,
+        everywhere: Tensor | None = None,
     ) -> None:
         """Add a batch, and its step to ``watch``: see ``kernels.tally``."""
-        tally(self.counted, logits, labels, loss, watch, bad)
+        tally(self.counted, logits, labels, loss, watch, everywhere)
         for place, metric in enumerate(self.further, len(self.counted)):
             assert metric.sum is not None, f"metric {metric.name} has no sum"
             total = metric.sum(logits, labels).to(torch.float64)

@@ -134,8 +134,8 @@ class Trainer:
         loss = cross_entropy(logits, batch.labels, self.config.train.label_smoothing)
         state.scaler.scale(loss).backward()
         logits, loss = logits.detach(), loss.detach()
-        bad = state.watch.is_bad(loss)
-        state.sums.update(logits, batch.labels, loss, state.watch.counts, bad)
+        everywhere = state.watch.everywhere(loss)
+        state.sums.update(logits, batch.labels, loss, state.watch.counts, everywhere)
         state.watch.keep_statistics()
         if state.indicators:
             state.scaler.unscale_(state.optimizer)

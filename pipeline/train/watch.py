@@ -29,12 +29,10 @@ class Watch:
         """Let the next step be number ``step`` of the training."""
         self.counts[0].fill_(step)
 
-    def is_bad(self, loss: Tensor) -> Tensor | None:
-        """How many of several processes have a ``loss`` that is not finite, 0-dim int32; None for
-        one process, whose loss says it itself."""
-        if processes.size() == 1:
-            return None
-        return processes.sum_((~loss.isfinite()).to(torch.int32))
+    def everywhere(self, loss: Tensor) -> Tensor | None:
+        """The sum of the losses of several processes, 0-dim, which is not finite if any of them is
+        not; None for one process, whose ``loss`` says it itself."""
+        return None if processes.size() == 1 else processes.sum_(loss.clone())
 
     def keep_statistics(self) -> None:
         """Take the running statistics of a good step over, or put the old ones back."""

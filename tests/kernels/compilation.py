@@ -42,9 +42,9 @@ class Usage(NamedTuple):
 def job(kernel, num_warps=4, *, num_stages=3, archs=ARCHS, **arguments):
     """One kernel to compile for ``archs``, as plain data.
 
-    ``arguments`` holds the type of each pointer or number ("*fp32", "*u8", "i32") and the value of
-    each constexpr. A pointer that is not given is None. ``kernel`` and constexpr functions may be
-    Triton functions of a module or their names, "module:name".
+    ``arguments`` holds the type of each pointer or number ("*fp32", "*u8", "i32"; a list of them
+    for a tuple) and the value of each constexpr. A pointer that is not given is None. ``kernel``
+    and constexpr functions may be Triton functions of a module or their names, "module:name".
     """
     arguments = {key: _name(value) for key, value in arguments.items()}
     options = {"num_warps": num_warps, "num_stages": num_stages}
@@ -86,9 +86,12 @@ def _compile(arch, job):
         if parameter.is_constexpr or value is None:
             signature[parameter.name], constants[(place,)] = "constexpr", _resolve(value)
             continue
-        signature[parameter.name] = value
-        if value.startswith("*"):
-            aligned[(place,)] = [["tt.divisibility", 16]]  # as torch allocates
+        signature[parameter.name] = tuple(value) if isinstance(value, list) else value
+        pointers = (
+            [(place, i) for i in range(len(value))] if isinstance(value, list) else [(place,)]
+        )
+        if value[0].startswith("*"):  # aligned as torch allocates
+            aligned |= dict.fromkeys(pointers, [["tt.divisibility", 16]])
     source = ASTSource(function, signature, constants, aligned)
     target = GPUTarget("cuda", arch, 32)
     cubin = compile(source, target=target, options=job["options"]).asm["cubin"]

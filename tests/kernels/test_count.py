@@ -78,10 +78,10 @@ def test_another_process_can_be_the_bad_one():
     sums, watch = torch.zeros(4, dtype=torch.float64), torch.tensor([4, 1, 1, 2])
     batch = torch.eye(3), torch.arange(3), torch.tensor(1.0)
     state = [t.to(DEVICE) for t in (sums, watch)]
-    one = torch.tensor(1, dtype=torch.int32, device=DEVICE)
-    tally(state[0], *(t.to(DEVICE) for t in batch), state[1], one)
+    everywhere = torch.tensor(torch.nan, device=DEVICE)
+    tally(state[0], *(t.to(DEVICE) for t in batch), state[1], everywhere)
     assert state[0].tolist() == [3, 3, 3, 3] and state[1].tolist() == [5, 2, 2, 2]
-    tally(state[0], *(t.to(DEVICE) for t in batch), state[1], one - 1)
+    tally(state[0], *(t.to(DEVICE) for t in batch), state[1], everywhere.fill_(3))
     assert state[1].tolist() == [6, 0, 2, 2]
 
 
@@ -121,11 +121,11 @@ def test_is_one_registered_op():
 
 def gpu_jobs():
     state = {"sums_ptr": "*fp64", "labels_ptr": "*i64", "rows": "i32", "classes": "i32", "TOP": 5}
-    every = {**state, "loss_ptr": "*fp32", "watch_ptr": "*i64", "bad_ptr": "*i32"}
+    every = {**state, "loss_ptr": "*fp32", "watch_ptr": "*i64", "everywhere_ptr": "*fp32"}
     tiles = [{"BLOCK_M": 256, "BLOCK_C": 16}, {"BLOCK_M": 4, "BLOCK_C": 1024}]
     jobs = [job(op._kernel, **every, logits_ptr=t, **tile) for t in TYPES for tile in tiles]
     # The watch is scalar code, whatever the logits are.
-    for missing in ({"bad_ptr": None}, {"bad_ptr": None, "watch_ptr": None}):
+    for missing in ({"everywhere_ptr": None}, {"everywhere_ptr": None, "watch_ptr": None}):
         jobs.append(job(op._kernel, **every | missing, logits_ptr="*fp32", **tiles[0]))
     return jobs
 

@@ -122,13 +122,14 @@ def test_registration_passes_opcheck(where):
 def gpu_jobs():
     tables = {"chunks_ptr": "*i64", "layers_ptr": "*i64", "ALIGNED": True, "BLOCK": op.BLOCK}
     scales = {"partials_ptr": "*fp32", "arrivals_ptr": "*i32", "scales_ptr": "*fp32"}
-    grads = {"dscales_ptr": "*fp32", "params_ptr": "*fp32", "dw_ptr": "*fp32"}
+    grads = {"dscale_ptrs": ["*fp32"] * 16, "params_ptr": "*fp32", "dw_ptr": "*fp32"}
     jobs = []
     for t in TYPES:
         jobs.append(job(op._forward_kernel, **tables, **scales, signs_ptr=t))
         for estimator in ESTIMATORS.values() if t == "*fp32" else [ESTIMATORS["reste"]]:
             factor = estimator.triton_factor
-            jobs.append(job(op._backward_kernel, **tables, **grads, dsigns_ptr=t, FACTOR=factor))
+            more = {**tables, **grads, "dsign_ptrs": [t] * 16, "FACTOR": factor}
+            jobs.append(job(op._backward_kernel, **more))
     return jobs
 
 

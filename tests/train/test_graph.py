@@ -195,7 +195,9 @@ def test_what_stands_in_the_way(monkeypatch, caplog, overrides, device, word):
         graph.make_graphs(choices["true"], device)
 
 
-@pytest.mark.parametrize(("backend", "word"), [("gloo", "over the host"), ("cpu:gloo,cuda:nccl", None)])
+@pytest.mark.parametrize(
+    ("backend", "word"), [("gloo", "over the host"), ("cpu:gloo,cuda:nccl", None)]
+)
 def test_several_processes_are_captured_over_nccl(monkeypatch, backend, word):
     monkeypatch.setattr(processes, "size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "get_backend_config", lambda: backend)
