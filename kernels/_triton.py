@@ -44,7 +44,7 @@ def is_watched() -> bool:
     They see registered ops only. Otherwise kernels are launched without going through those, which
     cost the host more time than the launches.
     """
-    return torch.compiler.is_compiling() or torch.autograd._profiler_enabled()
+    return torch.compiler.is_compiling() or torch._C._autograd._profiler_enabled()
 
 
 def arrivals(like: torch.Tensor) -> torch.Tensor:
@@ -52,7 +52,8 @@ def arrivals(like: torch.Tensor) -> torch.Tensor:
 
     Kernels of one stream never overlap, so all of them share one tensor.
     """
-    stream = torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0
+    # torch.cuda.current_stream takes ten times as long.
+    stream = torch._C._cuda_getCurrentRawStream(like.get_device()) if like.is_cuda else 0
     return _arrivals(like.device, stream)
 
 

@@ -59,7 +59,9 @@ def _cut(z: Tensor, tile: int) -> Grid:
 
 
 def _partials(grid: Grid, like: Tensor) -> Tensor:
-    return like.new_empty((2, grid.programs, grid.channels), dtype=torch.float32)
+    """Room for two numbers of every channel from every program, (2, programs, C)."""
+    shape = 2, grid.programs, grid.channels
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
 
 
 def launch_statistics(
@@ -100,7 +102,7 @@ def _launch_statistics(z: Tensor, sums: Tensor | None, *arguments: Any) -> None:
     *others, relu = arguments
     grid = _cut(z, SPAN_TILE)
     _statistics_kernel[(grid.programs, grid.columns)](
-        *(z, *_partials(grid, z), arrivals(z), sums, *others),
+        *(z, _partials(grid, z), arrivals(z), sums, *others),
         *(grid.rows, grid.channels, grid.span),
         RELU=relu,
         num_warps=8,
@@ -177,7 +179,7 @@ def launch_reduce(
     grid = _cut(z, SPAN_TILE)
     _reduce_kernel[(grid.programs, grid.columns)](
         *(dy, dyb, y, z, mean, rstd, params.float(), g),
-        *(*_partials(grid, z), arrivals(z), sums, packed),
+        *(_partials(grid, z), arrivals(z), sums, packed),
         *(grid.rows, grid.channels, grid.span),
         FACTOR=None if dyb is None else get_estimator(estimator).triton_factor,
         RELU=relu,
@@ -234,7 +236,6 @@ def _rectify(z, RELU: tl.constexpr):  # type: ignore[no-untyped-def]
 def _statistics_kernel(  # type: ignore[no-untyped-def]
     z_ptr,
     means_ptr,
-    squares_ptr,
     arrivals_ptr,
     sums_ptr,
     scale_ptr,
@@ -259,6 +260,8 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
     if there are running ones; else mean and squared deviations.
     """
     program = tl.program_id(0)
+    programs = tl.num_programs(0)
+    squares_ptr = means_ptr + programs * channels
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     here = c < channels
     line = tl.arange(0, BLOCK_M)
@@ -284,7 +287,6 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
     to = program.to(tl.int64) * channels + c
     tl.store(means_ptr + to, shift + offset, mask=here)
     tl.store(squares_ptr + to, tl.sum(squares, 0) - offset * offset * count, mask=here)
-    programs = tl.num_programs(0)
     if is_last(arrivals_ptr + tl.program_id(1), programs):
         mean, deviations = _combine(
             means_ptr, squares_ptr, c, here, programs, rows, channels, span, BLOCK_M, BLOCK_C
@@ -452,7 +454,6 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
     params_ptr,
     g_ptr,
     partial_g_ptr,
-    partial_gx_ptr,
     arrivals_ptr,
     sums_ptr,
     packed_ptr,
@@ -470,6 +471,8 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
     channels to come there adds them up.
     """
     program = tl.program_id(0)
+    programs = tl.num_programs(0)
+    partial_gx_ptr = partial_g_ptr + programs * channels
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     here = c < channels
     line = tl.arange(0, BLOCK_M)
@@ -498,7 +501,6 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
     tl.store(partial_g_ptr + to, tl.sum(sum_g, 0), mask=here)
     rstd = tl.load(rstd_ptr + c, mask=here, other=0.0)
     tl.store(partial_gx_ptr + to, tl.sum(sum_gx, 0) * rstd, mask=here)
-    programs = tl.num_programs(0)
     if is_last(arrivals_ptr + tl.program_id(1), programs):
         sum_g = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
         sum_gx = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)

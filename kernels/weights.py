@@ -74,30 +74,22 @@ def _flat(maps: Sequence[Tensor]) -> list[Tensor]:
     return [t.permute(0, 2, 3, 1).reshape(-1) for t in maps]
 
 
+def _laid_out(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Each as a channels_last tensor, a copy where it is none."""
+    layout = torch.channels_last
+    return [t if t.is_contiguous(memory_format=layout) else t.contiguous(memory_format=layout)
+            for t in maps]  # fmt: skip
+
+
 def _parts(joined: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """The parts of ``joined``, one after the other in the shapes of ``like``, channels_last."""
-    parts = joined.split([t.numel() for t in like])
-    shaped = []
-    for part, t in zip(parts, like, strict=True):
+    parts, at = [], 0
+    for t in like:
         o, i, height, width = t.shape
-        shaped.append(part.view(o, height, width, i).permute(0, 3, 1, 2))
-    return shaped
-
-
-def _forward(weights: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    compute = launch_forward if uses_triton(weights[0]) else reference.binarize_weights
-    return compute(weights, dtype)
-
-
-def _backward(
-    dsigns: Sequence[Tensor],
-    dscales: Sequence[Tensor],
-    weights: list[Tensor],
-    params: Tensor,
-    estimator: str,
-) -> Tensor:
-    compute = launch_backward if uses_triton(weights[0]) else reference.binarize_weights_backward
-    return compute(dsigns, dscales, weights, params, estimator)
+        strides = i * height * width, 1, i * width, i
+        parts.append(joined.as_strided(t.shape, strides, at))
+        at += o * strides[0]
+    return parts
 
 
 class _BinarizeWeights(torch.autograd.Function):
@@ -107,16 +99,18 @@ class _BinarizeWeights(torch.autograd.Function):
     def forward(ctx, params, estimator, dtype, *weights):  # type: ignore[no-untyped-def]
         ctx.estimator = estimator
         ctx.save_for_backward(params, *weights)
-        signs, scales = _forward(_flat(weights), dtype)
-        return *_parts(signs, weights), *scales.unbind()
+        laid_out = _laid_out(weights)
+        signs, scales = launch_forward(laid_out, dtype)
+        return *_parts(signs, laid_out), *scales.unbind()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
         params, *weights = ctx.saved_tensors
-        dsigns, dscales = _flat(grads[: len(weights)]), grads[len(weights) :]
-        dw = _backward(dsigns, dscales, _flat(weights), params, ctx.estimator)
-        return None, None, None, *_parts(dw, weights)
+        laid_out, n = _laid_out(weights), len(weights)
+        dsigns, dscales = _laid_out(grads[:n]), grads[n:]
+        dw = launch_backward(dsigns, dscales, laid_out, params, ctx.estimator)
+        return None, None, None, *_parts(dw, laid_out)
 
 
 @torch.library.custom_op("reste::binarize_weights", mutates_args=())
@@ -124,7 +118,8 @@ def _binarize_weights(
     weights: list[Tensor], params: Tensor, estimator: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The signs of all flat weights, one after the other, and the scales (layers,)."""
-    return _forward(weights, dtype)
+    compute = launch_forward if uses_triton(weights[0]) else reference.binarize_weights
+    return compute(weights, dtype)
 
 
 @torch.library.custom_op("reste::binarize_weights_backward", mutates_args=())
@@ -133,7 +128,8 @@ def _binarize_weights_backward(
 ) -> Tensor:
     """The gradients of all flat weights, one after the other, in the weights' dtype."""
     parts = dsigns.contiguous().split([len(w) for w in weights])
-    return _backward(parts, dscales.unbind(), weights, params, estimator)
+    compute = launch_backward if uses_triton(weights[0]) else reference.binarize_weights_backward
+    return compute(parts, dscales.unbind(), weights, params, estimator)
 
 
 @_binarize_weights.register_fake
@@ -185,17 +181,16 @@ def _tables(
 
 
 def _tables_of(weights: list[Tensor]) -> tuple[Tensor, Tensor]:
-    w = weights[0]
-    return _tables(
-        tuple(w.data_ptr() for w in weights), tuple(map(len, weights)), w.itemsize, w.device
-    )
+    addresses = tuple(w.data_ptr() for w in weights)
+    sizes = tuple(w.numel() for w in weights)
+    return _tables(addresses, sizes, weights[0].itemsize, weights[0].device)
 
 
 def launch_forward(weights: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """``reference.binarize_weights`` in Triton."""
+    """``reference.binarize_weights`` in Triton; the weights are flat or channels_last."""
     chunks, layers = _tables_of(weights)
     first = weights[0]
-    signs = first.new_empty(sum(map(len, weights)), dtype=dtype)
+    signs = first.new_empty(sum(w.numel() for w in weights), dtype=dtype)
     partials, scales = first.new_empty(len(chunks)), first.new_empty(len(layers))
     _forward_kernel[(len(chunks),)](
         *(chunks, layers, signs, partials, arrivals(first), scales),
@@ -217,7 +212,7 @@ def launch_backward(
     The gradients are read where they lie: joined, they would be written and read once more.
     """
     chunks, layers = _tables_of(weights)
-    dw = weights[0].new_empty(sum(map(len, weights)))
+    dw = weights[0].new_empty(sum(w.numel() for w in weights))
     _backward_kernel[(len(chunks),)](
         *(chunks, layers, tuple(dsigns), tuple(dscales), params.float(), dw),
         FACTOR=get_estimator(estimator).triton_factor,
@@ -230,7 +225,7 @@ def launch_backward(
 def _aligned(weights: Sequence[Tensor]) -> bool:
     """Whether every weight begins at a multiple of 16 elements of the flat signs and of 16 bytes of
     memory, so that a thread can load several elements at once."""
-    return all(len(w) % 16 == 0 and w.data_ptr() % 16 == 0 for w in weights)
+    return all(w.numel() % 16 == 0 and w.data_ptr() % 16 == 0 for w in weights)
 
 
 @jit
