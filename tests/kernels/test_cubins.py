@@ -1,0 +1,173 @@
+"""The machine code of the kernels, for an H100: it needs no card.
+
+A kernel that streams maps must read and write them in vectors of 64 or 128 bits, keep its values in
+registers, and spend few instructions on an element. The jobs here are as a training in fp16
+launches them: numbers of rows and channels are multiples of 16, and the compiler knows it.
+"""
+
+import ast
+from typing import NamedTuple
+
+import pytest
+
+from kernels import ESTIMATORS, crop, norm_triton, packing, sign, weights
+from tests import ROOT
+from tests.kernels.assembly import VECTOR, WIDTHS, parse
+from tests.kernels.compilation import job
+from tests.kernels.conftest import QUICK
+
+triton = pytest.importorskip("triton")
+
+MODULES = {module.__name__: module for module in (crop, norm_triton, packing, sign, weights)}
+NUMBERS = ("rows", "span", "n", "channels")
+RESTE = ESTIMATORS["reste"].triton_factor
+THREADS = 128  # of a program: four warps
+
+
+class Limit(NamedTuple):
+    """What the code of one kernel may be."""
+
+    instructions: float  # for an element: in the main loop, else in the whole kernel
+    read: int  # bytes of maps that are read for an element
+    elements: int  # of a program
+    narrow_loads: int = 0  # of less than 64 bits
+    narrow_stores: int = 0
+
+
+# ------------------------------------------------------------------- the limits, to be brought up
+# to date by whoever changes them on purpose: a higher one needs a reason.
+
+TILE = norm_triton.TILE
+LIMITS = {
+    # Two sums a channel are stored one by one.
+    "kernels.norm_triton:_statistics_kernel": Limit(9.0, 2, TILE, narrow_stores=2),
+    "kernels.norm_triton:_forward_kernel": Limit(20.2, 4, TILE),
+    # Its narrow loads are the estimator's three parameters.
+    "kernels.norm_triton:_reduce_kernel": Limit(57.1, 8, TILE, narrow_loads=3, narrow_stores=2),
+    "kernels.norm_triton:_backward_kernel": Limit(22.5, 4, TILE),
+    "kernels.sign:_forward_kernel": Limit(7.3, 2, sign.BLOCK),
+    "kernels.sign:_backward_kernel": Limit(49.2, 4, sign.BLOCK, narrow_loads=3),
+    # A thread has the bits of a byte, and bytes of four places.
+    "kernels.packing:_pack_kernel": Limit(7.1, 2, packing.BLOCK, narrow_stores=4),
+    "kernels.packing:_unpack_kernel": Limit(6.0, 0, packing.BLOCK, narrow_loads=4),
+    # Pixels come from anywhere, and mean and std are read for each.
+    "kernels.crop:_kernel": Limit(70.7, 0, crop.BLOCK, narrow_loads=27),
+    # Weights lie at addresses that the kernel reads from a table: scalars, still.
+    "kernels.weights:_forward_kernel": Limit(17.7, 0, weights.BLOCK, 16, 17),
+    "kernels.weights:_backward_kernel": Limit(60.0, 0, weights.BLOCK, 36, 16),
+}
+TRITON = "3.8"  # instructions are counted with this version, since each has its own assembler
+# These see no map: sums of a few kilobytes, and the logits.
+SMALL = {
+    "kernels.norm_triton:_combine_statistics_kernel",
+    "kernels.norm_triton:_combine_sums_kernel",
+    "kernels.weights:_scale_kernel",
+    "kernels.count:_kernel",
+}
+
+# -------------------------------------------------------------------
+
+on_an_h100 = pytest.mark.parametrize("usages", [QUICK], indirect=True, ids=["H100"])
+
+
+def gpu_jobs():
+    maps = ("z", "y", "yb", "residual", "dy", "dyb", "g", "dz", "x", "grad", "dx", "dsigns")
+    known = {f"{name}_ptr": "*fp16" for name in (*maps, "signs")}
+    vectors = ("weight", "bias", "mean", "rstd", "squares", "sum_g", "sum_gx", "params", "std")
+    vectors = (*vectors, "partials", "dscales", "dw", "own_sum_g", "own_sum_gx", "dscale")
+    known |= {f"{name}_ptr": "*fp32" for name in vectors}
+    known |= {"chunks_ptr": "*i64", "layers_ptr": "*i64", "index_ptr": "*i64"}
+    known |= {"images_ptr": "*u8", "packed_ptr": "*u8", "count_ptr": "*fp32", "eps": "fp32"}
+    known |= {"top_ptr": "*i64", "left_ptr": "*i64", "flip_ptr": "*i1", "scale_ptr": "*fp32"}
+    known |= dict.fromkeys(NUMBERS, "i32")
+    known |= {"RELU": True, "HAS_RESIDUAL": True, "SIGN": True, "HAS_DY": True, "FACTOR": RESTE}
+    known |= {"COUNTED": False, "TRAINING": True, "ALL_C": 64, "BLOCK_C": 64}
+    known |= {"BLOCK_M": norm_triton.TILE // 64, "H": 32, "W": 32, "C": 3, "PADDING": crop.PADDING}
+    jobs = []
+    for name, limit in LIMITS.items():
+        module, kernel = name.split(":")
+        function = getattr(MODULES[module], kernel)
+        every = known | {"BLOCK": limit.elements}
+        if module == "kernels.norm_triton":
+            every["scale_ptr"] = None
+        arguments = {key: value for key, value in every.items() if key in function.arg_names}
+        options = {"archs": QUICK, "divisible": NUMBERS, "read_code": True}
+        jobs.append(job(function, **options, **arguments))
+    return jobs
+
+
+def instructions_per_element(usage):
+    """In the main loop, whose passes the compiler may have unrolled; else in the whole kernel."""
+    code, limit = usage.code, LIMITS[usage.kernel]
+    assert code
+    if code.loop_bytes:
+        return code.loop_instructions / (code.loop_bytes / limit.read)
+    return code.instructions / (limit.elements / THREADS)
+
+
+def in_vectors(counts):
+    """The bytes of all accesses of 64 bits and more."""
+    return sum(n * width // 8 for n, width in zip(counts, WIDTHS, strict=True) if width >= VECTOR)
+
+
+def narrow(counts):
+    return sum(n for n, width in zip(counts, WIDTHS, strict=True) if width < VECTOR)
+
+
+@on_an_h100
+def test_maps_move_in_vectors(usages):
+    for usage in usages:
+        code, limit = usage.code, LIMITS[usage.kernel]
+        found = narrow(code.loads), narrow(code.stores)
+        assert found[0] <= limit.narrow_loads and found[1] <= limit.narrow_stores, usage
+        assert in_vectors(code.loads) >= limit.read * limit.elements / THREADS, usage
+
+
+@on_an_h100
+def test_values_stay_in_registers(usages):
+    assert [usage for usage in usages if usage.spilled or usage.code.local] == []
+
+
+@on_an_h100
+@pytest.mark.skipif(
+    not triton.__version__.startswith(f"{TRITON}."), reason=f"counted with Triton {TRITON} only"
+)
+def test_instructions_of_an_element(usages):
+    counts = {usage.kernel: round(instructions_per_element(usage), 2) for usage in usages}
+    assert counts.keys() == LIMITS.keys()
+    assert {k: n for k, n in counts.items() if n > LIMITS[k].instructions} == {}
+
+
+def test_every_kernel_has_a_limit():
+    """All functions that Triton compiles for themselves: their names end with kernel."""
+    found = {
+        f"kernels.{path.stem}:{node.name}"
+        for path in (ROOT / "kernels").glob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel")
+    }
+    assert found == LIMITS.keys() | SMALL
+
+
+def test_the_code_is_read_as_it_stands():
+    code = parse(
+        """
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/              @!P0 LDG.E.U8 R3, desc[UR4][R2.64] ;
+.L_x_0:
+        /*0020*/               @P1 LDG.E.EF.128 R4, desc[UR4][R2.64] ;
+        /*0030*/                   LDG.E R8, desc[UR4][R2.64] ;
+        /*0040*/                   LDGSTS.E.BYPASS.128 [R9], desc[UR4][R2.64] ;
+        /*0050*/                   STG.E.U16 desc[UR4][R2.64], R4 ;
+        /*0060*/               @P0 BRA `(.L_x_0) ;
+        /*0070*/                   STL.64 [R1], R4 ;
+        /*0080*/                   STG.E.64 desc[UR4][R2.64], R4 ;
+        /*0090*/                   EXIT ;
+.L_x_1:
+        /*00a0*/                   BRA `(.L_x_1);
+        /*00b0*/                   NOP;
+"""
+    )
+    assert code.loads == [1, 0, 1, 0, 2] and code.stores == [0, 1, 0, 1, 0]
+    assert code.local == 1 and code.instructions == 11
+    assert (code.loop_instructions, code.loop_bytes) == (5, 32)
