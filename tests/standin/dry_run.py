@@ -4,8 +4,8 @@
 
 prints one line of JSON. ``launches`` counts what a step queues on streams, by name in ``kernels``;
 for a captured step that is its replay, and ``nodes`` counts what its graph holds, by name in
-``graph``. CONFIG ``torchvision`` is that library's plain resnet18 in fp16. With ``--table``, the
-counts are printed by line, for people.
+``graph``. CONFIG ``torchvision`` is that library's plain resnet18 in fp16. ``--origins`` adds the
+operators and lines that the launches come from; with ``--table``, people can read it all.
 """
 
 import argparse
@@ -23,9 +23,12 @@ from tests.standin import build
 Result = dict[str, Any]
 
 
-def case(config: str, *overrides: str, captured: bool = False) -> dict[str, Any]:
+def case(
+    config: str, *overrides: str, captured: bool = False, origins: bool = False
+) -> dict[str, Any]:
     """One step to look at, as plain data."""
-    return {"config": config, "overrides": list(overrides), "captured": captured}
+    asked = {"config": config, "overrides": list(overrides)}
+    return {**asked, "captured": captured, "origins": origins}
 
 
 def dry_run(cases: list[dict[str, Any]], ranks: int = 1) -> list[list[Result]]:
@@ -70,6 +73,7 @@ def table(result: Result) -> str:
     """The counts of ``result``, one a line."""
     lines = [f"{count:6} {name}" for name, count in result["kernels"].items()]
     lines += [f"{count:6} in the graph: {name}" for name, count in result["graph"].items()]
+    lines += [f"{count:6} from {origin}" for origin, count in result["origins"].items()]
     for what in ("waits", "layout_copies", "violations"):
         lines += [f"{what}: {result[what] or 'none'}"]
     lines += [
@@ -87,13 +91,20 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--captured", action="store_true", help="as replays of a CUDA graph")
     parser.add_argument("--ranks", type=int, choices=(1, 2), default=1, help="processes")
+    parser.add_argument("--origins", action="store_true", help="and the lines they come from")
     parser.add_argument("--table", action="store_true", help="lines for people, no JSON")
     given = parser.parse_intermixed_args()
+    if given.config != "torchvision" and not (ROOT / f"configs/{given.config}.yaml").is_file():
+        parser.error(f"there is no configs/{given.config}.yaml")
     if reason := build.obstacle():
         print(f"error: {reason}", file=sys.stderr)
         return 2
-    asked = case(given.config, *given.overrides, captured=given.captured)
-    (results,) = dry_run([asked], given.ranks)
+    asked = case(given.config, *given.overrides, captured=given.captured, origins=given.origins)
+    try:
+        (results,) = dry_run([asked], given.ranks)
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     first = results[0]
     first["alike"] = all(each["collectives"] == first["collectives"] for each in results)
     print(table(first) if given.table else json.dumps(first))

@@ -29,6 +29,7 @@ from pipeline.train.metrics import cross_entropy
 from pipeline.train.trainer import Trainer
 from tests import ROOT
 from tests.standin import device as standin
+from tests.standin.origins import origins
 
 # DDP looks at the clock, and waits for the device, in its first ten steps.
 SETTLED = 16
@@ -167,6 +168,7 @@ def measure(case: dict) -> dict:
         step()
         found = standin.report()
         seconds = [_cpu_seconds(step) for _ in range(TIMED)]
+        found_origins = origins(step) if case["origins"] else {}
     return {
         **case,
         "rank": processes.rank(),
@@ -180,6 +182,7 @@ def measure(case: dict) -> dict:
         "waits": found.waits,
         "layout_copies": found.layout_copies | graph.layout_copies,
         "collectives": found.collectives or graph.collectives,
+        "origins": found_origins,
         "violations": standin.report().violations,
         "cpu_seconds": statistics.median(seconds),
         "least_cpu_seconds": min(seconds),

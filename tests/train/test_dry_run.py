@@ -10,6 +10,7 @@ import torch
 
 from tests import PATIENCE, ROOT
 from tests.standin import build
+from tests.standin import dry_run as command
 from tests.standin.dry_run import case, dry_run
 
 EAGER, GRAPH = "eager", "graph"
@@ -59,6 +60,7 @@ STEPS = [
     pytest.param(step, id="-".join(map(str, step)), marks=[pytest.mark.slow] * (step.ranks > 1))
     for step in PINNED
 ]
+MEASURED = Step("imagenet_resnet18", "fp16", 1, EAGER)  # for its time and its lines
 PAIRS = [step for step in STEPS if step.values[0].ranks > 1]
 GRAPHS = [step for step in STEPS if step.values[0].way == GRAPH]
 EAGERS = [step for step in STEPS if step.values[0].way == EAGER]
@@ -66,7 +68,7 @@ EAGERS = [step for step in STEPS if step.values[0].way == EAGER]
 
 def as_case(step):
     overrides = [f"train.precision={step.precision}", "data.batch_size=256"]
-    return case(step.config, *overrides, captured=step.way == GRAPH)
+    return case(step.config, *overrides, captured=step.way == GRAPH, origins=step == MEASURED)
 
 
 @pytest.fixture(scope="session")
@@ -136,14 +138,19 @@ def test_all_ranks_make_the_same_collectives(step, results_of):
 
 
 def test_the_host_is_fast_enough(results_of):
-    step = Step("imagenet_resnet18", "fp16", 1, EAGER)
-    (ours,), (plain,) = results_of(step), results_of("yardstick")
+    (ours,), (plain,) = results_of(MEASURED), results_of("yardstick")
     ratio = ours["least_cpu_seconds"] / plain["least_cpu_seconds"]
     print(
         f"host time of a step: ours {ours['least_cpu_seconds'] * 1e3:.1f} ms, "
         f"torchvision's {plain['least_cpu_seconds'] * 1e3:.1f} ms, ratio {ratio:.2f}"
     )
     assert ratio < HOST_RATIO
+
+
+def test_every_launch_has_an_origin(results_of):
+    (result,) = results_of(MEASURED)
+    assert sum(result["origins"].values()) == result["launches"]
+    assert any("norm.py:" in origin for origin in result["origins"])
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +189,40 @@ def test_the_stand_in_notes_what_is_wrong(breach, words, breaches):
 def test_the_stand_in_says_what_it_needs(monkeypatch):
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     assert build.obstacle() == "the stand-in needs g++"
+
+
+RESULT = {"collectives": ["a"], "violations": {}, "kernels": {"b": 2}, "graph": {}, "origins": {}}
+RESULT |= {"waits": {}, "layout_copies": {}, "launches": 2, "nodes": 0}
+RESULT |= {"cpu_seconds": 0.001, "peak_bytes": 2**30}
+
+
+@pytest.mark.parametrize(
+    ("second", "status"),
+    [({}, 0), ({"violations": {"wrong device": 1}}, 1), ({"collectives": ["c"]}, 1)],
+)
+def test_the_command_says_whether_all_is_well(second, status, monkeypatch, capsys):
+    asked = []
+
+    def run(cases, ranks):
+        asked.append((cases, ranks))
+        return [[dict(RESULT), RESULT | second]]
+
+    monkeypatch.setattr(command, "dry_run", run)
+    words = ["dry_run", "imagenet_resnet18", "--ranks", "2", "train.precision=fp16"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert command.main() == status
+    assert json.loads(capsys.readouterr().out)["alike"] == ("collectives" not in second)
+    assert asked == [([case("imagenet_resnet18", "train.precision=fp16")], 2)]
+    monkeypatch.setattr(sys, "argv", [*words, "--table"])
+    assert command.main() == status
+    assert "2 launches, 0 in the graph, 1 collectives" in capsys.readouterr().out
+
+
+def test_the_command_names_what_is_wrong(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dry_run", "imagenet_resnet18", "train.precision=fast"])
+    assert command.main() == 2
+    assert "train.precision is 'fast'" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["dry_run", "nothing"])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "there is no configs/nothing.yaml" in capsys.readouterr().err
