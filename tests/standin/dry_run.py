@@ -74,7 +74,7 @@ def table(result: Result) -> str:
     lines = [f"{count:6} {name}" for name, count in result["kernels"].items()]
     lines += [f"{count:6} in the graph: {name}" for name, count in result["graph"].items()]
     lines += [f"{count:6} from {origin}" for origin, count in result["origins"].items()]
-    for what in ("waits", "layout_copies", "violations"):
+    for what in ("waits", "layout_copies", "strided_copies", "violations"):
         lines += [f"{what}: {result[what] or 'none'}"]
     lines += [
         f"{result['launches']} launches, {result['nodes']} in the graph, "

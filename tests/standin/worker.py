@@ -169,18 +169,20 @@ def measure(case: dict) -> dict:
         found = standin.report()
         seconds = [_cpu_seconds(step) for _ in range(TIMED)]
         found_origins = origins(step) if case["origins"] else {}
+    kernels, nodes = _merged(found.launches), _merged(graph.captured)
     return {
         **case,
         "rank": processes.rank(),
         "ranks": processes.size(),
         "captured_by": capturer,
         "launches": sum(sum(names.values()) for names in found.launches.values()),
-        "kernels": _merged(found.launches),
+        "kernels": kernels,
         "nodes": sum(sum(names.values()) for names in graph.captured.values()),
-        "graph": _merged(graph.captured),
+        "graph": nodes,
         "copies": found.launches.get("copy", {}) | graph.captured.get("copy", {}),
         "waits": found.waits,
         "layout_copies": found.layout_copies | graph.layout_copies,
+        "strided_copies": _strided_copies(kernels) + _strided_copies(nodes),
         "collectives": found.collectives or graph.collectives,
         "origins": found_origins,
         "violations": standin.report().violations,
@@ -207,6 +209,15 @@ def _merged(kinds: dict[str, dict[str, int]]) -> dict[str, int]:
     """All names of all kinds, the most frequent one first."""
     merged = {name: count for names in kinds.values() for name, count in names.items()}
     return dict(sorted(merged.items(), key=lambda item: -item[1]))
+
+
+def _strided_copies(kernels: dict[str, int]) -> int:
+    """How many copies walk through memory in two orders, as from one layout into another.
+
+    Torch takes other kernels, or none, where both orders are the same.
+    """
+    names = [name for name in kernels if "direct_copy_kernel" in name]
+    return sum(kernels[name] for name in names if name.startswith("elementwise_kernel"))
 
 
 def _cpu_seconds(step: Callable[[], object]) -> float:

@@ -30,6 +30,7 @@ class Pinned(NamedTuple):
 
     launches: int  # that the host makes in each step
     nodes: int = 0  # of the graph
+    strided: int = 0  # copies among them that go from one layout into another
 
 
 # ------------------------------------------------------------------- the numbers, to be brought up
@@ -39,7 +40,8 @@ PINNED = {
     Step("imagenet_resnet18", "fp16", 1, EAGER): Pinned(237),
     Step("imagenet_resnet18", "fp16", 1, GRAPH): Pinned(1, nodes=237),
     Step("imagenet_resnet18", "bf16", 1, EAGER): Pinned(225),
-    Step("cifar10_resnet20", "bf16", 1, GRAPH): Pinned(1, nodes=215),
+    # Its shortcuts take every second pixel: two copies, and two in the backward pass.
+    Step("cifar10_resnet20", "bf16", 1, GRAPH): Pinned(1, nodes=215, strided=4),
     Step("imagenet_resnet18", "fp16", 2, EAGER): Pinned(983),
     Step("imagenet_resnet18", "fp16", 2, GRAPH): Pinned(1, nodes=983),
 }
@@ -98,14 +100,16 @@ def results_of():
 @pytest.mark.parametrize("step", STEPS)
 def test_launches_of_a_step(step, results_of):
     for result in results_of(step):
-        assert Pinned(result["launches"], result["nodes"]) == PINNED[step], (
-            result["kernels"] | result["graph"]
-        )
+        found = Pinned(result["launches"], result["nodes"], PINNED[step].strided)
+        assert found == PINNED[step], result["kernels"] | result["graph"]
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_no_map_is_copied_into_another_layout(step, results_of):
-    assert [result["layout_copies"] for result in results_of(step)] == [{}] * step.ranks
+    """Neither by a convolution nor by torch."""
+    for result in results_of(step):
+        assert result["layout_copies"] == {}
+        assert result["strided_copies"] == PINNED[step].strided
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -193,7 +197,7 @@ def test_the_stand_in_says_what_it_needs(monkeypatch):
 
 
 RESULT = {"collectives": ["a"], "violations": {}, "kernels": {"b": 2}, "graph": {}, "origins": {}}
-RESULT |= {"waits": {}, "layout_copies": {}, "launches": 2, "nodes": 0}
+RESULT |= {"waits": {}, "layout_copies": {}, "strided_copies": 0, "launches": 2, "nodes": 0}
 RESULT |= {"cpu_seconds": 0.001, "peak_bytes": 2**30}
 
 
