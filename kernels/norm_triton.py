@@ -484,17 +484,20 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
     for first in range(0, span, BLOCK_M):
         inside = (first + line < count)[:, None] & here[None, :]
         at = (begin + first + line).to(tl.int64)[:, None] * channels + c[None, :]
+        # All loads come first, so that they are on their way together.
+        z = tl.load(z_ptr + at, mask=inside, other=0.0)
         g = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
-        if dy_ptr is not None:
-            g += tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
         if FACTOR is not None:
             y = tl.load(y_ptr + at, mask=inside, other=0.0).to(tl.float32)
             dyb = tl.load(dyb_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        if dy_ptr is not None:
+            g += tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        if FACTOR is not None:
             g += tl.where(y == y, dyb * FACTOR(y, params_ptr), y)
             stored = g.to(g_ptr.dtype.element_ty)
             tl.store(g_ptr + at, stored, mask=inside)
             g = stored.to(tl.float32)  # what the next pass reads
-        u = _rectify(tl.load(z_ptr + at, mask=inside, other=0.0), RELU)
+        u = _rectify(z, RELU)
         sum_g += g
         sum_gx += g * (u - mean[None, :])
     to = program.to(tl.int64) * channels + c

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from kernels import ESTIMATORS
 from tests import ROOT
+from tests.kernels.assembly import Code, read_code
 
 ARCHS = (80, 90, 100)  # A100, H100, B200
 TYPES = ("*fp32", "*bf16", "*fp16")
@@ -37,18 +38,24 @@ class Usage(NamedTuple):
     arch: int
     registers: int
     spilled: int  # bytes of stack, which a Triton kernel needs for spilled registers only
+    code: Code | None = None  # where the job asked for it
 
 
-def job(kernel, num_warps=4, *, num_stages=3, archs=ARCHS, **arguments):
+def job(
+    kernel, num_warps=4, *, num_stages=3, archs=ARCHS, divisible=(), read_code=False, **arguments
+):
     """One kernel to compile for ``archs``, as plain data.
 
     ``arguments`` holds the type of each pointer or number ("*fp32", "*u8", "i32"; a list of them
     for a tuple) and the value of each constexpr. A pointer that is not given is None. ``kernel``
-    and constexpr functions may be Triton functions of a module or their names, "module:name".
+    and constexpr functions may be Triton functions of a module or their names, "module:name". The
+    numbers that ``divisible`` names are multiples of 16, of which a launch tells the compiler.
+    ``read_code`` adds the code to the usage.
     """
     arguments = {key: _name(value) for key, value in arguments.items()}
     options = {"num_warps": num_warps, "num_stages": num_stages}
-    return {"kernel": _name(kernel), "options": options, "archs": archs, "arguments": arguments}
+    job = {"kernel": _name(kernel), "options": options, "archs": archs, "arguments": arguments}
+    return {**job, "divisible": divisible, "read_code": read_code}
 
 
 def _name(value):
@@ -71,7 +78,8 @@ def compile_jobs(jobs):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return [Usage(*values) for values in json.loads(done.stdout)]
+    usages = [Usage(*values) for values in json.loads(done.stdout)]
+    return [usage._replace(code=usage.code and Code(*usage.code)) for usage in usages]
 
 
 def _compile(arch, job):
@@ -86,16 +94,16 @@ def _compile(arch, job):
         if parameter.is_constexpr or value is None:
             signature[parameter.name], constants[(place,)] = "constexpr", _resolve(value)
             continue
-        signature[parameter.name] = tuple(value) if isinstance(value, list) else value
-        pointers = (
-            [(place, i) for i in range(len(value))] if isinstance(value, list) else [(place,)]
-        )
-        if value[0].startswith("*"):  # aligned as torch allocates
-            aligned |= dict.fromkeys(pointers, [["tt.divisibility", 16]])
+        several = isinstance(value, list)
+        signature[parameter.name] = tuple(value) if several else value
+        places = [(place, i) for i in range(len(value))] if several else [(place,)]
+        if value[0].startswith("*") or parameter.name in job["divisible"]:
+            aligned |= dict.fromkeys(places, [["tt.divisibility", 16]])  # as torch allocates
     source = ASTSource(function, signature, constants, aligned)
     target = GPUTarget("cuda", arch, 32)
     cubin = compile(source, target=target, options=job["options"]).asm["cubin"]
-    return Usage(kernel, arguments, arch, *_read_usage(cubin))
+    code = read_code(cubin) if job["read_code"] else None
+    return Usage(kernel, arguments, arch, *_read_usage(cubin), code)
 
 
 def _resolve(value):
