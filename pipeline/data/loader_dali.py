@@ -12,6 +12,7 @@ that arithmetic is written in DALI's operators here, one image at a time, and gi
 windows.
 """
 
+import math
 import os
 import weakref
 from collections import deque
@@ -24,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from nvidia import dali
+from nvidia.dali.plugin.pytorch.torch_utils import feed_ndarray, to_torch_type
 from torch.utils.dlpack import from_dlpack
 
 from pipeline.data.draws import ATTEMPTS, FLIP_COLUMN, MEAN, STD, Ints, crop_place, crop_sides
@@ -38,16 +40,15 @@ from pipeline.run.errors import UserError
 from pipeline.run.files import open_file
 
 fn: Any = dali.fn  # the type stubs that come with DALI know only part of these three
-math: Any = dali.math
+dali_math: Any = dali.math
 types: Any = dali.types
 
 PREFETCH = 3  # batches under way, including the one that is waited for
-DECODER = {
-    "adjust_orientation": False,
-    "hw_decoder_load": 0.75,  # share of the JPEGs that goes to the GPU's JPEG engines
-    "preallocate_width_hint": 5980,  # buffers for ImageNet's largest image never have to grow
-    "preallocate_height_hint": 6430,
-}
+PADDING = 211_025_920, 140_544_512  # bytes that a thread of nvJPEG begins with, device and host
+LARGEST = 5980, 6430  # pixels: the sides of ImageNet's largest image
+ROOM = (
+    2 << 30
+)  # bytes that these buffers may take up to begin with, each kind; all of them can grow
 
 
 UNKNOWN, DALI, PILLOW = range(3)  # who decodes an image, which is seen when it is first wanted
@@ -60,6 +61,7 @@ class DaliLoader(FolderLoader):
     """The fast ``Loader`` of an image folder. ``workers`` is the number of DALI's CPU threads."""
 
     _decoders: Bytes | None = None  # of all images of the folder
+    _outlet: Any = None
 
     def _open(self, position: Position) -> Any:
         if self._decoders is None:
@@ -71,7 +73,7 @@ class DaliLoader(FolderLoader):
         source = weakref.ref(self._source)  # DALI keeps what it is given in a cycle of references
         return _images_and_labels(
             lambda: source()(),  # type: ignore[misc]
-            self.device.type == "cuda",
+            _decoder(self) if self.device.type == "cuda" else {"device": "cpu"},
             self.random,
             self.resize,
             self.size,
@@ -84,13 +86,24 @@ class DaliLoader(FolderLoader):
 
     def _read(self) -> Batch:
         try:
-            images, labels = self._stream.run()
+            images, labels = self._run()
         except RuntimeError as error:  # most of DALI's messages do not name the file
             images, labels = self._read_by_pillow(error)
         if bad := self._source.under_way.popleft().error:
             raise bad
-        nhwc = from_dlpack(images.as_tensor())  # shares DALI's buffer and keeps it alive
-        return Batch(nhwc.permute(0, 3, 1, 2).to(self.dtype), from_dlpack(labels.as_tensor()))
+        if self.device.type == "cuda":
+            nhwc, labels = self._outlet.take(images, labels)
+        else:  # these share DALI's buffers and keep them alive
+            nhwc, labels = from_dlpack(images.as_tensor()), from_dlpack(labels.as_tensor())
+        return Batch(nhwc.permute(0, 3, 1, 2).to(self.dtype), labels)
+
+    def _run(self) -> Any:
+        """The next outputs; on a GPU the outlet's stream waits for them, and not the host."""
+        if self.device.type != "cuda":
+            return self._stream.run()
+        if self._outlet is None:
+            self._outlet = Outlet(self.device)
+        return self._stream.run(self._outlet.stream)
 
     def _read_by_pillow(self, error: RuntimeError) -> Any:
         """The outputs of the batch on which DALI failed, once Pillow decodes the files that are
@@ -103,13 +116,64 @@ class DaliLoader(FolderLoader):
         self._decoders[images] = PILLOW
         self._stream = None
         self._stream = self._open(batches[0].position)
-        outputs = self._stream.run()
+        outputs = self._run()
         if not any(batch.error for batch in self._source.under_way):
             reason = str(error).rpartition("encountered:")[2].strip().partition("\n")[0]
             logger.warning(
                 "DALI failed (%s); Pillow decodes the %d images under way", reason, len(images)
             )
         return outputs
+
+
+class Outlet:
+    """Takes batches out of DALI's buffers on a GPU, on a stream of its own, so that the copy
+    overlaps with the step before.
+
+    DALI's buffers could be shared, but giving one back then waits for the device, and not in a
+    capture.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)
+        self._held: deque[tuple[torch.cuda.Event, Any]] = deque()  # what is being copied
+
+    def take(self, *outputs: Any) -> list[torch.Tensor]:
+        """Copies of DALI's ``outputs``, tensors of equal shapes, that the current stream can use.
+
+        The host waits for nothing.
+        """
+        consumer, taken = torch.cuda.current_stream(self.stream.device), []
+        with torch.cuda.stream(self.stream):
+            for output in outputs:
+                tensor = output.as_tensor()
+                copy = torch.empty(
+                    tensor.shape(), dtype=to_torch_type[tensor.dtype], device=self.stream.device
+                )
+                feed_ndarray(tensor, copy, cuda_stream=self.stream)
+                copy.record_stream(consumer)
+                taken.append(copy)
+            done = self.stream.record_event()
+        consumer.wait_event(done)
+        self._held.append((done, outputs))
+        while self._held and self._held[0][0].query():
+            self._held.popleft()
+        return taken
+
+
+def _decoder(loader: DaliLoader) -> dict[str, Any]:
+    """The options of the decoder on a GPU: buffers that seldom have to grow, in ``ROOM``."""
+    threads = max(1, loader.workers)
+    device, host = (min(padding, ROOM // threads) for padding in PADDING)
+    images = max(1, math.ceil(loader.hw_decoder_load * loader.plan.local_batch_size))
+    side = math.isqrt(ROOM // (3 * images))  # the engines have a buffer for every image
+    return {
+        "device": "mixed",
+        "hw_decoder_load": loader.hw_decoder_load,
+        "device_memory_padding": device,
+        "host_memory_padding": host,
+        "preallocate_width_hint": min(LARGEST[0], side),
+        "preallocate_height_hint": min(LARGEST[1], side),
+    }
 
 
 def _device_id(device: torch.device) -> int | None:
@@ -225,13 +289,13 @@ def _decoded(root: Path, name: str) -> Bytes | UserError:
 @dali.pipeline_def(enable_conditionals=True)
 def _images_and_labels(
     source: Callable[[], tuple[Any, ...]],
-    on_gpu: bool,
+    decoder: dict[str, Any],
     random: bool,
     resize: int,
     size: int,
     dtype: Any,
 ) -> tuple[Any, Any]:
-    """Images (N, size, size, 3) and labels (N,), on the GPU if the pipeline has one."""
+    """Images (N, size, size, 3) and labels (N,), on the GPU if the ``decoder`` has one."""
     file, is_path, label, *draws = fn.external_source(
         source,
         num_outputs=6 if random else 3,
@@ -240,16 +304,22 @@ def _images_and_labels(
     )
     if is_path:
         file = fn.io.file.read(file)
-    return _decoded_batch(file, label, draws, on_gpu, resize, size, dtype)
+    return _decoded_batch(file, label, draws, decoder, resize, size, dtype)
 
 
 @dali.pipeline.do_not_convert  # else its source is rewritten for the sake of the "if" above
 def _decoded_batch(
-    file: Any, label: Any, draws: list[Any], on_gpu: bool, resize: int, size: int, dtype: Any
+    file: Any,
+    label: Any,
+    draws: list[Any],
+    decoder: dict[str, Any],
+    resize: int,
+    size: int,
+    dtype: Any,
 ) -> tuple[Any, Any]:
     """Images and labels of ``file``; ``draws``: of random crops and flips, empty for none."""
     hw = fn.cast(fn.peek_image_shape(file, adjust_orientation=False)[:2], dtype=types.FLOAT64)
-    decoder = {"device": "mixed" if on_gpu else "cpu", **DECODER}
+    decoder = {"adjust_orientation": False, **decoder}
     if draws:
         sides, place, flip = draws
         start, shape = _crop_window(hw, sides, place)
@@ -272,7 +342,7 @@ def _decoded_batch(
         dtype=dtype,
         output_layout="HWC",
     )
-    return image, label.gpu() if on_gpu else label
+    return image, label if decoder["device"] == "cpu" else label.gpu()
 
 
 def _crop_window(hw: Any, sides: Any, place: Any) -> tuple[Any, Any]:
@@ -281,15 +351,15 @@ def _crop_window(hw: Any, sides: Any, place: Any) -> tuple[Any, Any]:
 
     hw (2,), sides (ATTEMPTS, 2) and place (2,) are float64, so that both round alike.
     """
-    drawn = math.floor(sides * math.sqrt(hw[0] * hw[1]) + 0.5)
+    drawn = dali_math.floor(sides * dali_math.sqrt(hw[0] * hw[1]) + 0.5)
     fits = fn.reductions.min(fn.cast((drawn > 0) & (drawn <= hw), dtype=types.INT32), axes=1)
     rank = fits * types.Constant(np.arange(ATTEMPTS, 0, -1, dtype=np.int32))
     best = fn.reductions.max(rank)
     is_first = fn.reshape(rank == best, shape=[ATTEMPTS, 1])
     first = fn.reductions.sum(fn.cast(drawn, dtype=types.INT32) * is_first, axes=0)
-    central = math.min(hw, math.floor(fn.stack(hw[1], hw[0]) * 4 / 3 + 0.5))
+    central = dali_math.min(hw, dali_math.floor(fn.stack(hw[1], hw[0]) * 4 / 3 + 0.5))
     shape = first * (best > 0) + central * (best == 0)
-    placed, middle = math.floor(place * (hw - shape + 1)), math.floor((hw - shape) / 2)
+    placed, middle = dali_math.floor(place * (hw - shape + 1)), dali_math.floor((hw - shape) / 2)
     start = placed * (best > 0) + middle * (best == 0)
     return fn.cast(start, dtype=types.INT32), fn.cast(shape, dtype=types.INT32)
 
@@ -300,7 +370,7 @@ def _central_window(hw: Any, resize: int, size: int) -> tuple[Any, Any]:
 
     Resize rounds the long side down, CenterCrop halves the margin and rounds half to even.
     """
-    resized = math.floor(hw * resize / math.min(hw[0], hw[1]))
+    resized = dali_math.floor(hw * resize / dali_math.min(hw[0], hw[1]))
     margin = fn.cast(resized - size, dtype=types.INT32)
     start = (margin + 1) // 2 - ((margin & 3) == 1)
     scale = hw / resized

@@ -35,11 +35,13 @@ class FolderLoader(abc.ABC):
         workers: int,
         dtype: torch.dtype,
         device: torch.device,
+        hw_decoder_load: float = 0.75,
     ) -> None:
         assert resize >= size and dtype in (torch.float16, torch.float32, torch.float64)
         self.folder, self.size, self.resize = folder, size, resize
         self.min_area, self.random = min_area, train and augment
         self.workers, self.dtype, self.device = workers, dtype, device
+        self.hw_decoder_load = hw_decoder_load
         share = processes.rank(), processes.size()
         self.plan = Plan(len(folder.files), batch_size, train, seed, *share)
         self.plan.check_batch_size()

@@ -116,6 +116,7 @@ def open_folder(
         workers=data.workers,
         dtype=image_dtype(config.train.precision, device),
         device=device,
+        hw_decoder_load=data.hw_decoder_load,
     )
 
 

@@ -180,6 +180,13 @@ class DataConfig(Section):
         description="images per evaluation step",
         json_schema_extra=also("bt", "val_batch_size", "test_batch_size"),
     )
+    hw_decoder_load: Number = Field(
+        0.75,
+        ge=0,
+        le=1,
+        description="dali on a GPU: the share of the JPEG files that goes to its JPEG engines, if "
+        "it has some; make bench-loader SWEEP=1 finds the best",
+    )
     workers: Integer = Field(
         8, ge=0, le=1024, description="loader threads (dali) or processes (torchvision)"
     )

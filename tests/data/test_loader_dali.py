@@ -2,8 +2,10 @@
 
 import gc
 import io
+import math
 import struct
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,6 +35,7 @@ pytest.importorskip("nvidia.dali")
 
 from nvidia import dali
 
+from pipeline.data import loader_dali
 from pipeline.data.loader_dali import (
     PREFETCH,
     DaliLoader,
@@ -254,11 +257,12 @@ def test_a_failure_that_is_no_files_fault_is_passed_on(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("random", [True, False])
-def test_the_pipeline_can_be_defined_for_a_gpu(random):
+def test_the_pipeline_can_be_defined_for_a_gpu(random, waves):
     """Devices of operators and of their arguments are checked without a GPU; running is not."""
+    decoder = loader_dali._decoder(make(DaliLoader, waves))
     pipeline = _images_and_labels(
         lambda: None,
-        True,
+        decoder,
         random,
         256,
         224,
@@ -268,6 +272,19 @@ def test_the_pipeline_can_be_defined_for_a_gpu(random):
         device_id=0,
     )
     assert isinstance(pipeline, dali.Pipeline)
+
+
+@pytest.mark.parametrize("batch", [1, 16, 256, 750, 4096])
+@pytest.mark.parametrize("workers", [0, 4, 64])
+def test_the_decoders_buffers_fit(batch, workers):
+    plan = SimpleNamespace(local_batch_size=batch)
+    loader = SimpleNamespace(workers=workers, plan=plan, hw_decoder_load=0.75)
+    options = loader_dali._decoder(loader)
+    pixels = options["preallocate_width_hint"] * options["preallocate_height_hint"]
+    assert batch * 0.75 * 3 * pixels <= loader_dali.ROOM
+    assert workers * options["device_memory_padding"] <= loader_dali.ROOM
+    assert pixels == math.prod(loader_dali.LARGEST) or batch > 1
+    assert options["hw_decoder_load"] == 0.75 and options["device"] == "mixed"
 
 
 @pytest.mark.gpu
