@@ -24,9 +24,7 @@ from pipeline.data.cifar_files import CifarSplit
 from pipeline.data.loader import Batch, Loader
 from pipeline.run import processes, rendezvous
 from pipeline.run.config import Config, load_config
-from pipeline.train.graph import Graphs
 from pipeline.train.metrics import cross_entropy
-from pipeline.train.trainer import Trainer
 from tests import ROOT
 from tests.standin import device as standin
 from tests.standin.origins import origins
@@ -74,49 +72,11 @@ def open_garbage(config: Config, device: torch.device) -> tuple[Loader, Loader]:
     return open_loaders(config, device, (split, few), dtype_of(config, device))
 
 
-class OwnCapture:
-    """Steps as replays of a graph where the trainer captures none itself.
-
-    The network is made on the stream on which it will be captured: DDP remembers on which one its
-    parameters were made, and a capture forks from no other.
-    """
-
-    def __init__(self, make: Callable[[], Trainer], device: torch.device) -> None:
-        self.graphs = Graphs(device)
-        with torch.cuda.stream(self.graphs.stream):
-            self.trainer = make()
-        self.batch = next(self.trainer.loader.epoch(0))
-        self.calls = 0
-        self.replay: Callable[[], object] | None = None
-
-    def __call__(self) -> None:
-        """Take one step; that after ``SETTLED`` ones is captured."""
-        self.calls += 1
-        if self.calls <= SETTLED:
-            self.graphs.warm_up(self._work)
-            return
-        if self.replay is None:
-            self.replay = self.graphs.record(self._work)
-        self.replay()
-
-    def _work(self) -> None:
-        self.trainer.train_step(self.batch)
-
-
-def open_step(config: Config, captured: bool, folder: Path) -> tuple[Callable[[], object], str]:
-    """A function that takes the next training step of ``config``, and who captures it."""
+def open_step(config: Config, captured: bool, folder: Path) -> Callable[[], object]:
+    """A function that takes the next training step of ``config``."""
     device = torch.device("cuda", torch.cuda.current_device())
-    config = config.changed({"train.cuda_graph": "auto" if captured else "false"})
-
-    def make() -> Trainer:
-        return make_trainer(config, device, open_garbage(config, device), folder)
-
-    trainer = make()
-    if not captured:
-        return repeat(trainer), "nobody"
-    if trainer.stepper.captured:
-        return repeat(trainer), "the trainer"
-    return OwnCapture(make, device), "the dry run"
+    config = config.changed({"train.cuda_graph": "true" if captured else "false"})
+    return repeat(make_trainer(config, device, open_garbage(config, device), folder))
 
 
 class PlainNorm(nn.BatchNorm2d):
@@ -158,11 +118,11 @@ def measure(case: dict) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         captured = case["captured"]
         if case["config"] == "torchvision":
-            step, capturer = open_plain_step(), "nobody"
+            step = open_plain_step()
         else:
             path = ROOT / f"configs/{case['config']}.yaml"
             config = load_config(path, case["overrides"])
-            step, capturer = open_step(config, captured, Path(folder))
+            step = open_step(config, captured, Path(folder))
         graph = settle(step, captured)
         standin.reset()
         step()
@@ -174,7 +134,6 @@ def measure(case: dict) -> dict:
         **case,
         "rank": processes.rank(),
         "ranks": processes.size(),
-        "captured_by": capturer,
         "launches": sum(sum(names.values()) for names in found.launches.values()),
         "kernels": kernels,
         "nodes": sum(sum(names.values()) for names in graph.captured.values()),
