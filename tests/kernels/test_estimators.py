@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from kernels import ESTIMATORS, estimators, reference
+from kernels import ESTIMATORS, binarize, estimators, reference
 from kernels.estimators import Estimator, Option, register
 from models import build_model
 
@@ -88,3 +88,32 @@ def test_a_name_that_is_taken_is_refused(toy, name, option, word):
     with pytest.raises(ValueError, match=word):
         register(Estimator(name, "", (), schedule, toy.factor, None, toy.factor, {option: WIDTH}))
     assert known == ESTIMATORS
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("o_end", [3.0, 1e6])
+def test_short_instructions_are_precise_enough_for_reste(progress, o_end):
+    """On a GPU the power is made of a logarithm and an exponential with an error of 2^-22 each. An
+    error of the logarithm moves the factor like one of its argument."""
+    reste = ESTIMATORS["reste"]
+    o, t, m = reste.schedule(progress, o_end=o_end)
+    a = torch.linspace(m, t, 10_001, dtype=torch.float64)
+    exact = a ** ((1 - o) / o)
+    for error in (-(2.0**-22), 2.0**-22):
+        log = a.log2()
+        log += error * log.abs().clamp(min=1)  # relative, and near log 1 = 0 absolute
+        power = (log * ((1 - o) / o)).exp2() * (1 + error)
+        assert ((power - exact) / exact).abs().max() < 1.1e-6
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("progress", [0.0, 0.3, 0.7, 1.0])
+def test_on_the_gpu_the_power_is_precise(progress):
+    x = torch.linspace(-2, 2, 100_001, device="cuda", requires_grad=True)
+    params = torch.tensor(ESTIMATORS["reste"].schedule(progress), device="cuda")
+    (found,) = torch.autograd.grad(binarize(x, params).sum(), x)
+    exact = reference.binarize_backward(
+        torch.ones_like(x).double(), x.detach().double(), params.double(), "reste"
+    )
+    jumps = (x.abs() - params[1:, None]).abs().min(0).values < 1e-6  # at t and at m
+    assert ((found - exact).abs() <= 2e-6 * exact.abs())[~jumps].all()
