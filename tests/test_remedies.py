@@ -34,6 +34,8 @@ KEYS = {
 # Errors whose remedy another test follows.
 FOLLOWED = {
     "pipeline/run/classes.py:match": "test_renamed_classes_are_refused",
+    "pipeline/run/environment.py:number": "test_a_count_that_is_none_is_named_with_what_helps",
+    "pipeline/run/rendezvous.py:start": "test_the_remedy_works_as_printed",
     "pipeline/run/consistency.py:check_state": "test_a_state_that_no_training_wrote_is_refused",
     "pipeline/run/consistency.py:check_optimizer": "test_a_state_that_no_training_wrote_is_refused",
     "pipeline/run/resume.py:_config_of": "test_a_config_that_is_none_is_refused",
@@ -108,10 +110,8 @@ NOT_FOLLOWED = {
     "pipeline/run/recorder.py:_lock": OTHERS,
     "pipeline/run/recorder.py:write": ROOM,
     "pipeline/run/rendezvous.py:_meet": OTHERS,
-    "pipeline/run/rendezvous.py:_number": "variables of the person's shell are to be unset",
     "pipeline/run/rendezvous.py:_open_store": OTHERS,
     "pipeline/run/rendezvous.py:_take_gpu": DEVICE,
-    "pipeline/run/rendezvous.py:start": "variables of the person's shell are to be unset",
     "pipeline/run/weights.py:_check_kinds": FILES,
     "pipeline/run/weights.py:fit_weights": WORDS,
     "pipeline/train/graph.py:record": DEVICE,

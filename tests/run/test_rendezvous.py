@@ -47,11 +47,14 @@ def test_what_a_scheduler_left_alone_is_named(monkeypatch, left, device, missing
     )
 
 
-@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "MASTER_PORT"])
-@pytest.mark.parametrize("value", ["two", "-1", "1.5", " 2", "²", "99999999999", "4x"])
+@pytest.mark.parametrize(
+    "name", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"]
+)
+@pytest.mark.parametrize("value", ["two", "-1", "1.5", " 2", "²", "99999999999", "4x", "a\nb"])
 def test_what_is_no_number_is_named(monkeypatch, name, value):
+    device = "cuda" if name == "LOCAL_RANK" else "cpu"
     with pytest.raises(UserError, match=f"{name}=.* is no whole number between .*; start the") as e:
-        start(monkeypatch, {**GOOD, name: value})
+        start(monkeypatch, {**GOOD, name: value}, device)
     assert "\n" not in str(e.value)
 
 
@@ -85,7 +88,10 @@ def test_the_remedy_works_as_printed(lab):
         return subprocess.run(["sh", "-c", line], env=env, capture_output=True, text=True)
 
     refused = run(command)
-    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert refused.returncode == 2
+    assert [line for line in refused.stderr.splitlines() if "error" in line.lower()] == [
+        refused.stderr.splitlines()[-1]
+    ]
     remedy = refused.stderr.rpartition("after: ")[2].strip()
     done = run(f"{remedy}; {command}")
     assert done.returncode == 0, done.stderr
