@@ -21,7 +21,7 @@ from tests.data.fixtures import cifar_tree
 
 # Errors of a training with these overrides, whose remedy is key=value.
 KEYS = {
-    "pipeline/data/open.py:_check_classes": ["model.num_classes=3"],
+    "pipeline/data/tree.py:check_classes": ["model.num_classes=3"],
     "pipeline/run/config.py:_crop_lies_in_the_image": ["data.resize=64"],
     "pipeline/run/config.py:_warmup_ends": ["optim.warmup_epochs=7"],
     "pipeline/run/config.py:_is_the_name_of_a_folder": ["run.name=a/b"],
@@ -83,10 +83,11 @@ NOT_FOLLOWED = {
     "pipeline/data/synthetic.py:_exists": FILES,
     "pipeline/data/synthetic.py:draw": ROOM,
     "pipeline/data/tree.py:_class_names": FILES,
-    "pipeline/data/tree.py:_no_images": FILES,
+    "pipeline/data/tree.py:_check_not_empty": FILES,
+    "pipeline/data/tree.py:_check_not_emptied": FILES,
+    "pipeline/data/tree.py:_told": FILES,
     "pipeline/data/tree.py:_scan": FILES,
     "pipeline/data/tree.py:check_same_classes": FILES,
-    "pipeline/data/tree.py:scan": ROOM,
     "pipeline/data/workers.py:limit_workers": DEVICE,
     "pipeline/prepare/verify.py:__init__": FILES,
     "pipeline/prepare/verify.py:_check_report": FILES,
