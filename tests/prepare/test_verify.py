@@ -65,7 +65,9 @@ def verify(*arguments):
         front.main(["verify", *map(str, arguments)])
     except SystemExit as exit:
         code = exit.code
-    return code, set().union(*(read("bad-images.txt", split) for split in ("train", "val", "test")))
+    return code, set().union(
+        *(read("bad-images.txt", split, data) for split in ("train", "val", "test"))
+    )
 
 
 @pytest.fixture
@@ -298,11 +300,12 @@ def test_exit_codes(data, monkeypatch, capsys):
 
     (data / "val/class0/000.png").write_bytes(b"")
     for arguments, code, line in (
-        ([data], 1, "warning: 1 of 120 images are bad"),
+        ([data], 1, f"{data}: looking at its images\nwarning: 1 of 120 images are bad"),
         (["gone"], 2, "error: "),
     ):
         found, out, err = outcome(*arguments)
-        assert (found, out, err.count("\n")) == (code, "", 1) and err.startswith(line)
+        assert (found, out, err.count("\n")) == (code, "", 1 + line.count("\n"))
+        assert err.startswith(line)
     (data / "val/class0/000.png").unlink()
     code, out, err = outcome(data)
     assert (code, out) == (0, "") and err.endswith("all 119 images are good\n")
