@@ -57,17 +57,32 @@ def find_start(request: Request, store: checkpoint.CheckpointStore, *, again: bo
     the others need not see its disk. ``again``: the run in the folder is our own, which torchrun
     restarted. Raises UserError where the run cannot go on, with the reason and the remedy.
     """
-    content = processes.from_main(lambda: _find(request, store, again=again))
-    if not content:
-        return None
-    header, _, content = content.partition(b"\n")
-    place = json.loads(header)
-    state = checkpoint.load(io.BytesIO(content))
-    return Start(state, Path(place["path"]), place["is_new"], place["last"])
+    own: list[Start] = []
+
+    def find() -> bytes:
+        start = _find(request, store, again=again)
+        own.extend([start] if start else [])
+        return _packed(start) if start and processes.size() > 1 else b""
+
+    content = processes.from_main(find)
+    return _unpacked(content) if content and not own else next(iter(own), None)
 
 
-def _find(request: Request, store: checkpoint.CheckpointStore, *, again: bool) -> bytes:
-    """The checkpoint file to go on from behind a line about it, or nothing for a new run."""
+def _packed(start: Start) -> bytes:
+    """``start`` for the other processes: a line about it, and the checkpoint file."""
+    header = {"path": str(start.path), "is_new": start.is_new, "last": start.last}
+    return json.dumps(header).encode() + b"\n" + checkpoint.content_of(start.state)
+
+
+def _unpacked(content: bytes) -> Start:
+    header, _, file = content.partition(b"\n")
+    about = json.loads(header)
+    state = checkpoint.load(io.BytesIO(file))
+    return Start(state, Path(about["path"]), about["is_new"], about["last"])
+
+
+def _find(request: Request, store: checkpoint.CheckpointStore, *, again: bool) -> Start | None:
+    """What ``find_start`` returns, found in the main process."""
     config, resume = request.config, request.config.run.resume
     folder = config.run_folder
     if resume != "auto" and not again and is_run(folder):
@@ -76,18 +91,15 @@ def _find(request: Request, store: checkpoint.CheckpointStore, *, again: bool) -
             f"run.resume={resume}{what}, but {folder} holds a run already; set run.resume=auto to "
             f"go on with it, or run.name={free_name(config)} to start another"
         )
-    found = _newest(store, config)
-    start = Start(found[1], found[0]) if found else None
+    start = _newest(store, config)
     if not start and resume not in ("auto", "none"):
         start = Start(checkpoint.load(Path(resume)), Path(resume), is_new=True)
     if not start:
         if not again:
             _check_nothing_is_lost(config)
-        return b""
+        return None
     check_config(start, request)
-    last = {} if start.is_new else _last_of_finished(start, config)
-    header = {"path": str(start.path), "is_new": start.is_new, "last": last}
-    return json.dumps(header).encode() + b"\n" + start.path.read_bytes()
+    return start if start.is_new else start._replace(last=_last_of_finished(start, config))
 
 
 def is_run(folder: Path) -> bool:
@@ -96,24 +108,22 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in files) or any(folder.glob("checkpoints/*.pt"))
 
 
-def _newest(
-    store: checkpoint.CheckpointStore, config: Config
-) -> tuple[Path, dict[str, Any]] | None:
+def _newest(store: checkpoint.CheckpointStore, config: Config) -> Start | None:
     """The checkpoint that is furthest: best.pt too is one, where no later one can be read."""
     damaged, found = [], None
     for path, state in store.newest():
         if isinstance(state, dict):
-            found = path, state
+            found = Start(state, path)
             break
         damaged.append(str(state).rpartition(";")[0])
     best = store.folder / "best.pt"
-    with contextlib.suppress(UserError):  # it is restored later
-        state = checkpoint.load(best)
-        if found is None or _place(state) > _place(found[1]):
+    if found is None or store.place_of(best) > store.place_of(found.path):
+        with contextlib.suppress(UserError):  # it is restored later
+            found = Start(checkpoint.load(best), best)
             logger.warning(
-                "of the checkpoints only best.pt is left, after epoch %d", state.get("epoch", 0)
+                "of the checkpoints only best.pt is left, after epoch %d",
+                found.state.get("epoch", 0),
             )
-            found = best, state
     for reason in damaged:
         logger.warning("%s; going on from the one before", reason)
     if found is None and (damaged or best.exists()):
@@ -122,15 +132,6 @@ def _newest(
             "start another run"
         )
     return found
-
-
-def _place(state: dict[str, Any]) -> tuple[int, int]:
-    """How far a training is; -1 stands for what is no state of one."""
-    epoch, batch = state.get("epoch"), state.get("batch")
-    is_state = state.get("format") == checkpoint.FORMAT
-    if is_state and isinstance(epoch, int) and isinstance(batch, int):
-        return epoch, batch
-    return -1, -1
 
 
 def recorded_epochs(folder: Path) -> list[dict[str, Any]]:

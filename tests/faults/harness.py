@@ -271,7 +271,7 @@ def _flip(run: Run, rng: random.Random) -> None:
 
 def _full_disk(run: Run, rng: random.Random) -> None:
     """No file may grow beyond a few KiB any more, in the process that writes."""
-    resource.prlimit(run.workers()[0], resource.RPATIENCE_FSIZE, (1 << 16, 1 << 16))
+    resource.prlimit(run.workers()[0], resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 
 
 FAULTS = {
