@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.run import environment
+from pipeline.run import ending, environment
 from pipeline.run.commands import ROOT, command_line
 from pipeline.run.errors import Diverged, Interrupted, UserError
 from pipeline.run.streams import forgive_failures, give
@@ -28,8 +28,19 @@ ROOMS = ("kernels", "models", "pipeline", "launch", "tests")
 def command(main: Main) -> NoReturn:
     """Run ``main`` with the command line; exit with 0, 2 (the user's input is wrong), 3 (the
     training diverged), 128 + the signal that stopped it, 1 (another process was lost, or a bug), or
-    what a SystemExit of ``main`` says. A console that fails changes none of this."""
+    what a SystemExit of ``main`` says. Neither a console that fails nor what libraries leave
+    behind changes any of this."""
     forgive_failures()
+    ending.prepare()
+    try:
+        _run(main)
+    except SystemExit as end:
+        if main.__module__ == "__main__" and isinstance(end.code, int):  # else others are at work
+            ending.end_soon(end.code)
+        raise
+
+
+def _run(main: Main) -> NoReturn:
     try:
         main(sys.argv[1:])
     except (UserError, Diverged) as error:

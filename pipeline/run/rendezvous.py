@@ -153,17 +153,24 @@ def _meet(store: Store, rank: int, size: int, timeout: float) -> str:
         if time.monotonic() > deadline:
             raise UserError.alone(
                 f"rank {min(absent)} of {size} did not come within {timeout:g} s; see whether its "
-                "process started and can reach this machine, or raise train.timeout"
+                f"process started and can reach this machine, or set train.timeout={2 * timeout:g}"
             )
         time.sleep(0.02)
     return mine
 
 
 def stop() -> None:
-    """Leave the other processes in good order."""
+    """Leave the other processes in good order; for one that is lost, nobody waits for long."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        leaving = threading.Thread(target=_leave, daemon=True)
+        leaving.start()
+        leaving.join(PATIENCE)
         _Group.store = None
+
+
+def _leave() -> None:
+    with contextlib.suppress(RuntimeError):  # the others may have gone before
+        dist.destroy_process_group()
 
 
 def explain(error: BaseException) -> str | None:

@@ -19,7 +19,7 @@ from pipeline.run.files import open_file
 FREE_TO_CHANGE = (
     "run.", "log.", "checkpoint.", "data.path", "data.exclude", "data.workers",
     "data.download", "data.eval_batch_size", "data.loader", "train.device",
-    "train.cuda_graph", "train.compile", "model.weights",
+    "train.cuda_graph", "train.compile", "train.timeout", "model.weights",
 )  # fmt: skip
 NETWORK = ("model.arch", "model.bits", "model.num_classes")
 ORDER = ("seed", "data.dataset", "data.batch_size")  # they decide which images a batch holds
