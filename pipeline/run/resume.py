@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from pipeline.run.config import Config, flatten, make_config
 from pipeline.run.consistency import check_state
 from pipeline.run.console import logger
 from pipeline.run.errors import UserError
-from pipeline.run.files import open_file
+from pipeline.run.files import free_name, open_file
 
 FREE_TO_CHANGE = (
     "run.", "log.", "checkpoint.", "data.path", "data.exclude", "data.workers",
@@ -89,7 +90,7 @@ def _find(request: Request, store: checkpoint.CheckpointStore, *, again: bool) -
         what = "" if resume == "none" else " starts a new run"
         raise UserError(
             f"run.resume={resume}{what}, but {folder} holds a run already; set run.resume=auto to "
-            f"go on with it, or run.name={free_name(config)} to start another"
+            f"go on with it, or {_new_name(config)} to start another"
         )
     start = _newest(store, config)
     if not start and resume not in ("auto", "none"):
@@ -128,7 +129,7 @@ def _newest(store: checkpoint.CheckpointStore, config: Config) -> Start | None:
         logger.warning("%s; going on from the one before", reason)
     if found is None and (damaged or best.exists()):
         raise UserError(
-            f"every checkpoint in {store.folder} is damaged; set run.name={free_name(config)} to "
+            f"every checkpoint in {store.folder} is damaged; set {_new_name(config)} to "
             "start another run"
         )
     return found
@@ -152,7 +153,7 @@ def _check_nothing_is_lost(config: Config) -> None:
     if count or (folder / "plots").exists():
         raise UserError(
             f"{folder} holds a run of {count} epochs, but none of its checkpoints; bring them "
-            f"back, or set run.name={free_name(config)} to start another run"
+            f"back, or set {_new_name(config)} to start another run"
         )
 
 
@@ -248,7 +249,7 @@ def _way_on(start: Start, request: Request, changed: dict[str, tuple[Any, Any]])
     """The remedy: a command that goes on in a new run, from where that is possible."""
     config = request.config
     if "model.arch" in changed:
-        return f"set run.resume=none run.name={free_name(config)} to train it from its beginning"
+        return f"set run.resume=none {_new_name(config)} to train it from its beginning"
     if any(key in changed for key in NETWORK):
         return f"start from its weights: {_command(request, changed, weights=start.path)}"
     path: Path | None = start.path
@@ -275,15 +276,17 @@ def _command(
     kept = [word for word in words if not word.startswith(replaced)]
     start = [f"run.resume={resume}"] if resume else []
     start += [f"model.weights={weights}"] if weights else []
-    return command_line("train", *kept, *start, f"run.name={free_name(config)}")
+    return command_line("train", *kept, *start, f"run.name={free_name(config.run_folder)}")
 
 
 def weights_alone(start: Start, config: Config) -> str:
     """The remedy where only the network in a checkpoint can be believed."""
-    return (
-        f"set run.resume=none model.weights={start.path} run.name={free_name(config)} to start "
-        "from its weights alone"
-    )
+    weights = shlex.quote(f"model.weights={start.path}")
+    return f"set run.resume=none {weights} {_new_name(config)} to start from its weights alone"
+
+
+def _new_name(config: Config) -> str:
+    return shlex.quote(f"run.name={free_name(config.run_folder)}")
 
 
 def end_of_epoch(folder: Path) -> Path | None:
@@ -293,14 +296,6 @@ def end_of_epoch(folder: Path) -> Path | None:
             if path.exists() and checkpoint.load(path).get("batch") == 0:
                 return path
     return None
-
-
-def free_name(config: Config) -> str:
-    """A name for another run, that no folder in run.dir has yet."""
-    name, number = str(config.run.name)[:200], 2
-    while (Path(config.run.dir) / f"{name}-{number}").exists():
-        number += 1
-    return f"{name}-{number}"
 
 
 def check_data(start: Start, data: dict[str, str], request: Request) -> None:

@@ -1,5 +1,6 @@
 """The weights of a network in a checkpoint file: ours, the official code's or other people's."""
 
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,9 +160,10 @@ def _difference(
     """The line about weights that do not fit."""
     fits = own.keys() - set(wrong)
     if _can_be_tuned(own, weights, fits) and (missing := sorted(own.keys() - weights.keys())):
+        remedy = shlex.quote(f"model.weights={path}")
         return (
             f"checkpoint {path} lacks {missing[0]} and {len(missing) - 1} more of a {network}, and "
-            f"so computes something else; train from it: model.weights={path}"
+            f"so computes something else; train from it: {remedy}"
         )
     return (
         f"checkpoint {path} is not of a {network} with these classes "
