@@ -56,7 +56,7 @@ class StopSignal:
         if processes.size() == 1:
             return bool(self.signal)
         self.since += 1
-        if self.since < self.gap and done != total:
+        if self.since < self.gap and 0 < done != total:  # an evaluation begins with 0
             return False
         if agreed := processes.largest(self.signal):  # a signal that came meanwhile is kept
             self.signal = agreed

@@ -123,3 +123,8 @@ def test_processes_look_at_each_others_signals_after_some_steps_or_seconds(monke
     assert looks(0.5, 20)[1:] == [11, 15, 19]  # 2 s, as soon as the steps are known to be slow
     assert looks(40, 5)[1:] == [4, 5]
     assert looks(0.01, 3)[:1] == [1]
+    asked = []
+    monkeypatch.setattr(signals.processes, "largest", lambda value: asked.append(value) or value)
+    for done in (0, 1, 2):  # of a short evaluation
+        stop.is_asked(done, 3)
+    assert len(asked) == 2
