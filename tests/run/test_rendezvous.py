@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,21 @@ def test_a_place_that_cannot_be_reached_is_named(monkeypatch):
     with pytest.raises(UserError, match="MASTER_ADDR=127.0.0.1 MASTER_PORT=1 cannot be used"):
         monkeypatch.setattr(rendezvous.socket, "create_server", fail)
         start(monkeypatch, {**GOOD, "RANK": "0", "LOCAL_WORLD_SIZE": "4", "MASTER_PORT": "1"})
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("connection closed")])
+def test_leaving_lost_processes_takes_no_time(monkeypatch, error):
+    def destroy():
+        if error:
+            raise error
+        time.sleep(60)
+
+    monkeypatch.setattr(rendezvous.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(rendezvous.dist, "destroy_process_group", destroy)
+    monkeypatch.setattr(rendezvous, "PATIENCE", 0.1)
+    began = time.monotonic()
+    rendezvous.stop()
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.slow

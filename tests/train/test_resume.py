@@ -113,6 +113,13 @@ def test_a_finished_run_with_best_alone_is_kept(root, capsys):
     follow(said.strip().splitlines()[-1])
 
 
+@pytest.mark.parametrize("word", ["train.timeout=1200", "data.workers=3", "log.every=1"])
+def test_what_changes_no_result_may_change_as_a_run_goes_on(root, word):
+    (checkpoints(root) / "epoch_0003.pt").unlink()
+    run(root, word)
+    assert (checkpoints(root) / "epoch_0003.pt").exists()
+
+
 def test_each_checkpoint_is_loaded_once_at_most(root, monkeypatch):
     loaded, read = [], archive.read
 
