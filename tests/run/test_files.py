@@ -23,7 +23,7 @@ from tests.run.test_plain_yaml import BOMB
 NO_FILE = "This is a pipe or a device, no file"
 READERS = {
     "config": plain_yaml.load,
-    "data.exclude": lambda path: exclude.read(str(path), "train"),
+    "data.exclude": lambda path: exclude.read(str(path), "train", path.parent),
     "checkpoint": checkpoint.load,
 }
 
@@ -80,7 +80,7 @@ def sparse(path, begin=b""):
             b"# ok\n" + b"train/a/" + b"x" * 10**6,
             "line 2: longer than 65536 characters, no path",
         ),
-        (None, "line 2: longer than 65536 characters, no path; name the list"),
+        (None, "line 2: longer than 65536 characters, no path; set data.exclude=null"),
     ],
     ids=["binary", "one endless line", "zeros"],
 )
@@ -92,7 +92,7 @@ def test_a_list_that_is_none_is_refused_at_once(tmp_path, content, words):
         path.write_bytes(content)
     begin = time.process_time()
     with pytest.raises(UserError, match=words):
-        exclude.read(str(path), "train")
+        exclude.read(str(path), "train", path.parent)
     assert time.process_time() - begin < 1
 
 
