@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from pipeline.run import ending, environment
 from pipeline.run.commands import ROOT, command_line
 from pipeline.run.errors import Diverged, Interrupted, UserError
 from pipeline.run.streams import forgive_failures, give
@@ -27,8 +28,19 @@ ROOMS = ("kernels", "models", "pipeline", "launch", "tests")
 def command(main: Main) -> NoReturn:
     """Run ``main`` with the command line; exit with 0, 2 (the user's input is wrong), 3 (the
     training diverged), 128 + the signal that stopped it, 1 (another process was lost, or a bug), or
-    what a SystemExit of ``main`` says. A console that fails changes none of this."""
+    what a SystemExit of ``main`` says. Neither a console that fails nor what libraries leave
+    behind changes any of this."""
     forgive_failures()
+    ending.prepare()
+    try:
+        _run(main)
+    except SystemExit as end:
+        if main.__module__ == "__main__" and isinstance(end.code, int):  # else others are at work
+            ending.end_soon(end.code)
+        raise
+
+
+def _run(main: Main) -> NoReturn:
     try:
         main(sys.argv[1:])
     except (UserError, Diverged) as error:
@@ -82,7 +94,7 @@ def _report(error: UserError | Diverged) -> None:
     is_shared, is_alone = (getattr(error, f"is_{name}", False) for name in ("shared", "alone"))
     if size == 1:
         # Before the processes have met, those of one machine find the same: its first one speaks.
-        speaks = is_alone or not _is_to_meet() or os.environ["LOCAL_RANK"] == "0"
+        speaks = is_alone or (environment.place() or (0, 0))[0] == 0
     else:
         speaks = not (is_shared or _ends_alike(error))
     if speaks:
@@ -93,12 +105,6 @@ def _report(error: UserError | Diverged) -> None:
         time.sleep(3)  # torchrun ends all processes as soon as one has ended: that one has spoken
 
 
-def _is_to_meet() -> bool:
-    """Whether torchrun started this process together with others."""
-    names = ("TORCHELASTIC_RUN_ID", "LOCAL_RANK", "RANK", "WORLD_SIZE")
-    return all(os.environ.get(name) for name in names) and os.environ["WORLD_SIZE"] != "1"
-
-
 def _ends_alike(error: BaseException) -> bool:
     from pipeline.run import rendezvous
 
@@ -107,8 +113,8 @@ def _ends_alike(error: BaseException) -> bool:
 
 def _say(text: str) -> None:
     rank, size = _place()
-    if size == 1 and _is_to_meet():
-        rank = int(os.environ["RANK"])
+    if size == 1 and (place := environment.place()):
+        rank = place[1]
     others = f"rank {rank}: " if size > 1 or rank else ""
     print(f"{others}{text}", file=sys.stderr, flush=True)
 

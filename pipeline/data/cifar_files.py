@@ -22,6 +22,7 @@ from pipeline.data.tree import ImageFolder, check_same_classes, class_folders, s
 from pipeline.run.console import ProgressBar, logger
 from pipeline.run.errors import UserError
 from pipeline.run.files import open_file, replacing
+from pipeline.run.problems import Problems
 
 SIDE = 32
 
@@ -110,17 +111,24 @@ def _split(images: Pixels, labels: Ints, classes: tuple[str, ...]) -> CifarSplit
 
 def _load_tree(path: Path, split: str, cache: Path | None, excluded: str | None) -> CifarSplit:
     """A split of an image-folder tree, taken from the cache where that still describes it."""
-    for needed in {"test", split}:  # what is given to evaluate need not hold training images
-        if not (path / needed).is_dir():
-            raise UserError(f"data.path: {path} has no folder {needed}/; add it")
-    folder = scan(path, split, excluded)
+    problems = Problems(local=True)
+    # What is given to evaluate need not hold training images.
+    for needed in sorted({"test", split}):
+        with problems.noted():
+            if not (path / needed).is_dir():
+                raise UserError(f"data.path: {path} has no folder {needed}/; add it")
+    problems.raise_all()
+    folder = scan(path, split, excluded, problems)
     other = "test" if split == "train" else "train"
-    if (path / other).is_dir():
-        check_same_classes(
-            path, {split: folder.classes, other: class_folders(path / other, Counter())}
-        )
-    if len(folder.classes) < 2:
-        raise UserError(f"data.path: {folder.root} has one class only; add the folders of others")
+    if folder.classes and (path / other).is_dir():
+        with problems.noted():
+            check_same_classes(
+                path, {split: folder.classes, other: class_folders(path / other, Counter())}
+            )
+    if len(folder.classes) == 1:
+        with problems.noted():
+            raise UserError(f"data.path: {path} has one class only; add the folders of others")
+    problems.raise_all()
     source = _state(folder)
     file = _cache_file(path, split, cache)
     loaded = _read_cache(file, source, folder)

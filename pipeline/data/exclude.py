@@ -11,6 +11,7 @@ import json
 import posixpath
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from io import BufferedReader, TextIOWrapper
+from pathlib import Path
 from typing import cast
 
 from pipeline.run.commands import command_line
@@ -26,8 +27,8 @@ def printable(text: str) -> str:
     return text if text.isprintable() and "\\" not in text else json.dumps(text)
 
 
-def read(file: str | None, split: str) -> set[str]:
-    """The paths of ``split`` in a list; none where ``file`` is None.
+def read(file: str | None, split: str, root: Path | str) -> set[str]:
+    """The paths of ``split`` in a list for the data set at ``root``; none where ``file`` is None.
 
     Raises UserError where the list cannot be read or a line of it is in none of ``SPLITS``.
     """
@@ -38,12 +39,13 @@ def read(file: str | None, split: str) -> set[str]:
         with _open_text(file) as text:
             lines = iter(lambda: text.readline(LONGEST_LINE + 1), "")
             names = {
-                _name(line, f"data.exclude={file}, line {n}") for n, line in enumerate(lines, 1)
+                _name(line, f"data.exclude={file}, line {n}", root)
+                for n, line in enumerate(lines, 1)
             }
     except OSError as error:
-        raise UserError(f"data.exclude={file}: {error.strerror}; {_remedy()}") from None
+        raise UserError(f"data.exclude={file}: {error.strerror}; {remedy(root)}") from None
     except UnicodeError:
-        raise UserError(f"data.exclude={file}: broken UTF-16; {_remedy()}") from None
+        raise UserError(f"data.exclude={file}: broken UTF-16; {remedy(root)}") from None
     return {name for name in names if name.startswith(f"{split}/")}
 
 
@@ -54,15 +56,20 @@ def _open_text(file: str) -> TextIOWrapper:
     return TextIOWrapper(binary, "utf-8-sig", "surrogateescape")
 
 
-def _remedy() -> str:
-    verify = command_line("prepare", "verify", "DATA")
-    return f"name the list that {verify} writes, or set data.exclude=null"
+def remedy(root: Path | str) -> str:
+    """What helps where a list cannot be used with the data set at ``root``."""
+    report, number = Path("bad-images.txt"), 1
+    while report.exists():  # it may be the very list that cannot be used
+        report, number = Path(f"bad-images-{number + 1}.txt"), number + 1
+    named = () if number == 1 else ("--report", str(report))
+    verify = command_line("prepare", "verify", str(root), *named)
+    return f"set data.exclude=null, or data.exclude={report} after: {verify}"
 
 
-def _name(line: str, place: str) -> str:
+def _name(line: str, place: str, root: Path | str) -> str:
     """The path in a line, "" where it holds none."""
     if len(line) > LONGEST_LINE:
-        raise UserError(f"{place}: longer than {LONGEST_LINE} characters, no path; {_remedy()}")
+        raise UserError(f"{place}: longer than {LONGEST_LINE} characters, no path; {remedy(root)}")
     text = line.strip()
     if not text or text.startswith("#"):
         return ""
@@ -70,7 +77,7 @@ def _name(line: str, place: str) -> str:
     if name.partition("/")[0] not in SPLITS:
         raise UserError(
             f"{place}: {printable(text[:200])} is no path train/<class>/..., val/... or test/... "
-            "below data.path; correct or remove that line"
+            f"below data.path; correct or remove that line, or {remedy(root)}"
         )
     return name
 

@@ -17,22 +17,29 @@ from pipeline.data.cifar_files import CifarSplit, load_cifar10
 from pipeline.data.draws import MEAN, STD, uniforms
 from pipeline.data.loader import IGNORED, Batch, Loader, image_dtype
 from pipeline.data.plan import Plan
+from pipeline.data.tree import check_classes
 from pipeline.run import processes
 from pipeline.run.config import Config
+from pipeline.run.problems import Problems
 
 
 def open_cifar10(config: Config, device: torch.device, splits: Sequence[str]) -> list[Loader]:
     """The loaders of CIFAR-10 as ``config`` describes it; the test set is for validation."""
     data = config.data
-    loaded = {
-        split: load_cifar10(
-            None if data.path is None else Path(data.path),
-            split="train" if split == "train" else "test",
-            download=data.download,
-            excluded=data.exclude,
-        )
-        for split in splits
-    }
+    loaded: dict[str, CifarSplit] = {}
+    problems = Problems(local=True)
+    for split in splits:
+        with problems.noted():
+            loaded[split] = load_cifar10(
+                None if data.path is None else Path(data.path),
+                split="train" if split == "train" else "test",
+                download=data.download,
+                excluded=data.exclude,
+            )
+    if "train" in loaded:
+        with problems.noted():
+            check_classes(config, loaded["train"].classes)
+    problems.raise_all()
     return [
         CifarLoader(
             images,

@@ -11,7 +11,7 @@ import torch
 from pipeline.data import synthetic
 from pipeline.data.batch import fit_batch
 from pipeline.data.loader import Loader, image_dtype
-from pipeline.data.tree import ImageFolder, scan, scan_train_val
+from pipeline.data.tree import ImageFolder, check_classes, scan, scan_train_val
 from pipeline.data.workers import limit_workers
 from pipeline.run import processes
 from pipeline.run.config import Config
@@ -29,7 +29,7 @@ def build_loaders(config: Config, device: torch.device) -> tuple[Loader, Loader]
     """
     # The main process draws, decodes and caches for all.
     train, val = processes.main_first(lambda: _open(config, device, ("train", "val")))
-    processes.alike(lambda: _check_classes(config, train))
+    processes.alike(lambda: check_classes(config, train.classes))
     if not processes.is_same_everywhere((train.fingerprint, val.fingerprint)):
         raise UserError(
             f"data.path={config.data.path} and data.exclude={config.data.exclude} are not the same "
@@ -48,20 +48,6 @@ def settle_data(config: Config, train: Loader) -> Config:
     they fill."""
     batch = train.images // len(train)
     return config.changed({"model.num_classes": len(train.classes), "data.batch_size": batch})
-
-
-def _check_classes(config: Config, loader: Loader) -> None:
-    wanted, count = config.model.num_classes, len(loader.classes)
-    if wanted not in (None, count):
-        raise UserError(
-            f"model.num_classes is {wanted}, but data.path={config.data.path} has {count} classes; "
-            "set model.num_classes=null to take those of the data"
-        )
-    if count < 2:
-        raise UserError(
-            f"data.path={config.data.path} has one class only, {loader.classes[0]}; add the class "
-            "folders of others"
-        )
 
 
 def _open(config: Config, device: torch.device, splits: Sequence[str]) -> list[Loader]:
@@ -90,11 +76,12 @@ def _open_folders(
     root: Path, config: Config, device: torch.device, splits: Sequence[str]
 ) -> list[Loader]:
     excluded = config.data.exclude
-    both = len(splits) > 1  # then they must have the same classes
-    folders = scan_train_val(root, excluded) if both else [scan(root, splits[0], excluded)]
+    if list(splits) == ["val"]:
+        return [open_folder(scan(root, "val", excluded), config, device, train=False)]
+    train, val = scan_train_val(root, excluded, lambda classes: check_classes(config, classes))
     return [
-        open_folder(folder, config, device, train=split == "train")
-        for split, folder in zip(splits, folders, strict=True)
+        open_folder(train, config, device, train=True),
+        open_folder(val, config, device, train=False),
     ]
 
 

@@ -3,11 +3,12 @@
 The layout is ``<data.path>/train/<class>/*.JPEG`` and ``<data.path>/val/<class>/*.JPEG``.
 """
 
+import contextlib
 import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,10 @@ import numpy as np
 from pipeline.data import exclude
 from pipeline.data.draws import Ints
 from pipeline.data.image import bad_image
+from pipeline.run.config import Config
 from pipeline.run.console import logger
 from pipeline.run.errors import UserError
+from pipeline.run.problems import Problems
 
 _CODEC = ("utf-8", "surrogateescape")  # file names are bytes, whatever they look like
 
@@ -44,25 +47,52 @@ class ImageFolder:
         return [f"{self.root}/{self.files[i]}" for i in indices]
 
 
-def scan(root: Path, split: str, excluded: str | None = None) -> ImageFolder:
+def scan(
+    root: Path, split: str, excluded: str | None = None, problems: Problems | None = None
+) -> ImageFolder:
     """List the images below ``root/split/<class>/``, at any depth; links are followed.
 
     Hidden files, files of other endings and files outside of class folders are left out, and a
     line counts them. ``excluded``: a list (see exclude.py) of images to leave out; those of this
-    split must be there.
+    split must be there. Raises UserError with all mistakes that are found; where ``problems`` are
+    given they are noted there instead, and the result is worth nothing if there are any.
     """
+    own = problems or Problems(local=True)
+    folder = ImageFolder(root, (), [], np.zeros(0, np.int64), "")
+    with own.noted(), _told():
+        folder = _scan(root, split, excluded, own)
+    if problems is None:
+        own.raise_all()
+    return folder
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Turn an OSError that names a file into a UserError."""
     try:
-        return _scan(root, split, excluded)
+        yield
     except OSError as error:
         raise UserError(
             f"data.path: cannot read {error.filename}: {error.strerror}; repair or remove it"
         ) from error
 
 
-def scan_train_val(root: Path, excluded: str | None = None) -> tuple[ImageFolder, ImageFolder]:
-    """Both splits of a data set; they must have the same classes."""
-    train, val = scan(root, "train", excluded), scan(root, "val", excluded)
-    check_same_classes(root, {"train": train.classes, "val": val.classes})
+def scan_train_val(
+    root: Path,
+    excluded: str | None = None,
+    check: Callable[[Sequence[str]], object] = lambda classes: None,
+) -> tuple[ImageFolder, ImageFolder]:
+    """Both splits of a data set; they must have the same classes, of which ``check`` may raise a
+    UserError. All mistakes are one UserError."""
+    problems = Problems(local=True)
+    train, val = (scan(root, split, excluded, problems) for split in ("train", "val"))
+    if train.classes and val.classes:
+        with problems.noted():
+            check_same_classes(root, {"train": train.classes, "val": val.classes})
+    if train.classes:
+        with problems.noted():
+            check(train.classes)
+    problems.raise_all()
     return train, val
 
 
@@ -78,6 +108,22 @@ def check_same_classes(root: Path, classes: Mapping[str, Collection[str]]) -> No
         raise UserError(
             f"data.path: the class folders of {a}/ and {b}/ under {root} differ "
             f"({'; '.join(differences)}); give both the same class folders"
+        )
+
+
+def check_classes(config: Config, classes: Sequence[str]) -> None:
+    """Raise UserError unless the training data have two classes or more, and as many as
+    model.num_classes says where it is set."""
+    wanted, count = config.model.num_classes, len(classes)
+    if wanted not in (None, count):
+        raise UserError(
+            f"model.num_classes is {wanted}, but data.path={config.data.path} has {count} classes; "
+            "set model.num_classes=null to take those of the data"
+        )
+    if count < 2:
+        raise UserError(
+            f"data.path={config.data.path} has one class only, {classes[0]}; add the class "
+            "folders of others"
         )
 
 
@@ -99,30 +145,45 @@ def tell_left_out(folder: Path, left_out: Counter[str]) -> None:
         logger.info("%s: left out as no images in class folders: %s", folder, kinds)
 
 
-def _scan(root: Path, split: str, excluded: str | None) -> ImageFolder:
+def _scan(root: Path, split: str, excluded: str | None, problems: Problems) -> ImageFolder:
     left_out = Counter[str]()
     classes = _class_names(root, split, left_out)
-    listed = exclude.read(excluded, split)
+    listed: set[str] = set()
+    with problems.noted():
+        listed = exclude.read(excluded, split, root)
     missing = set(listed)
     files: list[str] = []
     counts = []
+    empty: list[str] = []  # class folders, and those that the list has emptied
+    emptied: list[str] = []
     digest = hashlib.sha256()
     for name in classes:
-        entries = dict(_images(root, f"{split}/{name}", left_out))
+        entries: dict[str, os.DirEntry[str]] = {}
+        with problems.noted(), _told():
+            entries = dict(_images(root, f"{split}/{name}", left_out))
+            if not entries:
+                empty.append(name)
         missing.difference_update(entries)
-        found = [
-            (file, _size(root, file, entries[file])) for file in sorted(entries.keys() - listed)
-        ]
-        if not found:
-            raise _no_images(root / split / name, excluded if entries else None)
+        found: list[tuple[str, int]] = []
+        with problems.noted(), _told():
+            found += [
+                (file, _size(root, file, entries[file])) for file in sorted(entries.keys() - listed)
+            ]
+        if entries and entries.keys() <= listed:
+            emptied.append(name)
         files += [file for file, _ in found]
         counts.append(len(found))
         digest.update("".join(f"{file}\0{size}\n" for file, size in found).encode(*_CODEC))
+    with problems.noted():
+        _check_not_empty(root / split, empty)
+    with problems.noted():
+        _check_not_emptied(root / split, emptied, excluded)
     if missing:
-        raise UserError(
-            f"data.exclude={excluded}: {exclude.printable(min(missing))} is no image under {root}; "
-            "correct or remove that line, or verify the data again"
-        )
+        with problems.noted():
+            raise UserError(
+                f"data.exclude={excluded}: {exclude.printable(min(missing))} is no image under "
+                f"{root}; correct or remove that line, or {exclude.remedy(root)}"
+            )
     tell_left_out(root / split, left_out)
     labels = np.repeat(np.arange(len(classes)), counts)
     return ImageFolder(root, tuple(classes), files, labels, digest.hexdigest())
@@ -136,17 +197,29 @@ def _size(root: Path, name: str, entry: "os.DirEntry[str]") -> int:
     return status.st_size
 
 
-def _no_images(folder: Path, excluded: str | None) -> UserError:
-    """The error for a class folder without images; ``excluded`` names the list that left none of
-    them, if there were some."""
-    if excluded is not None:
-        return UserError(
-            f"data.exclude={excluded} leaves no images in the class folder {folder}; add good ones"
+def _check_not_empty(folder: Path, names: list[str]) -> None:
+    """Raise UserError if ``names``, the class folders without images in ``folder``, are any."""
+    if len(names) == 1:
+        raise UserError(
+            f"data.path: no images in the class folder {folder / names[0]}; add some "
+            f"({' '.join(ENDINGS)}) or remove the folder"
         )
-    return UserError(
-        f"data.path: no images in the class folder {folder}; add some "
-        f"({' '.join(ENDINGS)}) or remove the folder"
-    )
+    if names:
+        raise UserError(
+            f"data.path: no images in {len(names)} class folders of {folder} ({_some(names)}); add "
+            f"some ({' '.join(ENDINGS)}) or remove the folders"
+        )
+
+
+def _check_not_emptied(folder: Path, names: list[str], excluded: str | None) -> None:
+    """Raise UserError if ``names``, the class folders of which the list ``excluded`` leaves no
+    image, are any."""
+    if names:
+        folders = "the class folder" if len(names) == 1 else f"{len(names)} class folders of"
+        where = folder / names[0] if len(names) == 1 else f"{folder} ({_some(names)})"
+        raise UserError(
+            f"data.exclude={excluded} leaves no images in {folders} {where}; add good ones"
+        )
 
 
 def _class_names(root: Path, split: str, left_out: Counter[str]) -> list[str]:

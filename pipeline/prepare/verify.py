@@ -109,6 +109,8 @@ def verify(root: Path, report: Path, workers: int) -> tuple[int, int]:
     """
     head = f"# bad images of {printable(str(root))}, for data.exclude"
     _check_report(report, head)
+    if root.is_dir():
+        logger.info("%s: looking at its images", printable(str(root)))
     total = _count(root)
     memory = Memory(report.with_name(f"{report.name}.state"))
     if len(memory.known):

@@ -47,7 +47,10 @@ _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
 class Storage(NamedTuple):
-    """The bytes of one or several tensors, by the key under which they lie in the file."""
+    """A run of ``numel`` elements of one dtype in the file, which one or several tensors show.
+
+    ``key`` is the name under which its bytes lie there. Nothing of them has been read yet.
+    """
 
     key: str
     dtype: torch.dtype
@@ -59,7 +62,11 @@ class Storage(NamedTuple):
 
 
 class Dense(NamedTuple):
-    """A tensor as a pickle describes it: nothing of it has been read yet."""
+    """A tensor as a pickle describes it: a view of a storage that has not been read yet.
+
+    ``offset`` and ``strides`` are counted in elements. They are what the file says, which may be of
+    any type and size until ``_Geometry`` has checked it.
+    """
 
     storage: Storage
     offset: int
@@ -106,7 +113,11 @@ def _plain(values: Any, size: int, load: Callable[[Storage], Tensor] | None) -> 
 
 
 class _Walk:
-    """Copies plain values, within the limits above, and lets ``tensor`` take each ``Dense``."""
+    """Copies nested plain values, and puts what ``tensor`` returns in the place of each ``Dense``.
+
+    Raises NotPlain for any other kind of value, and for more, deeper or longer values than the
+    limits above allow. A list that is reached twice counts twice.
+    """
 
     def __init__(self, tensor: Callable[[Dense], Any]) -> None:
         self.tensor, self.left = tensor, MOST_VALUES
@@ -129,6 +140,7 @@ class _Walk:
 
 
 def _leaf(value: Any) -> Any:
+    """``value``, if it is a number, text, bytes or None of bounded size; else raises NotPlain."""
     if isinstance(value, str | bytes) and len(value) > MOST_TEXT:
         raise NotPlain(f"holds a text longer than {MOST_TEXT} characters")
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
@@ -139,7 +151,8 @@ def _leaf(value: Any) -> Any:
 
 
 class _Geometry:
-    """Checks that each tensor lies within its storage, and no two of its elements in one place.
+    """Checks that each tensor lies within its storage, and no two of its elements in one place;
+    raises NotPlain where not. ``size`` is that of the file in bytes.
 
     All tensors together may have four times the bytes of the file, because some files hold a
     network's weights under several names.
@@ -170,6 +183,7 @@ class _Geometry:
 
 
 def _are_sizes(values: tuple[Any, ...]) -> bool:
+    """Whether all ``values`` are integers from 0 to below 2**63, and not too many of them."""
     return len(values) <= 2 * MOST_DIMENSIONS + 1 and all(
         type(value) is int and 0 <= value < 2**63 for value in values
     )
@@ -178,6 +192,8 @@ def _are_sizes(values: tuple[Any, ...]) -> bool:
 def _rebuild(
     storage: Any, offset: Any, shape: Any, strides: Any, *_: object, **__: object
 ) -> Dense:
+    """Stands for the functions by which torch rebuilds a tensor. What they take besides, such as
+    requires_grad and hooks, is not used."""
     if not isinstance(storage, Storage) or type(shape) is not tuple or type(strides) is not tuple:
         raise ValueError("a tensor without storage")
     return Dense(storage, offset, shape, strides)
@@ -193,6 +209,8 @@ _NAMES: dict[str, Any] = {
 
 
 def _storage(persistent: Any) -> Storage:
+    """The storage that a persistent id of torch's pickles describes: ("storage", dtype, key,
+    device, number of elements). Raises ValueError where it is something else."""
     word, dtype, key, _, numel, *view = persistent
     if word != "storage" or type(key) is not str or not _are_sizes((numel,)):
         raise ValueError("no storage")
@@ -202,7 +220,11 @@ def _storage(persistent: Any) -> Storage:
 
 
 def _tensor(content: bytes | bytearray, storage: Storage) -> Tensor:
-    """The elements of ``storage`` as bytes, to be viewed in its dtype."""
+    """A copy of ``content``, the bytes of ``storage``, as uint8 of shape (bytes,), to be viewed in
+    the storage's dtype.
+
+    Raises ValueError where it has another length, or is no truth value where it should be.
+    """
     if len(content) != storage.nbytes:
         raise ValueError("a storage of another size")
     if storage.dtype == torch.bool and content.strip(b"\0\1"):
@@ -213,6 +235,8 @@ def _tensor(content: bytes | bytearray, storage: Storage) -> Tensor:
 
 
 def _open_zip(file: BinaryIO, size: int) -> tuple[Any, Callable[[Storage], Tensor]]:
+    """The values in a zip archive of ``size`` bytes, with a ``Dense`` for each tensor, and the
+    function that reads the bytes of a storage."""
     archive = _directory(file, size)
     sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
     (pickle,) = (name for name in sizes if name.endswith("/data.pkl"))
@@ -260,7 +284,10 @@ def _directory(file: BinaryIO, size: int) -> zipfile.ZipFile:
 
 
 def _directory_size(file: BinaryIO, size: int) -> tuple[int, int]:
-    """How many entries and bytes a zip archive's directory has, by the record at the file's end."""
+    """How many entries and bytes a zip archive's directory has, by the record at the file's end.
+
+    Raises ValueError where that record is not the last thing in the file.
+    """
     file.seek(max(0, size - 98))
     tail = file.read(98)
     if tail[-22:-18] != b"PK\5\6" or tail[-2:] != b"\0\0":
@@ -275,6 +302,8 @@ def _directory_size(file: BinaryIO, size: int) -> tuple[int, int]:
 
 
 def _open_legacy(file: BinaryIO, size: int) -> tuple[Any, Callable[[Storage], Tensor]]:
+    """The same as ``_open_zip`` for the older format: five pickles (a magic number, a version, the
+    machine's byte order, the values, the keys of the storages), and then the storages' bytes."""
     stream = io.BytesIO(file.read(MOST_PICKLE))
     storages: dict[str, Storage] = {}
 
@@ -304,7 +333,8 @@ def _open_legacy(file: BinaryIO, size: int) -> tuple[Any, Callable[[Storage], Te
 def _legacy_places(
     file: BinaryIO, place: int, storages: list[Storage], size: int
 ) -> dict[str, int]:
-    """Where the bytes of each storage begin: behind the pickles, each behind its length."""
+    """Where in the file the bytes of each storage begin: behind the pickles, each behind its number
+    of elements. Raises ValueError where that number or the file's end is another."""
     places = {}
     for storage in storages:
         file.seek(place)
@@ -318,6 +348,8 @@ def _legacy_places(
 
 
 def _read_safetensors(file: BinaryIO, size: int) -> Any:
+    """The tensors of a safetensors file by their names; raises NotPlain where the package that
+    reads them is not installed."""
     try:
         from safetensors.torch import load
     except ImportError:

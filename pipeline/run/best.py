@@ -27,8 +27,8 @@ def restore(folder: Path, start: Start) -> Record:
     if wanted["epoch"] < 0:
         return NONE
     left = {}
-    for candidate in _candidates(folder, start, wanted["epoch"] + 1):
-        record = record_of(candidate)
+    for candidate in dict.fromkeys(_candidates(folder, start, wanted["epoch"] + 1)):
+        record = _record(start.state) if candidate == start.path else record_of(candidate)
         if record == wanted:
             _copy(candidate, path)
             return record
@@ -64,11 +64,15 @@ def record_of(path: Path) -> Record:
     if not path.exists():
         return NONE
     with contextlib.suppress(UserError):
-        state = checkpoint.load(path)
-        last = state.get("last")
-        if state.get("format") == checkpoint.FORMAT and state["batch"] == 0 and last:
-            return dict(last)
+        return _record(checkpoint.load(path))
     return NONE
+
+
+def _record(state: dict[str, Any]) -> Record:
+    """The record in the state of a checkpoint; ``NONE`` as above."""
+    last = state.get("last")
+    is_end = state.get("format") == checkpoint.FORMAT and state["batch"] == 0
+    return dict(last) if is_end and last else NONE
 
 
 def _copy(source: Path, target: Path) -> None:

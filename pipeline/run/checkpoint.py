@@ -180,21 +180,22 @@ class CheckpointStore:
         for path in sorted(set(named) - set(found) - self._warned):
             logger.warning("%s is named like a checkpoint, but is no file; passed over", path)
             self._warned.add(path)
-        return sorted(found, key=lambda path: (self._place_of(path), path.name), reverse=True)
+        return sorted(found, key=lambda path: (self.place_of(path), path.name), reverse=True)
 
     def newest(self) -> Iterator[tuple[Path, dict[str, Any] | UserError]]:
         """Each checkpoint, newest first, as its state or the error that its loading gave.
 
         Damaged ones that do not say how far they have gone might be the newest: they come first.
         """
-        for path in sorted(self.files(), key=lambda path: self._place_of(path) != _UNKNOWN):
+        for path in sorted(self.files(), key=lambda path: self.place_of(path) != _UNKNOWN):
             try:
                 yield path, load(path)
             except UserError as error:
                 yield path, error
 
-    def _place_of(self, path: Path) -> tuple[Any, ...]:
-        """How far the state in a file has gone, read once from its values without its tensors."""
+    def place_of(self, path: Path) -> tuple[Any, ...]:
+        """How far the state in a file has gone, read once from its values without its tensors: to
+        be compared with that of others. One that does not say it is behind all."""
         with contextlib.suppress(OSError):
             identity = _identity(path)
             if identity not in self._places:

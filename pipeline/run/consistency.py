@@ -47,6 +47,7 @@ def check_optimizer(
 
 
 def _problems(state: Mapping[str, Any], config: Config) -> Iterator[str]:
+    """What does not fit, in words that follow the file's name; nothing where all does."""
     yield from _counters(state, config)
     yield from _figures(state)
     yield from _optimizer(state["optimizer"], config)
@@ -60,6 +61,7 @@ def _problems(state: Mapping[str, Any], config: Config) -> Iterator[str]:
 
 
 def _counters(state: Mapping[str, Any], config: Config) -> Iterator[str]:
+    """Problems of the place in the training: epochs, batches and steps done."""
     for name in ("epoch", "batch", "step", "metrics_size"):
         if type(state[name]) is not int or state[name] < 0:
             yield f"its {name} is {state[name]!r}, no count"
@@ -75,6 +77,8 @@ def _counters(state: Mapping[str, Any], config: Config) -> Iterator[str]:
 
 
 def _figures(state: Mapping[str, Any]) -> Iterator[str]:
+    """Problems of the records of the best and the last epoch, of the times in seconds, and of what
+    the epoch under way has counted: ``sums`` (processes, metrics) and ``watch`` (4,), integers."""
     for name in ("best", "last"):
         record = state[name]
         if not isinstance(record, dict) or not all(map(_is_number, record.values())):
@@ -104,6 +108,7 @@ def _figures(state: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _optimizer(optimizer: Mapping[str, Any], config: Config) -> Iterator[str]:
+    """Problems of SGD's ``state_dict``: settings that are not the config's, and its momentum."""
     for group in optimizer["param_groups"]:
         for name in ("momentum", "weight_decay"):
             wanted = getattr(config.optim, name)

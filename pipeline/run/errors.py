@@ -6,10 +6,12 @@ class UserError(ValueError):
     the remedy; a command prints it behind ``error: `` and exits with code 2.
 
     ``is_shared`` says that all processes raise the same one, ``is_alone`` that only this one can
-    know of it, as of another that did not come.
+    know of it, as of another that did not come. ``mistakes`` are the messages of several errors
+    that this one joins; empty where it is a single one.
     """
 
     is_shared = is_alone = False
+    mistakes: tuple[str, ...] = ()
 
     @classmethod
     def shared(cls, message: str) -> "UserError":

@@ -76,3 +76,12 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def free_name(folder: Path) -> str:
+    """A name for another folder beside ``folder`` that is not taken yet, such as its own with -2
+    behind it."""
+    name, number = folder.name[:200], 2
+    while (folder.parent / f"{name}-{number}").exists():
+        number += 1
+    return f"{name}-{number}"

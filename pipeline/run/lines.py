@@ -57,7 +57,8 @@ class LineFile:
 
 
 def open_alone(path: str, flags: int) -> int:
-    """Open a plain file; nothing is waited for, and no link is followed."""
+    """An opener for ``open``: it follows no link at the end of ``path`` and never waits. Returns a
+    file descriptor; raises OSError where something else than a plain file lies there."""
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY"):
         flags |= getattr(os, name, 0)
     try:

@@ -27,13 +27,15 @@ class Maker:
 
 
 class Namespace:
-    """An ``argparse.Namespace``; ``values`` is the dict of its attributes."""
+    """Stands for an ``argparse.Namespace``, in which official checkpoints hold their options;
+    ``values`` is the dict of its attributes."""
 
     values: Any = None
 
 
 class NumpyType:
-    """The dtype of a NumPy scalar."""
+    """Stands for a NumPy dtype. Only those of plain numbers are known, by their codes, such as
+    "f8"; raises NotPlain for any other."""
 
     def __init__(self, code: str, *_: object) -> None:
         if code not in _DTYPES:
@@ -41,7 +43,7 @@ class NumpyType:
         self.dtype = np.dtype(code)
 
     def scalar(self, content: bytes | str) -> Any:
-        """The Python number whose bytes are ``content``."""
+        """The Python number whose bytes are ``content``; raises ValueError for another length."""
         raw = content.encode("latin-1") if isinstance(content, str) else content
         if len(raw) != self.dtype.itemsize:
             raise ValueError("a number of another size")
@@ -49,13 +51,14 @@ class NumpyType:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """The bytes of a NumPy number, which old pickles hold as text."""
+    """Stands for ``codecs.encode``: old pickles hold the bytes of a NumPy number as text."""
     if encoding != "latin1" or len(text) > 16:
         raise NotPlain("holds bytes that are no plain number")
     return text.encode(encoding)
 
 
 def _key(key: Any) -> Any:
+    """``key``, if it is text or an integer of 64 bits; else raises NotPlain."""
     if type(key) is str or (type(key) is int and abs(key) < 2**63):
         return key
     raise NotPlain("holds a key that is neither text nor an integer")
@@ -86,7 +89,13 @@ def read_pickle(
 
 
 class _Reader:
-    """The stack machine: ``op_<opcode>`` takes the step of that opcode."""
+    """The machine that a pickle is a program for. Each step has an opcode, whose method here is
+    ``op_<opcode>``, and takes values from a stack and puts values on it.
+
+    A mark sets the stack aside and begins an empty one; what is put on that until the mark is taken
+    back are the items of a list, a tuple or a dict. The memo keeps values by number, so that one
+    can be named again.
+    """
 
     def __init__(self, names: Mapping[str, Any], persistent: Callable[[Any], Any]) -> None:
         self.names, self.persistent = names, persistent
@@ -95,6 +104,7 @@ class _Reader:
         self.memo: dict[int, Any] = {}
 
     def read(self, stream: BinaryIO) -> Any:
+        """What ``read_pickle`` returns, and raises."""
         for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if step == MOST_STEPS:
                 raise NotPlain(f"takes more than {MOST_STEPS} steps to read")
@@ -139,6 +149,7 @@ class _Reader:
         self.stack = []
 
     def _pop_mark(self) -> list[Any]:
+        """The values since the last mark, which is taken back."""
         items, self.stack = self.stack, self.marks.pop()
         return items
 
@@ -205,6 +216,7 @@ class _Reader:
         self.stack.append(self._find(f"{module:s}.{name:s}"))
 
     def _find(self, name: str) -> Any:
+        """What stands for ``name``, such as "torch.FloatStorage"; raises NotPlain for others."""
         if name in self.names:
             return self.names[name]
         shown = name[:60] if name.isprintable() else "of an odd name"

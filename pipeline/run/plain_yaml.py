@@ -73,7 +73,8 @@ def parse(text: str) -> Any:
     except _NotPlain:
         raise
     except (OverflowError, ValueError):  # an escape such as "\\UFFFFFFFF", a version of many digits
-        raise _NotPlain("not valid YAML (an escape or a version is out of range)") from None
+        what = "not valid YAML (an escape or a version is out of range)"
+        raise _NotPlain(f"{what}; correct it") from None
 
 
 class _NotPlain(ValueError):

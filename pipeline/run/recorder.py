@@ -13,7 +13,7 @@ except ImportError:  # Windows
 from pipeline.run.config import Config, to_dict
 from pipeline.run.console import check_file, logger
 from pipeline.run.errors import UserError
-from pipeline.run.files import open_file, write_atomically
+from pipeline.run.files import free_name, open_file, write_atomically
 from pipeline.run.lines import LineFile
 
 
@@ -90,9 +90,10 @@ def _lock(lines: LineFile) -> None:
     try:
         fcntl.lockf(lines.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
+        folder = lines.path.parent
         raise UserError(
-            f"another process is training this run, {lines.path.parent}; stop it, or set run.name "
-            "to start another"
+            f"another process is training this run, {folder}; stop it, or set "
+            f"run.name={free_name(folder)} to start another"
         ) from None
     except OSError:  # a file system without locks
         pass

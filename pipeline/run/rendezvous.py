@@ -6,7 +6,6 @@ import glob
 import os
 import re
 import secrets
-import shlex
 import signal
 import socket
 import sys
@@ -18,13 +17,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
+from pipeline.run.environment import ALONE, MOST_PROCESSES, number, world_size
 from pipeline.run.errors import UserError
 from pipeline.run.processes import end_with_parent, rank, size
 
 PATIENCE = 10.0  # seconds that a process which failed gives the others to say that they did
 TOGETHER = 2.0  # seconds within which processes find the same mistake
-
-ALONE = "unset WORLD_SIZE"  # what makes a process train by itself
 
 _COMMUNICATION = re.compile("gloo|nccl|c10d|TCPStore|ProcessGroup", re.IGNORECASE)
 
@@ -42,7 +40,7 @@ def start(device: str, timeout: float, folder: Path) -> None:
     ``device``: "cuda" takes NCCL, and the GPU of the local rank; "cpu" takes gloo. ``folder`` is
     where NCCL leaves its flight recorder when a collective times out.
     """
-    size = _number("WORLD_SIZE", 1, 2**20) if os.environ.get("WORLD_SIZE") else 1
+    size = world_size()
     if size == 1:
         return
     needed = ["RANK", "MASTER_ADDR", "MASTER_PORT", *(["LOCAL_RANK"] if device == "cuda" else [])]
@@ -50,16 +48,18 @@ def start(device: str, timeout: float, folder: Path) -> None:
         raise UserError(
             f"WORLD_SIZE={size} says that this is one of {size} processes, but "
             f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set; start them with "
-            f"torchrun, or train in one process after: {ALONE}"
+            f"torchrun, or train in one process after: unset {ALONE}"
         )
+    on_this_machine = number("LOCAL_WORLD_SIZE", 1, MOST_PROCESSES, default=0)
     if device == "cuda":
-        _take_gpu(_number("LOCAL_RANK", 0, size - 1))
+        local = number("LOCAL_RANK", 0, size - 1)
+        _take_gpu(local, on_this_machine or local + 1)
         _Group.traces = _record_flights(folder)
         # DDP's sums and batch norm's are under way at once; they run in the order of their calls.
         os.environ.setdefault("NCCL_LAUNCH_ORDER_IMPLICIT", "1")
     end_with_parent(signal.SIGTERM)  # torchrun would leave its processes behind
-    rank, limit = _number("RANK", 0, size - 1), datetime.timedelta(seconds=timeout)
-    store = _open_store(rank, one_node=os.environ.get("LOCAL_WORLD_SIZE") == str(size))
+    rank, limit = number("RANK", 0, size - 1), datetime.timedelta(seconds=timeout)
+    store = _open_store(rank, one_node=on_this_machine == size)
     store.set_timeout(limit)
     _Group.store = PrefixStore(_meet(store, rank, size, timeout), store)
     # Host values travel over gloo, so that they do not wait for the GPU.
@@ -67,19 +67,9 @@ def start(device: str, timeout: float, folder: Path) -> None:
     dist.init_process_group(backend, store=_Group.store, rank=rank, world_size=size, timeout=limit)
 
 
-def _number(name: str, low: int, high: int) -> int:
-    """The number in an environment variable that torchrun sets; raises UserError for another."""
-    text = os.environ[name]
-    if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
-        raise UserError(
-            f"the environment's {name}={shlex.quote(text)} is no whole number between {low} and "
-            f"{high}; start the processes with torchrun, or train in one process after: {ALONE}"
-        )
-    return int(text)
-
-
-def _take_gpu(local: int) -> None:
-    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)), torch.cuda.device_count()
+def _take_gpu(local: int, processes: int) -> None:
+    """Take the GPU of the process ``local`` among those of this machine."""
+    gpus = torch.cuda.device_count()
     if processes > gpus:  # all of them say so
         raise UserError(
             f"{processes} processes on this machine have {gpus} GPUs; start as many processes as "
@@ -111,7 +101,7 @@ def _open_store(rank: int, *, one_node: bool) -> Store:
 
     On one node nothing of ours listens to other machines.
     """
-    host, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 1, 65535)
+    host, port = os.environ["MASTER_ADDR"], number("MASTER_PORT", 1, 65535)
     if one_node and sys.platform == "linux":
         for library in ("GLOO", "NCCL"):
             os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
@@ -163,17 +153,24 @@ def _meet(store: Store, rank: int, size: int, timeout: float) -> str:
         if time.monotonic() > deadline:
             raise UserError.alone(
                 f"rank {min(absent)} of {size} did not come within {timeout:g} s; see whether its "
-                "process started and can reach this machine, or raise train.timeout"
+                f"process started and can reach this machine, or set train.timeout={2 * timeout:g}"
             )
         time.sleep(0.02)
     return mine
 
 
 def stop() -> None:
-    """Leave the other processes in good order."""
+    """Leave the other processes in good order; for one that is lost, nobody waits for long."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        leaving = threading.Thread(target=_leave, daemon=True)
+        leaving.start()
+        leaving.join(PATIENCE)
         _Group.store = None
+
+
+def _leave() -> None:
+    with contextlib.suppress(RuntimeError):  # the others may have gone before
+        dist.destroy_process_group()
 
 
 def explain(error: BaseException) -> str | None:

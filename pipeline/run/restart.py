@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from pipeline.run import processes
+from pipeline.run import environment, processes
 from pipeline.run.config import Config
 from pipeline.run.errors import Diverged, Interrupted, UserError
 from pipeline.run.files import open_file, write_atomically
@@ -49,7 +49,7 @@ def is_restart(config: Config) -> bool:
     Raises ``Interrupted`` or ``Diverged`` as they did, if they ended for good.
     """
     _Job.name = processes.from_main(lambda: _own().encode()).decode()
-    restarts = processes.largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    restarts = processes.largest(environment.restarts() if _own() else 0)
     word = json.loads(processes.from_main(lambda: json.dumps(_read(config)).encode()))
     if not restarts:
         if processes.is_main() and word:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +15,12 @@ from pipeline.run.config import Config, flatten, make_config
 from pipeline.run.consistency import check_state
 from pipeline.run.console import logger
 from pipeline.run.errors import UserError
-from pipeline.run.files import open_file
+from pipeline.run.files import free_name, open_file
 
 FREE_TO_CHANGE = (
     "run.", "log.", "checkpoint.", "data.path", "data.exclude", "data.workers",
     "data.download", "data.eval_batch_size", "data.loader", "train.device",
-    "train.cuda_graph", "train.compile", "model.weights",
+    "train.cuda_graph", "train.compile", "train.timeout", "model.weights",
 )  # fmt: skip
 NETWORK = ("model.arch", "model.bits", "model.num_classes")
 ORDER = ("seed", "data.dataset", "data.batch_size")  # they decide which images a batch holds
@@ -57,37 +58,49 @@ def find_start(request: Request, store: checkpoint.CheckpointStore, *, again: bo
     the others need not see its disk. ``again``: the run in the folder is our own, which torchrun
     restarted. Raises UserError where the run cannot go on, with the reason and the remedy.
     """
-    content = processes.from_main(lambda: _find(request, store, again=again))
-    if not content:
-        return None
-    header, _, content = content.partition(b"\n")
-    place = json.loads(header)
-    state = checkpoint.load(io.BytesIO(content))
-    return Start(state, Path(place["path"]), place["is_new"], place["last"])
+    own: list[Start] = []
+
+    def find() -> bytes:
+        start = _find(request, store, again=again)
+        own.extend([start] if start else [])
+        return _packed(start) if start and processes.size() > 1 else b""
+
+    content = processes.from_main(find)
+    return _unpacked(content) if content and not own else next(iter(own), None)
 
 
-def _find(request: Request, store: checkpoint.CheckpointStore, *, again: bool) -> bytes:
-    """The checkpoint file to go on from behind a line about it, or nothing for a new run."""
+def _packed(start: Start) -> bytes:
+    """``start`` for the other processes: a line about it, and the checkpoint file."""
+    header = {"path": str(start.path), "is_new": start.is_new, "last": start.last}
+    return json.dumps(header).encode() + b"\n" + checkpoint.content_of(start.state)
+
+
+def _unpacked(content: bytes) -> Start:
+    header, _, file = content.partition(b"\n")
+    about = json.loads(header)
+    state = checkpoint.load(io.BytesIO(file))
+    return Start(state, Path(about["path"]), about["is_new"], about["last"])
+
+
+def _find(request: Request, store: checkpoint.CheckpointStore, *, again: bool) -> Start | None:
+    """What ``find_start`` returns, found in the main process."""
     config, resume = request.config, request.config.run.resume
     folder = config.run_folder
     if resume != "auto" and not again and is_run(folder):
         what = "" if resume == "none" else " starts a new run"
         raise UserError(
             f"run.resume={resume}{what}, but {folder} holds a run already; set run.resume=auto to "
-            f"go on with it, or run.name={free_name(config)} to start another"
+            f"go on with it, or {_new_name(config)} to start another"
         )
-    found = _newest(store, config)
-    start = Start(found[1], found[0]) if found else None
+    start = _newest(store, config)
     if not start and resume not in ("auto", "none"):
         start = Start(checkpoint.load(Path(resume)), Path(resume), is_new=True)
     if not start:
         if not again:
             _check_nothing_is_lost(config)
-        return b""
+        return None
     check_config(start, request)
-    last = {} if start.is_new else _last_of_finished(start, config)
-    header = {"path": str(start.path), "is_new": start.is_new, "last": last}
-    return json.dumps(header).encode() + b"\n" + start.path.read_bytes()
+    return start if start.is_new else start._replace(last=_last_of_finished(start, config))
 
 
 def is_run(folder: Path) -> bool:
@@ -96,41 +109,30 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in files) or any(folder.glob("checkpoints/*.pt"))
 
 
-def _newest(
-    store: checkpoint.CheckpointStore, config: Config
-) -> tuple[Path, dict[str, Any]] | None:
+def _newest(store: checkpoint.CheckpointStore, config: Config) -> Start | None:
     """The checkpoint that is furthest: best.pt too is one, where no later one can be read."""
     damaged, found = [], None
     for path, state in store.newest():
         if isinstance(state, dict):
-            found = path, state
+            found = Start(state, path)
             break
         damaged.append(str(state).rpartition(";")[0])
     best = store.folder / "best.pt"
-    with contextlib.suppress(UserError):  # it is restored later
-        state = checkpoint.load(best)
-        if found is None or _place(state) > _place(found[1]):
+    if found is None or store.place_of(best) > store.place_of(found.path):
+        with contextlib.suppress(UserError):  # it is restored later
+            found = Start(checkpoint.load(best), best)
             logger.warning(
-                "of the checkpoints only best.pt is left, after epoch %d", state.get("epoch", 0)
+                "of the checkpoints only best.pt is left, after epoch %d",
+                found.state.get("epoch", 0),
             )
-            found = best, state
     for reason in damaged:
         logger.warning("%s; going on from the one before", reason)
     if found is None and (damaged or best.exists()):
         raise UserError(
-            f"every checkpoint in {store.folder} is damaged; set run.name={free_name(config)} to "
+            f"every checkpoint in {store.folder} is damaged; set {_new_name(config)} to "
             "start another run"
         )
     return found
-
-
-def _place(state: dict[str, Any]) -> tuple[int, int]:
-    """How far a training is; -1 stands for what is no state of one."""
-    epoch, batch = state.get("epoch"), state.get("batch")
-    is_state = state.get("format") == checkpoint.FORMAT
-    if is_state and isinstance(epoch, int) and isinstance(batch, int):
-        return epoch, batch
-    return -1, -1
 
 
 def recorded_epochs(folder: Path) -> list[dict[str, Any]]:
@@ -151,7 +153,7 @@ def _check_nothing_is_lost(config: Config) -> None:
     if count or (folder / "plots").exists():
         raise UserError(
             f"{folder} holds a run of {count} epochs, but none of its checkpoints; bring them "
-            f"back, or set run.name={free_name(config)} to start another run"
+            f"back, or set {_new_name(config)} to start another run"
         )
 
 
@@ -247,7 +249,7 @@ def _way_on(start: Start, request: Request, changed: dict[str, tuple[Any, Any]])
     """The remedy: a command that goes on in a new run, from where that is possible."""
     config = request.config
     if "model.arch" in changed:
-        return f"set run.resume=none run.name={free_name(config)} to train it from its beginning"
+        return f"set run.resume=none {_new_name(config)} to train it from its beginning"
     if any(key in changed for key in NETWORK):
         return f"start from its weights: {_command(request, changed, weights=start.path)}"
     path: Path | None = start.path
@@ -274,15 +276,17 @@ def _command(
     kept = [word for word in words if not word.startswith(replaced)]
     start = [f"run.resume={resume}"] if resume else []
     start += [f"model.weights={weights}"] if weights else []
-    return command_line("train", *kept, *start, f"run.name={free_name(config)}")
+    return command_line("train", *kept, *start, f"run.name={free_name(config.run_folder)}")
 
 
 def weights_alone(start: Start, config: Config) -> str:
     """The remedy where only the network in a checkpoint can be believed."""
-    return (
-        f"set run.resume=none model.weights={start.path} run.name={free_name(config)} to start "
-        "from its weights alone"
-    )
+    weights = shlex.quote(f"model.weights={start.path}")
+    return f"set run.resume=none {weights} {_new_name(config)} to start from its weights alone"
+
+
+def _new_name(config: Config) -> str:
+    return shlex.quote(f"run.name={free_name(config.run_folder)}")
 
 
 def end_of_epoch(folder: Path) -> Path | None:
@@ -292,14 +296,6 @@ def end_of_epoch(folder: Path) -> Path | None:
             if path.exists() and checkpoint.load(path).get("batch") == 0:
                 return path
     return None
-
-
-def free_name(config: Config) -> str:
-    """A name for another run, that no folder in run.dir has yet."""
-    name, number = str(config.run.name)[:200], 2
-    while (Path(config.run.dir) / f"{name}-{number}").exists():
-        number += 1
-    return f"{name}-{number}"
 
 
 def check_data(start: Start, data: dict[str, str], request: Request) -> None:

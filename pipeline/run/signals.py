@@ -4,13 +4,16 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from pipeline.run import processes
 from pipeline.run.errors import Interrupted
 
-AGREE_EVERY = 8  # steps between two looks at what the other processes were asked
+# Between two looks at what the other processes were asked: steps at most, and seconds, unless a
+# single step takes longer. torchrun kills after 30 s.
+AGREE_EVERY, AGREE_WITHIN = 8, 2.0
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
 
@@ -28,6 +31,8 @@ class StopSignal:
         self.can_save = False
         self.previous: dict[int, Any] = {}
         self.listener: _Listener | None = None
+        self.gap, self.since = 1, 0  # steps from one look to the next, and since the last one
+        self.looked = time.monotonic()
 
     def __enter__(self) -> "StopSignal":
         for name in NAMES:
@@ -50,11 +55,20 @@ class StopSignal:
         """
         if processes.size() == 1:
             return bool(self.signal)
-        if done % AGREE_EVERY and done != total:
+        self.since += 1
+        if self.since < self.gap and 0 < done != total:  # an evaluation begins with 0
             return False
         if agreed := processes.largest(self.signal):  # a signal that came meanwhile is kept
             self.signal = agreed
+        self._measure()
         return bool(agreed)
+
+    def _measure(self) -> None:
+        """Set the number of steps to the next look, the same in all processes."""
+        now = time.monotonic()
+        step = processes.largest(round(1000 * (now - self.looked) / self.since))  # milliseconds
+        self.gap = min(AGREE_EVERY, int(1000 * AGREE_WITHIN) // max(1, step))
+        self.since, self.looked = 0, now
 
     def _note(self, number: int, _: object) -> None:
         if not self.can_save:

@@ -69,12 +69,13 @@ def forgive_failures() -> None:
     for name in ("stdout", "stderr"):
         if not isinstance(getattr(sys, name), Courtesy):
             setattr(sys, name, Courtesy(getattr(sys, name)))
-    atexit.unregister(_drop_what_is_left)
-    atexit.register(_drop_what_is_left)
+    atexit.unregister(drop_what_is_left)
+    atexit.register(drop_what_is_left)
 
 
-def _drop_what_is_left() -> None:
-    """Keep the interpreter from exiting with 120, as it does where its last flush fails."""
+def drop_what_is_left() -> None:
+    """Write what the standard streams still hold, or drop it where they fail: else the interpreter
+    would exit with 120."""
     for descriptor, stream in ((1, sys.__stdout__), (2, sys.__stderr__)):
         try:
             if stream is not None:

@@ -1,5 +1,6 @@
 """The weights of a network in a checkpoint file: ours, the official code's or other people's."""
 
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,6 +75,8 @@ def network_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _plain_name(name: str) -> str:
+    """The name of a weight without the parts that wrappers put in, so "module.fc.weight" is
+    "fc.weight"."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
@@ -127,6 +130,8 @@ def fit_weights(
 
 
 def _check_kinds(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise UserError where one of ``weights`` holds another kind of numbers than that of the same
+    name in ``own``, as integers for floating-point ones; those are never converted."""
     for key, weight in weights.items():
         wanted, dtype = own[key].dtype, weight.dtype
         if dtype != wanted and not (wanted.is_floating_point and dtype.is_floating_point):
@@ -140,6 +145,8 @@ def _check_kinds(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path:
 def _can_be_tuned(
     own: Mapping[str, Tensor], weights: Mapping[str, Tensor], fits: Iterable[str]
 ) -> bool:
+    """Whether a network with the weights ``own`` can be fine-tuned from ``weights`` of which those
+    named ``fits`` fit: all but a classifier, or every convolution of both."""
     wrong = (own.keys() | weights.keys()) - set(fits)
     classifier = {part for key in CLASSIFIERS for part in (key, key.replace("weight", "bias"))}
     if own.keys() == weights.keys() and wrong <= classifier:
@@ -159,9 +166,10 @@ def _difference(
     """The line about weights that do not fit."""
     fits = own.keys() - set(wrong)
     if _can_be_tuned(own, weights, fits) and (missing := sorted(own.keys() - weights.keys())):
+        remedy = shlex.quote(f"model.weights={path}")
         return (
             f"checkpoint {path} lacks {missing[0]} and {len(missing) - 1} more of a {network}, and "
-            f"so computes something else; train from it: model.weights={path}"
+            f"so computes something else; train from it: {remedy}"
         )
     return (
         f"checkpoint {path} is not of a {network} with these classes "

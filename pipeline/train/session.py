@@ -20,6 +20,7 @@ from pipeline.run.consistency import check_optimizer
 from pipeline.run.console import bold, logger, start_console
 from pipeline.run.device import get_device
 from pipeline.run.errors import Diverged, Interrupted, UserError
+from pipeline.run.files import free_name
 from pipeline.run.folder import open_folder
 from pipeline.run.problems import Problems
 from pipeline.run.recorder import Recorder
@@ -31,7 +32,6 @@ from pipeline.run.resume import (
     check_data,
     check_place,
     find_start,
-    free_name,
     say_what_is_new,
     weights_alone,
 )
@@ -128,7 +128,7 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
 
 def _finished(config: Config, start: Start) -> Outcome:
     """The outcome of a run that has nothing left to do."""
-    name = free_name(config)
+    name = free_name(config.run_folder)
     logger.info("this run is finished; for another one set run.name=%s", name)
     with contextlib.suppress(UserError):  # of a disk that is full or cannot be written
         if processes.is_main():

@@ -39,7 +39,7 @@ def fails(message, call, *args):
 
 def test_every_name_survives(tmp_path):
     names = [f"train/{name}/{name}" for name in ODD]
-    assert read(listing(tmp_path, *map(printable, names)), "train") == set(names)
+    assert read(listing(tmp_path, *map(printable, names)), "train", tmp_path) == set(names)
 
 
 def test_people_may_write_it(tmp_path):
@@ -47,9 +47,12 @@ def test_people_may_write_it(tmp_path):
     file.write_bytes(
         b"# why\r\n\r\ntrain/a/\xff.jpg\r\n  # more\nval/a/1.jpg \ntrain/a/\xc3\xb6.jpg"
     )
-    assert read(str(file), "train") == {"train/a/\udcff.jpg", "train/a/ö.jpg"}
-    assert read(str(file), "val") == {"val/a/1.jpg"} and read(str(file), "test") == set()
-    assert read(None, "train") == set()
+    assert read(str(file), "train", tmp_path) == {"train/a/\udcff.jpg", "train/a/ö.jpg"}
+    assert (
+        read(str(file), "val", tmp_path) == {"val/a/1.jpg"}
+        and read(str(file), "test", tmp_path) == set()
+    )
+    assert read(None, "train", tmp_path) == set()
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
@@ -62,24 +65,30 @@ def test_systems_may_write_it(tmp_path, encoding, end):
     file = tmp_path / "list"
     file.write_bytes((mark + end.join(lines) + end).encode(encoding))
     expected = {f"train/{name}.jpg" for name in ("a/1", "a/2", "ö/3", "a/4", "a/5", "a/6")}
-    assert read(str(file), "train") == expected
-    assert read(str(file), "val") == {"val/a/1.jpg"}
+    assert read(str(file), "train", tmp_path) == expected
+    assert read(str(file), "val", tmp_path) == {"val/a/1.jpg"}
 
 
 @pytest.mark.parametrize("line", ["a/1.jpg", "/train/a/1.jpg", '"train/a', '"a/b"', "../train/1"])
 def test_a_line_that_is_no_path_is_named(tmp_path, line):
     file = listing(tmp_path, "# a comment", line)
-    fails(rf"line 2: {re.escape(line[:3])}.*; correct or remove", read, file, "train")
+    fails(rf"line 2: {re.escape(line[:3])}.*; correct or remove", read, file, "train", tmp_path)
 
 
 def test_a_list_that_cannot_be_read(tmp_path):
-    fails("gone: No such file.*; name the list", read, str(tmp_path / "gone"), "train")
-    fails("Is a directory; name the list", read, str(tmp_path), "train")
-    fails("pipe or a device.*; name the list", read, "/dev/zero", "train")
+    fails(
+        "gone: No such file.*; set data.exclude=null",
+        read,
+        str(tmp_path / "gone"),
+        "train",
+        tmp_path,
+    )
+    fails("Is a directory; set data.exclude=null", read, str(tmp_path), "train", tmp_path)
+    fails("pipe or a device.*; set data.exclude=null", read, "/dev/zero", "train", tmp_path)
     (tmp_path / "half").write_bytes(b"\xff\xfet\0r")
-    fails("broken UTF-16; name the list", read, str(tmp_path / "half"), "train")
+    fails("broken UTF-16; set data.exclude=null", read, str(tmp_path / "half"), "train", tmp_path)
     (tmp_path / "archive").write_bytes(b"\0\x1f\x8b" * 10**5)
-    fails("line 1: ", read, str(tmp_path / "archive"), "train")
+    fails("line 1: ", read, str(tmp_path / "archive"), "train", tmp_path)
 
 
 def test_scan_leaves_out(tmp_path):

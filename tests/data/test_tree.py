@@ -17,8 +17,10 @@ from PIL import Image
 from pipeline.data.image import open_rgb
 from pipeline.data.loader import Batch
 from pipeline.data.loader_torchvision import TorchvisionLoader
+from pipeline.data.open import build_loaders
 from pipeline.data.plan import permutation
 from pipeline.data.tree import scan, scan_train_val
+from pipeline.run.config import make_config
 from pipeline.run.errors import UserError
 from tests import PATIENCE, ROOT
 from tests.data.fixtures import image_folder, make, noise, numbers, plain, plain_folder, smooth
@@ -153,6 +155,46 @@ def test_bad_trees(tmp_path, names, message):
     text = str(error.value)
     assert text.startswith("data.path: ") and str(tmp_path) in text and "\n" not in text
     assert message.format(tmp_path) in text
+
+
+def test_all_mistakes_in_a_tree_are_told_together(tmp_path):
+    tree(tmp_path, "train/a/1.jpg", "train/empty/1.txt", "train/too/2.txt", "train/d/1.jpg")
+    (tmp_path / "train/d/2.jpg").symlink_to(tmp_path / "nowhere")
+    config = make_config({}, ["model.num_classes=7", f"data.path={tmp_path}", "data.exclude=/gone",
+                              "data.dataset=imagenet"], name="x")  # fmt: skip
+    with pytest.raises(UserError) as error:
+        build_loaders(config, torch.device("cpu"))
+    said = str(error.value).split("; also ")
+    for words in (
+        "data.exclude=/gone: No such file",
+        f"no images in 2 class folders of {tmp_path}/train (empty, too); add some",
+        f"cannot read {tmp_path}/train/d/2.jpg",
+        f"{tmp_path} has no folder val/",
+        "model.num_classes is 7, but data.path=",
+    ):
+        assert sum(words in each for each in said) == 1, words
+    assert len(said) == 5
+
+
+def test_all_mistakes_in_a_cifar_tree_are_told_together(tmp_path):
+    tree(tmp_path, "train/a/1.txt", "train/b/1.jpg", "test/a/1.jpg", "test/b/1.txt")
+    config = make_config({}, [f"data.path={tmp_path}", "data.dataset=cifar10"], name="x")
+    with pytest.raises(UserError) as error:
+        build_loaders(config, torch.device("cpu"))
+    assert [each.partition(";")[0] for each in str(error.value).split("; also ")] == [
+        f"data.path: no images in the class folder {tmp_path}/train/a",
+        f"data.path: no images in the class folder {tmp_path}/test/b",
+    ]
+
+
+def test_a_tree_with_countless_mistakes_is_still_a_line(tmp_path):
+    tree(tmp_path, *A_AND_B)
+    for i in range(50):
+        (tmp_path / f"train/c{i}").mkdir()
+        (tmp_path / f"train/c{i}/1.jpg").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError) as error:
+        scan_train_val(tmp_path)
+    assert len(str(error.value)) < 4000 and str(error.value).endswith("; also 43 more")
 
 
 def test_bad_paths(tmp_path):

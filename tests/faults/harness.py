@@ -27,14 +27,14 @@ from tests import PATIENCE
 from tests.data.fixtures import cifar_tree
 
 EPOCHS, LINES = 3, 18  # of a whole run; lines in metrics.jsonl: 3 times 5 steps and an epoch
-TIMEOUT = 30  # train.timeout, after which a hung process is noticed
+HUNG = 30  # seconds after which a process that hangs is noticed; a busy machine may take as long
 NOT_COMPARED = ("seconds", "images_per_second", "data_wait")
 CONFIG = f"""
 seed: 3
 deterministic: true
 model: {{num_classes: 2}}
 data: {{batch_size: 8, eval_batch_size: 5}}
-train: {{epochs: {EPOCHS}, precision: fp64, device: cpu, timeout: {TIMEOUT}}}
+train: {{epochs: {EPOCHS}, precision: fp64, device: cpu}}
 log: {{every: 1, eta: 0}}
 checkpoint: {{keep: 3, every_steps: 2}}
 """
@@ -75,6 +75,9 @@ class Run:
     overrides: tuple[str, ...] = ()
     module: str = "launch.train"
     restarts: int = 3  # how often torchrun starts the processes again
+    patience: int = (
+        PATIENCE // 3
+    )  # seconds for a process to come, to answer, and to save at a signal
     processes: "list[subprocess.Popen[str]]" = field(default_factory=list, repr=False)
 
     @property
@@ -92,13 +95,14 @@ class Run:
 
     def start(self) -> "Run":
         """Start it, or start it again."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "20"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(self.patience)
         if self.meeting == "make":
             environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         nodes = 2 if self.meeting == "two nodes" and self.size > 1 else 1
         command = [sys.executable, *self._torchrun(nodes), "-m", self.module, str(self.lab.config)]
         command += [f"data.path={self.lab.data}", f"run.dir={self.lab.root / 'runs'}"]
-        command += [f"run.name={self.name}", *self.overrides]
+        command += [f"run.name={self.name}", f"train.timeout={self.patience}", *self.overrides]
         with open(self.log, "a") as log:
             self.processes = [
                 subprocess.Popen(command, env=environment, stderr=log, text=True)
@@ -271,7 +275,7 @@ def _flip(run: Run, rng: random.Random) -> None:
 
 def _full_disk(run: Run, rng: random.Random) -> None:
     """No file may grow beyond a few KiB any more, in the process that writes."""
-    resource.prlimit(run.workers()[0], resource.RPATIENCE_FSIZE, (1 << 16, 1 << 16))
+    resource.prlimit(run.workers()[0], resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 
 
 FAULTS = {
@@ -316,6 +320,7 @@ def trial(
     run = Run(lab, name or f"trial{seed}", size, rng.choice(list(MEETINGS)))
     chosen = faults or rng.choices(list(FAULTS), k=rng.choice([1, 2]))
     result = Result(seed, size, run.meeting, [])
+    run.patience = HUNG if "SIGSTOP" in chosen else run.patience
     run.start()
     for name in chosen:
         line = rng.randrange(earliest, LINES - 5)  # few seconds are left in the last lines

@@ -99,6 +99,10 @@ def test_a_new_run_that_torchrun_restarts_is_its_own(lab):
 def test_two_processes_do_not_train_the_same_run(lab):
     run = Run(lab, "twice", 1).start()
     assert run.wait_until(lambda: run.lines() > 1)
-    other = Run(lab, "twice", 1).start().finish(2)
+    os.kill(run.workers()[0], signal.SIGSTOP)  # else it may be over before the other has begun
+    try:
+        other = Run(lab, "twice", 1).start().finish(2)
+    finally:
+        os.kill(run.workers()[0], signal.SIGCONT)
     assert "error: another process is training this run" in other.said
     check_same(run.finish(), lab.reference(1))

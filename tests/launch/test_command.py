@@ -106,6 +106,21 @@ def test_without_an_environment_one_line_says_make_setup(house, tmp_path):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK"])
+def test_an_error_is_told_whatever_the_environment_holds(name, monkeypatch, capsys):
+    numbers = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "job"}
+    for each, value in {**numbers, name: "x"}.items():
+        monkeypatch.setenv(each, value)
+
+    def fail(_):
+        raise UserError("something is wrong")
+
+    with pytest.raises(SystemExit) as ended:
+        command(fail)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: something is wrong\n"
+
+
 @needs_sh
 def test_the_launcher_for_real(tmp_path):
     """From a folder whose modules have the names of ours, through a link with a blank."""

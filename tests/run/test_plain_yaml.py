@@ -129,10 +129,10 @@ def test_values_of_a_file_are_taken_by_the_type_of_their_key(tmp_path, text, lin
         ("a: [", "line 1: not valid YAML (expected the node content"),
         ("a: b: c", "line 1: not valid YAML (mapping values are not allowed here); correct it"),
         ("a:\n\tb: 1", "line 2: not valid YAML"),
-        ('a: "\\UFFFFFFFF"', "not valid YAML (an escape or a version is out of range)"),
+        ('a: "\\UFFFFFFFF"', "not valid YAML (an escape or a version is out of range); correct it"),
         (
             f"%YAML {'9' * 5000}.1\n---\na: 1",
-            "not valid YAML (an escape or a version is out of range)",
+            "not valid YAML (an escape or a version is out of range); correct it",
         ),
         (b"\0\1\2", "not valid YAML (unacceptable character #x0000"),
         (b"\x7fELF\x02\x01\xff", "is no text in UTF-8; take one of configs/*.yaml"),

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from pipeline.run import signals
 from pipeline.run.errors import Interrupted
 from pipeline.run.signals import NAMES, StopSignal
 from tests import ROOT
@@ -96,3 +97,34 @@ def test_stuck_in_c_it_answers_at_once_and_ends_at_the_second(console):
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
+
+
+def test_processes_look_at_each_others_signals_after_some_steps_or_seconds(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(signals.processes, "size", lambda: 2)
+    stop = signals.StopSignal()
+
+    def looks(seconds, steps):
+        """The steps after which a look was taken."""
+        asked, taken = [], []
+        monkeypatch.setattr(
+            signals.processes, "largest", lambda value: asked.append(value) or value
+        )
+        for step in range(1, steps + 1):
+            clock[0] += seconds
+            stop.is_asked(step, 1000)
+            if asked:
+                taken.append(step)
+                asked.clear()
+        return taken
+
+    assert looks(0.01, 26) == [1, 9, 17, 25]
+    assert looks(0.5, 20)[1:] == [11, 15, 19]  # 2 s, as soon as the steps are known to be slow
+    assert looks(40, 5)[1:] == [4, 5]
+    assert looks(0.01, 3)[:1] == [1]
+    asked = []
+    monkeypatch.setattr(signals.processes, "largest", lambda value: asked.append(value) or value)
+    for done in (0, 1, 2):  # of a short evaluation
+        stop.is_asked(done, 3)
+    assert len(asked) == 2

@@ -15,7 +15,7 @@ from launch import evaluate as evaluate_command
 from launch import train as train_command
 from models import ARCHS, Arch, register
 from models.resnet_cifar import CifarResNet
-from pipeline.run import best
+from pipeline.run import archive, best
 from pipeline.run.checkpoint import CheckpointStore, load
 from pipeline.run.config import load_config
 from pipeline.run.errors import Interrupted, UserError
@@ -111,6 +111,27 @@ def test_a_finished_run_with_best_alone_is_kept(root, capsys):
     assert "finished" in said and "evaluate" in said
     assert {p: c for p, c in contents(root / "runs").items() if p in before} == before
     follow(said.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("word", ["train.timeout=1200", "data.workers=3", "log.every=1"])
+def test_what_changes_no_result_may_change_as_a_run_goes_on(root, word):
+    (checkpoints(root) / "epoch_0003.pt").unlink()
+    run(root, word)
+    assert (checkpoints(root) / "epoch_0003.pt").exists()
+
+
+def test_each_checkpoint_is_loaded_once_at_most(root, monkeypatch):
+    loaded, read = [], archive.read
+
+    def counted(file, *, tensors=True):
+        loaded.extend([Path(file.name).name] if tensors else [])
+        return read(file, tensors=tensors)
+
+    monkeypatch.setattr(archive, "read", counted)
+    for name in ("epoch_0003.pt", "best.pt"):
+        (checkpoints(root) / name).unlink()
+    run(root)
+    assert loaded[0] == "epoch_0002.pt" and len(loaded) == len(set(loaded))
 
 
 def test_an_unfinished_run_goes_on_from_best(root, monkeypatch, capsys):
