@@ -15,21 +15,32 @@ from pipeline.run.resume import Start
 RECORDS = "metrics.jsonl"
 
 
-def open_folder(config: Config, recorder: Recorder, start: Start | None) -> None:
+def records_of(config: Config) -> int:
+    """The length in bytes of the records that the run of ``config`` has."""
+    try:
+        return (config.run_folder / RECORDS).stat().st_size
+    except OSError:
+        return 0
+
+
+def open_folder(
+    config: Config, recorder: Recorder, start: Start | None, seen: int | None = None
+) -> None:
     """Make the folder of the run of ``config`` with config.yaml and log.txt, and open ``recorder``.
 
     metrics.jsonl goes on where it was at ``start``; a new run takes over the records that ``start``
     has. Only the main process writes; the others wait until it has. Raises UserError where the
-    folder cannot be written, or while another process trains the same run.
+    folder cannot be written, while another process trains the same run, or if one did since
+    ``seen`` was its ``records_of``.
     """
-    processes.alike(lambda: _open(config, recorder, start))
+    processes.alike(lambda: _open(config, recorder, start, seen))
 
 
-def _open(config: Config, recorder: Recorder, start: Start | None) -> None:
+def _open(config: Config, recorder: Recorder, start: Start | None, seen: int | None) -> None:
     folder = config.run_folder
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        _open_records(config, recorder, start)  # first: it locks the run
+        _open_records(config, recorder, start, seen)  # first: it locks the run
         start_file(folder / "log.txt")
     except OSError as error:
         raise UserError(
@@ -41,7 +52,9 @@ def _open(config: Config, recorder: Recorder, start: Start | None) -> None:
     restart.begin(config)
 
 
-def _open_records(config: Config, recorder: Recorder, start: Start | None) -> None:
+def _open_records(
+    config: Config, recorder: Recorder, start: Start | None, seen: int | None
+) -> None:
     """Open ``recorder``. Where more than the records of some steps would be done again, those that
     there are stay in a file beside."""
     path = config.run_folder / RECORDS
@@ -53,7 +66,7 @@ def _open_records(config: Config, recorder: Recorder, start: Start | None) -> No
     try:
         if earlier:
             write_atomically(path, earlier)
-        recorder.open(config, size)
+        recorder.open(config, size, None if earlier else seen)
     except BaseException:
         if copy:
             copy.unlink()

@@ -24,10 +24,13 @@ class Recorder:
         self.lines: JsonLines | None = None
         self.wandb: Wandb | None = None
 
-    def open(self, config: Config, size: int = 0) -> None:
-        """Begin or go on: metrics.jsonl in the run's folder, cut to ``size`` bytes, and wandb."""
+    def open(self, config: Config, size: int = 0, seen: int | None = None) -> None:
+        """Begin or go on: metrics.jsonl in the run's folder, cut to ``size`` bytes, and wandb.
+
+        ``seen``: how long the file was when the run was looked at.
+        """
         folder = config.run_folder
-        self.lines = JsonLines(folder / "metrics.jsonl", size)
+        self.lines = JsonLines(folder / "metrics.jsonl", size, seen)
         self.wandb = Wandb(config.log.wandb, config.log.project, folder, to_dict(config))
 
     def write(self, record: dict[str, Any], step: int) -> None:
@@ -62,13 +65,17 @@ class JsonLines:
     """metrics.jsonl: one JSON object a line, written at once; one process writes it.
 
     ``size`` is how many bytes long the file was at the checkpoint that the run goes on from: what
-    came after it is cut off. Raises UserError while another process writes the file, and OSError
-    where it cannot be opened.
+    came after it is cut off. Raises UserError while another process writes the file, or if it did
+    since the file was ``seen`` to have that many bytes, and OSError where it cannot be opened.
     """
 
-    def __init__(self, path: Path, size: int = 0) -> None:
+    def __init__(self, path: Path, size: int = 0, seen: int | None = None) -> None:
         self.file = LineFile(path)
         _lock(self.file)
+        if seen is not None and self.size() != seen:
+            raise UserError(
+                f"another process trained this run meanwhile, {path.parent}; start again"
+            )
         if self.size() < size:
             logger.warning("%s is shorter than at the checkpoint: lines are missing", path)
         elif self.size() > size:

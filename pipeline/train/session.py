@@ -21,7 +21,7 @@ from pipeline.run.console import bold, logger, start_console
 from pipeline.run.device import get_device
 from pipeline.run.errors import Diverged, Interrupted, UserError
 from pipeline.run.files import free_name
-from pipeline.run.folder import open_folder
+from pipeline.run.folder import open_folder, records_of
 from pipeline.run.problems import Problems
 from pipeline.run.recorder import Recorder
 from pipeline.run.resume import (
@@ -87,6 +87,7 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
     again = not only_check and not problems.found and restart.is_restart(config)
     store = CheckpointStore(config.run_folder / "checkpoints", config.checkpoint.keep)
     request = request._replace(config=config)
+    seen = records_of(config)  # another process may train this run until it is ours
     start: Start | None = None
     with problems.noted():
         start = find_start(request, store, again=again)
@@ -113,7 +114,7 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
         return None
     recorder = Recorder()
     trainer = Trainer(config, model, loaders, device, store, stop, recorder)
-    open_folder(config, recorder, start)
+    open_folder(config, recorder, start, seen)
     if start:
         _go_on(trainer, start, order)
     describe(trainer, device)

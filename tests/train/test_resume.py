@@ -20,6 +20,7 @@ from pipeline.run.checkpoint import CheckpointStore, load
 from pipeline.run.config import load_config
 from pipeline.run.errors import Interrupted, UserError
 from pipeline.run.resume import Request, Start, check_config
+from pipeline.train import session
 from pipeline.train.evaluation import Evaluation
 from tests.data.fixtures import cifar_tree
 from tests.train.test_trainer import lines, stop_at, weights
@@ -100,6 +101,29 @@ def same(a, b):
 
 
 # What is there is kept.
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_kept(root, monkeypatch):
+    """It is looked at before it is locked; what came between is not trained again."""
+    records = root / "runs/tiny/metrics.jsonl"
+    whole = records.read_bytes()
+    checkpoints(root).joinpath("epoch_0003.pt").rename(root / "kept.pt")
+    first = len(b"".join(whole.splitlines(True)[:4]))
+    records.write_bytes(whole[:first])
+    look = session.find_start
+
+    def look_and_wait(*arguments, **options):
+        found = look(*arguments, **options)
+        records.write_bytes(whole)
+        return found
+
+    monkeypatch.setattr(session, "find_start", look_and_wait)
+    assert "another process trained this run meanwhile" in refused(root)
+    assert records.read_bytes() == whole
+    monkeypatch.undo()
+    (root / "kept.pt").rename(checkpoints(root) / "epoch_0003.pt")
+    run(root)
+    assert records.read_bytes() == whole
 
 
 def test_a_finished_run_with_best_alone_is_kept(root, capsys):
