@@ -49,7 +49,7 @@ KEYS = {
 }
 # Errors whose remedy another test follows.
 FOLLOWED = {
-    "pipeline/run/recorder.py:__init__": "test_a_run_that_another_process_finishes_meanwhile_is_kept",
+    "pipeline/run/recorder.py:__init__": "test_a_run_that_another_process_finishes_is_kept",
     "pipeline/data/image.py:bad_image": "test_the_command_to_find_bad_images_works",
     "pipeline/run/classes.py:match": "test_renamed_classes_are_refused",
     "pipeline/run/environment.py:number": "test_a_count_that_is_none_is_named_with_what_helps",

@@ -103,7 +103,7 @@ def same(a, b):
 # What is there is kept.
 
 
-def test_a_run_that_another_process_finishes_meanwhile_is_kept(root, monkeypatch):
+def test_a_run_that_another_process_finishes_is_kept(root, monkeypatch):
     """It is looked at before it is locked; what came between is not trained again."""
     records = root / "runs/tiny/metrics.jsonl"
     whole = records.read_bytes()
