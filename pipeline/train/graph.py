@@ -85,7 +85,9 @@ class Graphs:
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            # Only this thread's calls count: DALI's threads go on allocating and waiting meanwhile.
+            mode = {"capture_error_mode": "thread_local"}
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, **mode):
                 step()
         except RuntimeError as error:
             torch.cuda.set_stream(current)  # a capture that fails leaves its own behind
