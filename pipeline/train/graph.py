@@ -86,8 +86,9 @@ class Graphs:
         current = torch.cuda.current_stream()
         try:
             # Only this thread's calls count: DALI's threads go on allocating and waiting meanwhile.
-            mode = {"capture_error_mode": "thread_local"}
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, **mode):
+            with torch.cuda.graph(
+                graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
+            ):
                 step()
         except RuntimeError as error:
             torch.cuda.set_stream(current)  # a capture that fails leaves its own behind
