@@ -57,11 +57,9 @@ YARDSTICK = case("torchvision")
 REASON = build.obstacle() or (
     "" if torch.__version__.split("+")[0] == TORCH else f"counted with torch {TORCH} only"
 )
-pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
-STEPS = [
-    pytest.param(step, id="-".join(map(str, step)), marks=[pytest.mark.slow] * (step.ranks > 1))
-    for step in PINNED
-]
+# The kernels are compiled for it, which takes half a minute the first time.
+pytestmark = [pytest.mark.skipif(bool(REASON), reason=REASON), pytest.mark.slow]
+STEPS = [pytest.param(step, id="-".join(map(str, step))) for step in PINNED]
 MEASURED = Step("imagenet_resnet18", "fp16", 1, EAGER)  # for its time and its lines
 PAIRS = [step for step in STEPS if step.values[0].ranks > 1]
 IN_BOTH_WAYS = [
