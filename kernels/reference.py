@@ -321,6 +321,51 @@ def norm_binarize_apply(
     return dz
 
 
+def max_pool(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The maxima of y over 3 x 3 windows at stride 2 with padding 1, their places, and z there.
+
+    y and z are (N, C, H, W); the results are (N, C, ceil(H / 2), ceil(W / 2)). A place is uint8: 0
+    to 8, row by row. Of equal values the first in this order wins, and a NaN wins over all.
+    """
+    x, at = F.max_pool2d(y, 3, stride=2, padding=1, return_indices=True)
+    row, column = _corners(x)
+    index = (at // y.shape[3] - row) * 3 + at % y.shape[3] - column
+    top = positions(z).gather(1, positions(at))
+    return x, index.to(torch.uint8), _as_map(top, x)
+
+
+def unpool(g: Tensor, index: Tensor, like: Tensor) -> Tensor:
+    """The gradient of y from that of its ``max_pool``, g; it has the shape of ``like``.
+
+    It has the dtype of g.
+    """
+    dy = g.new_zeros(positions(like).shape)
+    return _as_map(dy.scatter_add_(1, places(index, like), positions(g)), like)
+
+
+def places(index: Tensor, y: Tensor) -> Tensor:
+    """The ``positions`` of y that ``index`` of ``max_pool`` stands for, (N, windows, C) int64."""
+    row, column = _corners(index)
+    return positions((row + index // 3) * y.shape[3] + column + index % 3)
+
+
+def _corners(pooled: Tensor) -> tuple[Tensor, Tensor]:
+    """The first row, (., 1), and column, (.), of every window of a pooled map."""
+    row, column = (2 * torch.arange(n, device=pooled.device) - 1 for n in pooled.shape[2:])
+    return row[:, None], column
+
+
+def positions(t: Tensor) -> Tensor:
+    """(N, C, H, W) as (N, H W, C), which is a view where t is channels_last."""
+    return t.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _as_map(t: Tensor, like: Tensor) -> Tensor:
+    """(N, H W, C) in the shape of ``like``, channels_last; undoes ``positions``."""
+    n, c, h, w = like.shape
+    return t.view(n, h, w, c).permute(0, 3, 1, 2)
+
+
 def convolve(
     xb: Tensor, weight: Tensor, stride: int, dtype: torch.dtype, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

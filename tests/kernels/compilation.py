@@ -51,6 +51,12 @@ def job(kernel, num_warps=4, *, num_stages=3, archs=ARCHS, **arguments):
     return {"kernel": _name(kernel), "options": options, "archs": archs, "arguments": arguments}
 
 
+def known_job(kernel, known):
+    """``kernel`` with those of the ``known`` arguments that it has."""
+    names = {*kernel.arg_names, "num_warps"}
+    return job(kernel, **{name: value for name, value in known.items() if name in names})
+
+
 def _name(value):
     return f"{value.fn.__module__}:{value.fn.__name__}" if hasattr(value, "fn") else value
 
