@@ -13,6 +13,9 @@ z once for the statistics and once to write y and yb. In the backward pass, one 
 g = dy + dyb h(y) and both channel sums, and another applies the gradient of batch norm.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -407,8 +410,9 @@ def _norm_binarize_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As ``_differentiate``, but g is empty, (0,), where it would equal dy."""
     options = estimator, training, eps, relu, sync
-    g, *others = _differentiate(dy, dyb, y, z, weight, mean, rstd, scale, params, *options)
-    return z.new_empty(0) if dyb is None else g, *others
+    tensors = dy, dyb, y, z, weight, mean, rstd, scale, params
+    g, dz, sums, dscale = _differentiate(*tensors, *options)
+    return z.new_empty(0) if dyb is None else g, dz, sums, dscale
 
 
 @_norm_binarize_backward.register_fake
@@ -428,7 +432,9 @@ def _keep(ctx, y, tensors, options, has_residual) -> None:  # type: ignore[no-un
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, dy, dyb, differentiate):  # type: ignore[no-untyped-def]
+def _gradients(
+    ctx: Any, dy: Tensor | None, dyb: Tensor | None, differentiate: Callable[..., Any]
+) -> tuple[Tensor | None, ...]:
     """The gradients of the 13 arguments of ``reste::norm_binarize``."""
     dyb = dyb if ctx.options[0] else None
     if dy is None and dyb is None:

@@ -98,10 +98,10 @@ def launch_deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
 
 
 def _launch_statistics(z: Tensor, sums: Tensor | None, *arguments: Any) -> None:
-    *arguments, relu = arguments
+    *others, relu = arguments
     grid = cut_map(z, SPAN_TILE)
     _statistics_kernel[(grid.programs, grid.columns)](
-        *(z, *_partials(grid, z), arrivals(z), sums, *arguments),
+        *(z, *_partials(grid, z), arrivals(z), sums, *others),
         *(grid.rows, grid.channels, grid.span),
         RELU=relu,
         num_warps=8,

@@ -14,6 +14,9 @@ g = dx + dxb h(x) and both channel sums, from z at the maxima, and another reads
 the up to four windows of each position, and writes dz.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -117,21 +120,20 @@ def _differentiate(
     """dz and (dbias, dweight)."""
     on_gpu = uses_triton(z)
     form = laid_out if on_gpu else as_rows
-    positions = z.numel() // z.shape[1]
-    pooled = (*(None if t is None else form(t) for t in (dx, dxb, x)), form(top))
+    dx, dxb, x = (None if t is None else form(t) for t in (dx, dxb, x))
+    rows, positions = form(z), z.numel() // z.shape[1]
     fixed = mean, rstd, params, estimator, True
     if on_gpu:
         packed = mean.new_empty(2 * len(mean) + 1) if sync else None
-        g, sums = launch_reduce(*pooled, *fixed, packed, positions)
+        g, sums = launch_reduce(dx, dxb, x, form(top), *fixed, packed, positions)
         if packed is not None:
             dist.all_reduce(packed)
         everywhere = sums if packed is None else packed
-        dz = launch_apply(g, index, laid_out(z), weight, mean, rstd, everywhere, sync, training)
-        return dz, sums
-    g, sums = cpu_reduce(*pooled, *fixed)
+        return launch_apply(g, index, rows, weight, mean, rstd, everywhere, sync, training), sums
+    g, sums = cpu_reduce(dx, dxb, x, form(top), *fixed)
     everywhere, count = sums_everywhere(sums, positions) if sync else (sums, None)
-    g = as_rows(reference.unpool(as_map(g, top).to(mean.dtype), index, z))
-    dz = cpu_apply(g, as_rows(z), weight, mean, rstd, everywhere, count, training, True)
+    g = form(reference.unpool(as_map(g, top).to(mean.dtype), index, z))
+    dz = cpu_apply(g, rows, weight, mean, rstd, everywhere, count, training, True)
     return as_map(dz, z), sums
 
 
@@ -206,7 +208,9 @@ def _keep(ctx, tensors, options) -> None:  # type: ignore[no-untyped-def]
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, dx, dxb, differentiate):  # type: ignore[no-untyped-def]
+def _gradients(
+    ctx: Any, dx: Tensor | None, dxb: Tensor | None, differentiate: Callable[..., Any]
+) -> tuple[Tensor | None, ...]:
     """The gradients of the 9 arguments of ``reste::norm_pool_binarize``."""
     dxb = dxb if ctx.options[0] else None
     if dx is None and dxb is None:

@@ -107,10 +107,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
         z = tl.load(z_ptr + at, mask=inside, other=0.0)
         y = (rectify(z, True) - mean[None, :]) * slope[None, :] + bias[None, :]
         y = y.to(x_ptr.dtype.element_ty).to(tl.float32)
-        if k == 0:
-            taken = inside
-        else:
-            taken = (y > x) | (y != y)  # a NaN wins
+        taken = inside if k == 0 else (y > x) | (y != y)  # a NaN wins
         x, top = tl.where(taken, y, x), tl.where(taken, z, top)
         index = tl.where(taken, place[:, None], index)
     at = row.to(tl.int64)[:, None] * channels + c[None, :]

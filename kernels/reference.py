@@ -321,38 +321,45 @@ def norm_binarize_apply(
     return dz
 
 
+WINDOW = 3  # the side of a window of ``max_pool``
+
+
 def max_pool(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The maxima of y over 3 x 3 windows at stride 2 with padding 1, their places, and z there.
 
     y and z are (N, C, H, W); the results are (N, C, ceil(H / 2), ceil(W / 2)). A place is uint8: 0
     to 8, row by row. Of equal values the first in this order wins, and a NaN wins over all.
     """
-    x, at = F.max_pool2d(y, 3, stride=2, padding=1, return_indices=True)
-    row, column = _corners(x)
-    index = (at // y.shape[3] - row) * 3 + at % y.shape[3] - column
+    x, at = F.max_pool2d(y, WINDOW, stride=2, padding=1, return_indices=True)
+    corner, middle, width = _windows(at, y)
+    below = (at >= middle).long() + (at >= middle + width)  # the row of the window: 0, 1 or 2
+    index = at - corner - (width - WINDOW) * below
     top = positions(z).gather(1, positions(at))
     return x, index.to(torch.uint8), _as_map(top, x)
 
 
-def unpool(g: Tensor, index: Tensor, like: Tensor) -> Tensor:
-    """The gradient of y from that of its ``max_pool``, g; it has the shape of ``like``.
-
-    It has the dtype of g.
-    """
-    dy = g.new_zeros(positions(like).shape)
-    return _as_map(dy.scatter_add_(1, places(index, like), positions(g)), like)
+def unpool(g: Tensor, index: Tensor, y: Tensor) -> Tensor:
+    """The gradient of y from that of its ``max_pool``, g, in the dtype of g, channels_last."""
+    like = torch.empty_like(y, dtype=g.dtype, memory_format=torch.channels_last)
+    window = [WINDOW, WINDOW], [2, 2], [1, 1], [1, 1], False
+    at = places(index, y)
+    return torch.ops.aten.max_pool2d_with_indices_backward(g, like, *window, at)
 
 
 def places(index: Tensor, y: Tensor) -> Tensor:
-    """The ``positions`` of y that ``index`` of ``max_pool`` stands for, (N, windows, C) int64."""
-    row, column = _corners(index)
-    return positions((row + index // 3) * y.shape[3] + column + index % 3)
+    """The places of maxima as int64 positions in an image of y, row by row."""
+    corner, _, width = _windows(index, y)
+    below = (index >= WINDOW).long() + (index >= 2 * WINDOW)
+    return corner + index + (width - WINDOW) * below
 
 
-def _corners(pooled: Tensor) -> tuple[Tensor, Tensor]:
-    """The first row, (., 1), and column, (.), of every window of a pooled map."""
-    row, column = (2 * torch.arange(n, device=pooled.device) - 1 for n in pooled.shape[2:])
-    return row[:, None], column
+def _windows(pooled: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
+    """The position of the upper left corner of every window, (h, w); that of the beginning of the
+    middle row, (h, 1); and the positions in a row."""
+    row, column = (2 * torch.arange(n, device=pooled.device) for n in pooled.shape[2:])
+    width = y.shape[3]
+    middle = row[:, None] * width
+    return middle - width + column - 1, middle, width
 
 
 def positions(t: Tensor) -> Tensor:
