@@ -331,10 +331,12 @@ def max_pool(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     to 8, row by row. Of equal values the first in this order wins, and a NaN wins over all.
     """
     x, at = F.max_pool2d(y, WINDOW, stride=2, padding=1, return_indices=True)
-    corner, middle, width = _windows(at, y)
-    below = (at >= middle).long() + (at >= middle + width)  # the row of the window: 0, 1 or 2
-    index = at - corner - (width - WINDOW) * below
     top = positions(z).gather(1, positions(at))
+    corner, middle, width = _windows(at, y)
+    at = at.int()
+    # The row in the window, 0 to 2, by comparison: a CPU takes several times as long to divide.
+    below = (at >= middle).to(torch.uint8).add_((at >= middle + width).to(torch.uint8))
+    index = at.sub_(corner).sub_(below.int().mul_(width - WINDOW))
     return x, index.to(torch.uint8), _as_map(top, x)
 
 
@@ -349,14 +351,15 @@ def unpool(g: Tensor, index: Tensor, y: Tensor) -> Tensor:
 def places(index: Tensor, y: Tensor) -> Tensor:
     """The places of maxima as int64 positions in an image of y, row by row."""
     corner, _, width = _windows(index, y)
-    below = (index >= WINDOW).long() + (index >= 2 * WINDOW)
-    return corner + index + (width - WINDOW) * below
+    below = (index >= WINDOW).int() + (index >= 2 * WINDOW).int()
+    return (corner + index.int() + (width - WINDOW) * below).long()
 
 
 def _windows(pooled: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
     """The position of the upper left corner of every window, (h, w); that of the beginning of the
     middle row, (h, 1); and the positions in a row."""
-    row, column = (2 * torch.arange(n, device=pooled.device) for n in pooled.shape[2:])
+    device, dtype = pooled.device, torch.int32
+    row, column = (2 * torch.arange(n, device=device, dtype=dtype) for n in pooled.shape[2:])
     width = y.shape[3]
     middle = row[:, None] * width
     return middle - width + column - 1, middle, width
