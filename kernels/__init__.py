@@ -7,6 +7,7 @@ from kernels.crop import crop_flip_normalize
 from kernels.estimators import ESTIMATORS, Estimator, get_estimator
 from kernels.norm import batch_statistics, norm_binarize, running_statistics
 from kernels.packing import pack, unpack
+from kernels.pool import norm_pool_binarize
 from kernels.sign import binarize
 from kernels.weights import binarize_weights
 
@@ -20,6 +21,7 @@ __all__ = [
     "crop_flip_normalize",
     "get_estimator",
     "norm_binarize",
+    "norm_pool_binarize",
     "pack",
     "running_statistics",
     "tally",

@@ -66,8 +66,8 @@ def batch_statistics(
         ValueError: shapes, devices or dtypes that do not fit, or fewer than two values per channel,
             whose variance says nothing (as torch does); the message names the argument.
     """
-    _check_map("z", z)
-    _check_channels(z, running_mean=running_mean, running_var=running_var)
+    check_map("z", z)
+    check_channels(z, running_mean=running_mean, running_var=running_var)
     _check_scale(z, scale)
     if z.numel() <= z.shape[1] and not sync:
         raise ValueError(
@@ -75,7 +75,7 @@ def batch_statistics(
             f"{tuple(z.shape)}; use a larger batch"
         )
     running = running_mean, running_var, num_batches_tracked
-    if uses_triton(z) and not is_watched():
+    if is_launched(z):
         return _statistics(z, scale, *running, momentum, eps, relu, sync)
     with torch.no_grad():
         return _batch_statistics(z, scale, *running, momentum, eps, relu, sync)
@@ -84,8 +84,8 @@ def batch_statistics(
 def deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
     """The mean of u and the sum of squared deviations from it, (C,), for z (N, C[, H, W])."""
     if uses_triton(z):
-        return launch_deviations(_laid_out(z), relu)
-    return cpu_deviations(_rows(z), relu)
+        return launch_deviations(laid_out(z), relu)
+    return cpu_deviations(as_rows(z), relu)
 
 
 def running_statistics(
@@ -138,8 +138,8 @@ def norm_binarize(
     eps and the gradient of the scale follow from the chain rule; the layout of the passes is that
     of batch norm in cuDNN and apex.
     """
-    _check_map("z", z)
-    _check_channels(z, weight=weight, bias=bias, mean=mean, rstd=rstd)
+    check_map("z", z)
+    check_channels(z, weight=weight, bias=bias, mean=mean, rstd=rstd)
     _check_scale(z, scale)
     if residual is not None:
         if residual.shape != z.shape or residual.device != z.device:
@@ -152,8 +152,7 @@ def norm_binarize(
     if estimator:
         check_params(params, z.device, estimator)
     options = estimator or "", training, eps, relu, sync and training
-    direct = uses_triton(z) and not is_watched()
-    compute = _NormBinarize.apply if direct else _norm_binarize
+    compute = _NormBinarize.apply if is_launched(z) else _norm_binarize
     y, yb = compute(z, weight, bias, mean, rstd, scale, residual, params, *options)
     return (y, yb) if estimator else (y, y)
 
@@ -162,12 +161,15 @@ def _what(t: Tensor) -> str:
     return f"{t.dtype} of shape {tuple(t.shape)} on {t.device}"
 
 
-def _check_map(name: str, t: Tensor) -> None:
-    if t.dim() not in (2, 4) or not t.is_floating_point():
-        raise ValueError(f"{name} is {_what(t)}; it must be floating point, (N, C) or (N, C, H, W)")
+def check_map(name: str, t: Tensor, *, flat: bool = True) -> None:
+    """Raise ValueError unless ``t`` is floating point, (N, C, H, W), or with ``flat`` (N, C)."""
+    if t.dim() not in ((2, 4) if flat else (4,)) or not t.is_floating_point():
+        shapes = "(N, C) or (N, C, H, W)" if flat else "(N, C, H, W)"
+        raise ValueError(f"{name} is {_what(t)}; it must be floating point, {shapes}")
 
 
-def _check_channels(z: Tensor, **vectors: Tensor) -> None:
+def check_channels(z: Tensor, **vectors: Tensor) -> None:
+    """Raise ValueError unless each of ``vectors`` is floating point, (C,), beside z."""
     wanted, device = z.shape[1:2], z.device
     for name, vector in vectors.items():
         if vector.shape != wanted or vector.device != device:
@@ -184,7 +186,12 @@ def _check_scale(z: Tensor, scale: Tensor | None) -> None:
         raise ValueError(f"scale is {_what(scale)}; it must be 0-dim and on {z.device}")
 
 
-def _rows(t: Tensor) -> Tensor:
+def is_launched(z: Tensor) -> bool:
+    """Whether the kernels are launched from here, rather than by the registered ops."""
+    return uses_triton(z) and not is_watched()
+
+
+def as_rows(t: Tensor) -> Tensor:
     """``t``, (N, C, H, W) or (N, C), as contiguous rows (positions, C).
 
     They are a view where t is channels_last.
@@ -193,8 +200,8 @@ def _rows(t: Tensor) -> Tensor:
     return rows.contiguous()
 
 
-def _shaped(rows: Tensor, like: Tensor) -> Tensor:
-    """The rows as a tensor of the shape of ``like``, channels_last; undoes ``_rows``."""
+def as_map(rows: Tensor, like: Tensor) -> Tensor:
+    """The rows as a tensor of the shape of ``like``, channels_last; undoes ``as_rows``."""
     if like.dim() == 2:
         return rows
     n, c, h, w = like.shape
@@ -205,7 +212,7 @@ def _layout(t: Tensor) -> torch.memory_format:
     return torch.contiguous_format if t.dim() == 2 else torch.channels_last
 
 
-def _laid_out(t: Tensor) -> Tensor:
+def laid_out(t: Tensor) -> Tensor:
     """``t``, (N, C, H, W) or (N, C), such that rows of channels lie one after the other."""
     if t.dim() == 2:
         return t.contiguous()
@@ -239,7 +246,7 @@ def _statistics(
 ) -> tuple[Tensor, Tensor]:
     running = running_mean, running_var, num_batches_tracked
     on_gpu = uses_triton(z)
-    rows = _laid_out(z) if on_gpu else _rows(z)
+    rows = laid_out(z) if on_gpu else as_rows(z)
     if not sync:
         compute = launch_statistics if on_gpu else cpu_statistics
         return compute(rows, scale, *running, momentum, eps, relu)
@@ -266,11 +273,11 @@ def _normalize(
 ) -> tuple[Tensor, Tensor]:
     """y and yb; without ``sign`` yb is empty, (0,)."""
     if uses_triton(z):
-        residual = None if residual is None else _laid_out(residual)
-        return launch_forward(_laid_out(z), weight, bias, mean, rstd, residual, sign, relu)
-    rows = None if residual is None else _rows(residual)
-    y, yb = cpu_forward(_rows(z), weight, bias, mean, rstd, rows, sign, relu)
-    return _shaped(y, z), _shaped(yb, z) if sign else yb
+        residual = None if residual is None else laid_out(residual)
+        return launch_forward(laid_out(z), weight, bias, mean, rstd, residual, sign, relu)
+    rows = None if residual is None else as_rows(residual)
+    y, yb = cpu_forward(as_rows(z), weight, bias, mean, rstd, rows, sign, relu)
+    return as_map(y, z), as_map(yb, z) if sign else yb
 
 
 def _differentiate(
@@ -294,7 +301,7 @@ def _differentiate(
     g is the gradient of the residual, which is dy itself where there is no dyb.
     """
     on_gpu = uses_triton(z)
-    form = _laid_out if on_gpu else _rows
+    form = laid_out if on_gpu else as_rows
     dy, dyb, y = (None if t is None else form(t) for t in (dy, dyb, y))
     rows = form(z)
     if on_gpu:
@@ -307,20 +314,23 @@ def _differentiate(
         dz, dscale = launch_apply(*fixed, scale, sums, eps)
         return g, dz, sums, dscale
     g, sums = cpu_reduce(dy, dyb, y, rows, mean, rstd, params, estimator, relu)
-    everywhere, count = sums, None
-    if sync:
-        packed = torch.cat([sums.flatten(), sums.new_full((1,), len(rows))])
-        dist.all_reduce(packed)
-        everywhere, count = packed[:-1].view_as(sums), packed[-1]
+    everywhere, count = sums_everywhere(sums, len(rows)) if sync else (sums, None)
     dz = cpu_apply(g, rows, weight, mean, rstd, everywhere, count, training, relu)
     dscale = weight.new_empty(0)
     if scale is not None:
         dscale = reference.scale_gradient(sums, weight, mean, rstd, scale, training, eps)
-    return _shaped(g, z), _shaped(dz, z), sums, dscale
+    return as_map(g, z), as_map(dz, z), sums, dscale
+
+
+def sums_everywhere(sums: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+    """``sums``, (2, C), and the number of positions, 0-dim, added up over all processes."""
+    packed = torch.cat([sums.flatten(), sums.new_full((1,), positions)])
+    dist.all_reduce(packed)
+    return packed[:-1].view_as(sums), packed[-1]
 
 
 class _NormBinarize(torch.autograd.Function):
-    """The op ``reste::norm_binarize`` without the registration: see ``is_watched``."""
+    """The op ``reste::norm_binarize`` without the registration: see ``is_launched``."""
 
     @staticmethod
     def forward(ctx, z, weight, bias, mean, rstd, scale, residual, params, *options):  # type: ignore[no-untyped-def]
@@ -404,8 +414,8 @@ def _norm_binarize_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As ``_differentiate``, but g is empty, (0,), where it would equal dy."""
     options = estimator, training, eps, relu, sync
-    saved = y, z, weight, mean, rstd, scale, params
-    g, dz, sums, dscale = _differentiate(dy, dyb, *saved, *options)
+    tensors = dy, dyb, y, z, weight, mean, rstd, scale, params
+    g, dz, sums, dscale = _differentiate(*tensors, *options)
     return z.new_empty(0) if dyb is None else g, dz, sums, dscale
 
 

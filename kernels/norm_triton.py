@@ -52,7 +52,8 @@ def cut(rows: int, channels: int, block_m: int, block_c: int, programs: int) -> 
     return Grid(rows, channels, block_m, block_c, (tiles, columns), span, -(-rows // span))
 
 
-def _cut(z: Tensor, tile: int) -> Grid:
+def cut_map(z: Tensor, tile: int) -> Grid:
+    """The Grid of a map, (N, C) or (N, C, H, W), in tiles of ``tile`` elements."""
     channels = z.shape[1]
     block_c = min(1 << (channels - 1).bit_length(), 128)
     return cut(z.numel() // channels, channels, tile // block_c, block_c, PROGRAMS)
@@ -100,7 +101,7 @@ def launch_deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
 
 def _launch_statistics(z: Tensor, sums: Tensor | None, *arguments: Any) -> None:
     *others, relu = arguments
-    grid = _cut(z, SPAN_TILE)
+    grid = cut_map(z, SPAN_TILE)
     _statistics_kernel[(grid.programs, grid.columns)](
         *(z, _partials(grid, z), arrivals(z), sums, *others),
         *(grid.rows, grid.channels, grid.span),
@@ -143,7 +144,7 @@ def launch_forward(
     y = torch.empty_like(z)
     yb = torch.empty_like(z) if sign else z.new_empty(0)
     if z.numel():
-        grid = _cut(z, TILE)
+        grid = cut_map(z, TILE)
         _forward_kernel[grid.tiles](
             *(z, weight, bias, mean, rstd, residual, y, yb if sign else None),
             *(grid.rows, grid.channels),
@@ -164,10 +165,12 @@ def launch_reduce(
     estimator: str,
     relu: bool,
     packed: Tensor | None = None,
+    positions: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``reference.norm_binarize_reduce`` in Triton.
 
-    ``packed``, (2 C + 1,) fp32, gets the same sums and the number of positions.
+    ``packed``, (2 C + 1,) fp32, gets the same sums and the number of positions, which is that of z
+    unless it is given.
     """
     g = dy if dyb is None else torch.empty_like(z)
     assert g is not None
@@ -176,11 +179,11 @@ def launch_reduce(
         if packed is not None:
             packed.zero_()
         return g, sums.zero_()
-    grid = _cut(z, SPAN_TILE)
+    grid = cut_map(z, SPAN_TILE)
     _reduce_kernel[(grid.programs, grid.columns)](
         *(dy, dyb, y, z, mean, rstd, params.float(), g),
         *(_partials(grid, z), arrivals(z), sums, packed),
-        *(grid.rows, grid.channels, grid.span),
+        *(grid.rows if positions is None else positions, grid.rows, grid.channels, grid.span),
         FACTOR=None if dyb is None else get_estimator(estimator).triton_factor,
         RELU=relu,
         num_warps=8,
@@ -213,7 +216,7 @@ def launch_apply(
     dscale = weight.new_empty(0) if scale is None else torch.empty_like(scale)
     if not z.numel():
         return dz, dscale.zero_()
-    grid = _cut(z, TILE)
+    grid = cut_map(z, TILE)
     _backward_kernel[grid.tiles](
         *(g, z, weight, mean, rstd, sums, dz),
         *(scale, own_sums, dscale, grid.rows, grid.channels, eps),
@@ -227,9 +230,17 @@ def launch_apply(
 
 
 @jit
-def _rectify(z, RELU: tl.constexpr):  # type: ignore[no-untyped-def]
+def rectify(z, RELU: tl.constexpr):  # type: ignore[no-untyped-def]
     z = z.to(tl.float32)
-    return tl.where(z < 0, 0.0, z) if RELU else z  # a NaN stays a NaN
+    # One instruction, and a NaN stays a NaN.
+    return tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL) if RELU else z
+
+
+@jit
+def sign_of(y):  # type: ignore[no-untyped-def]
+    """The sign of y as it is stored, because that is what the backward pass reads."""
+    stored = y.to(tl.float32)
+    return tl.where(stored >= 0, 1.0, tl.where(stored < 0, -1.0, stored)).to(y.dtype)
 
 
 @jit
@@ -271,7 +282,7 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
     # however large the mean is.
     inside = (line < count)[:, None] & here[None, :]
     at = (begin + line).to(tl.int64)[:, None] * channels + c[None, :]
-    u = _rectify(tl.load(z_ptr + at, mask=inside, other=0.0), RELU)
+    u = rectify(tl.load(z_ptr + at, mask=inside, other=0.0), RELU)
     shift = tl.sum(u, 0) / tl.minimum(count, BLOCK_M)
     total = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     squares = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
@@ -279,7 +290,7 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
     for first in tl.range(0, span, BLOCK_M, loop_unroll_factor=4):
         inside = (first + line < count)[:, None] & here[None, :]
         at = (begin + first + line).to(tl.int64)[:, None] * channels + c[None, :]
-        u = _rectify(tl.load(z_ptr + at, mask=inside, other=0.0), RELU)
+        u = rectify(tl.load(z_ptr + at, mask=inside, other=0.0), RELU)
         deviation = tl.where(inside, u - shift[None, :], 0.0)
         total += deviation
         squares += deviation * deviation
@@ -429,18 +440,14 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
         weight_ptr + c, mask=here, other=0.0
     )
     bias = tl.load(bias_ptr + c, mask=here, other=0.0)
-    u = _rectify(tl.load(z_ptr + at, mask=inside, other=0.0), RELU)
+    u = rectify(tl.load(z_ptr + at, mask=inside, other=0.0), RELU)
     y = (u - mean[None, :]) * slope[None, :] + bias[None, :]
     if residual_ptr is not None:
         y += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
     y = y.to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + at, y, mask=inside)
-    if (
-        yb_ptr is not None
-    ):  # the sign of y as it is stored, because that is what the backward pass reads
-        stored = y.to(tl.float32)
-        sign = tl.where(stored >= 0, 1.0, tl.where(stored < 0, -1.0, stored))
-        tl.store(yb_ptr + at, sign.to(yb_ptr.dtype.element_ty), mask=inside)
+    if yb_ptr is not None:
+        tl.store(yb_ptr + at, sign_of(y), mask=inside)
 
 
 @jit
@@ -457,6 +464,7 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
     arrivals_ptr,
     sums_ptr,
     packed_ptr,
+    positions,
     rows,
     channels,
     span,
@@ -497,7 +505,7 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
             stored = g.to(g_ptr.dtype.element_ty)
             tl.store(g_ptr + at, stored, mask=inside)
             g = stored.to(tl.float32)  # what the next pass reads
-        u = _rectify(z, RELU)
+        u = rectify(z, RELU)
         sum_g += g
         sum_gx += g * (u - mean[None, :])
     to = program.to(tl.int64) * channels + c
@@ -520,7 +528,45 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
             tl.store(packed_ptr + c, all_g, mask=here)
             tl.store(packed_ptr + channels + c, all_gx, mask=here)
             if tl.program_id(1) == 0:
-                tl.store(packed_ptr + 2 * channels, rows.to(tl.float32))
+                tl.store(packed_ptr + 2 * channels, positions.to(tl.float32))
+
+
+@jit
+def load_coefficients(  # type: ignore[no-untyped-def]
+    weight_ptr,
+    mean_ptr,
+    rstd_ptr,
+    sums_ptr,
+    c,
+    here,
+    rows,
+    channels,
+    COUNTED: tl.constexpr,
+    TRAINING: tl.constexpr,
+):
+    """slope, constant, linear and mean, (BLOCK_C,), of the equation of ``differentiate``."""
+    rstd = tl.load(rstd_ptr + c, mask=here, other=0.0)
+    slope = tl.load(weight_ptr + c, mask=here, other=0.0) * rstd
+    constant, linear, mean = slope, slope, slope  # what fixed statistics do not need
+    if TRAINING:
+        mean = tl.load(mean_ptr + c, mask=here, other=0.0)
+        count = tl.load(sums_ptr + 2 * channels) if COUNTED else rows
+        constant = slope / count * tl.load(sums_ptr + c, mask=here, other=0.0)
+        linear = slope * rstd / count * tl.load(sums_ptr + channels + c, mask=here, other=0.0)
+    return slope, constant, linear, mean
+
+
+@jit
+def differentiate(g, z, coefficients, TRAINING: tl.constexpr, RELU: tl.constexpr):  # type: ignore[no-untyped-def]
+    """dz = gamma rstd (g - mean(g) - xhat mean(g xhat)), with ``RELU`` only where z > 0.
+
+    g and z are (BLOCK_M, BLOCK_C) in fp32.
+    """
+    slope, constant, linear, mean = coefficients
+    dz = slope[None, :] * g
+    if TRAINING:
+        dz = dz - constant[None, :] - (rectify(z, RELU) - mean[None, :]) * linear[None, :]
+    return tl.where(z <= 0, 0.0, dz) if RELU else dz
 
 
 @jit
@@ -545,27 +591,19 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     BLOCK_C: tl.constexpr,
     ALL_C: tl.constexpr,
 ):
-    """dz = gamma rstd (g - mean(g) - xhat mean(g xhat)), with ``RELU`` only where z > 0.
-
-    One program also computes the gradient of the scale, which saves a launch.
-    """
+    """dz by ``differentiate``. One program also computes the gradient of the scale, which saves a
+    launch."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     here = c < channels
     inside = (row < rows)[:, None] & here[None, :]
     at = row.to(tl.int64)[:, None] * channels + c[None, :]
-    rstd = tl.load(rstd_ptr + c, mask=here, other=0.0)
-    slope = tl.load(weight_ptr + c, mask=here, other=0.0) * rstd
+    coefficients = load_coefficients(
+        *(weight_ptr, mean_ptr, rstd_ptr, sums_ptr, c, here, rows, channels, COUNTED, TRAINING)
+    )
+    g = tl.load(g_ptr + at, mask=inside, other=0.0).to(tl.float32)
     z = tl.load(z_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    dz = slope[None, :] * tl.load(g_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    if TRAINING:
-        mean = tl.load(mean_ptr + c, mask=here, other=0.0)
-        count = tl.load(sums_ptr + 2 * channels) if COUNTED else rows
-        constant = slope / count * tl.load(sums_ptr + c, mask=here, other=0.0)
-        linear = slope * rstd / count * tl.load(sums_ptr + channels + c, mask=here, other=0.0)
-        dz = dz - constant[None, :] - (_rectify(z, RELU) - mean[None, :]) * linear[None, :]
-    if RELU:
-        dz = tl.where(z <= 0, 0.0, dz)
+    dz = differentiate(g, z, coefficients, TRAINING, RELU)
     tl.store(dz_ptr + at, dz.to(dz_ptr.dtype.element_ty), mask=inside)
     if scale_ptr is not None:  # noqa: SIM102, since only this is known to the compiler
         if tl.program_id(0) + tl.program_id(1) == 0:

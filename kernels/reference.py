@@ -325,6 +325,61 @@ def norm_binarize_apply(
     return dz
 
 
+WINDOW = 3  # the side of a window of ``max_pool``
+
+
+def max_pool(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The maxima of y over 3 x 3 windows at stride 2 with padding 1, their places, and z there.
+
+    y and z are (N, C, H, W); the results are (N, C, ceil(H / 2), ceil(W / 2)). A place is uint8: 0
+    to 8, row by row. Of equal values the first in this order wins, and a NaN wins over all.
+    """
+    x, at = F.max_pool2d(y, WINDOW, stride=2, padding=1, return_indices=True)
+    top = positions(z).gather(1, positions(at))
+    corner, middle, width = _windows(at, y)
+    at = at.int()
+    # The row in the window, 0 to 2, by comparison: a CPU takes several times as long to divide.
+    below = (at >= middle).to(torch.uint8).add_((at >= middle + width).to(torch.uint8))
+    index = at.sub_(corner).sub_(below.int().mul_(width - WINDOW))
+    return x, index.to(torch.uint8), _as_map(top, x)
+
+
+def unpool(g: Tensor, index: Tensor, y: Tensor) -> Tensor:
+    """The gradient of y from that of its ``max_pool``, g, in the dtype of g, channels_last."""
+    like = torch.empty_like(y, dtype=g.dtype, memory_format=torch.channels_last)
+    window = [WINDOW, WINDOW], [2, 2], [1, 1], [1, 1], False
+    at = places(index, y)
+    return torch.ops.aten.max_pool2d_with_indices_backward(g, like, *window, at)
+
+
+def places(index: Tensor, y: Tensor) -> Tensor:
+    """The places of maxima as int64 positions in an image of y, row by row."""
+    corner, _, width = _windows(index, y)
+    below = (index >= WINDOW).int() + (index >= 2 * WINDOW).int()
+    return (corner + index.int() + (width - WINDOW) * below).long()
+
+
+def _windows(pooled: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
+    """The position of the upper left corner of every window, (h, w); that of the beginning of the
+    middle row, (h, 1); and the positions in a row."""
+    device, dtype = pooled.device, torch.int32
+    row, column = (2 * torch.arange(n, device=device, dtype=dtype) for n in pooled.shape[2:])
+    width = y.shape[3]
+    middle = row[:, None] * width
+    return middle - width + column - 1, middle, width
+
+
+def positions(t: Tensor) -> Tensor:
+    """(N, C, H, W) as (N, H W, C), which is a view where t is channels_last."""
+    return t.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _as_map(t: Tensor, like: Tensor) -> Tensor:
+    """(N, H W, C) in the shape of ``like``, channels_last; undoes ``positions``."""
+    n, c, h, w = like.shape
+    return t.view(n, h, w, c).permute(0, 3, 1, 2)
+
+
 def convolve(
     xb: Tensor, weight: Tensor, stride: int, dtype: torch.dtype, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,6 +19,7 @@ from kernels import (
     binarize_weights,
     get_estimator,
     norm_binarize,
+    norm_pool_binarize,
     running_statistics,
 )
 
@@ -44,8 +45,9 @@ class Binarize(nn.Module):
         schedule = entry.schedule if weights else entry.activation_schedule or entry.schedule
         self.register_buffer("params", torch.tensor(schedule(0.0)), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return binarize(x, self.params, self.estimator)
+    def forward(self, x: Tensor, xb: Tensor | None = None) -> Tensor:
+        """sign(x), which is ``xb`` where an op has made that together with x."""
+        return binarize(x, self.params, self.estimator) if xb is None else xb
 
     def extra_repr(self) -> str:
         return self.estimator
@@ -169,6 +171,29 @@ class NormBinarize(nn.BatchNorm2d):
         momentum = cast(float, self.momentum)
         options = {"momentum": momentum, "eps": self.eps, "relu": relu, "sync": self.sync}
         return batch_statistics(z, mean, var, batches, scale=scale, **options)  # type: ignore[arg-type]
+
+
+class NormPoolBinarize(NormBinarize):
+    """What stands between a real stem and a binary convolution: x = max_pool(BN(relu(z))), and xb.
+
+    ``forward`` takes z (N, C, H, W) and the module that makes xb from x (see ``binarization``),
+    whose hooks see x, and returns (x, xb). The windows are 3 x 3 at stride 2 with padding 1. All of
+    it is one fused op, ``kernels.norm_pool_binarize``.
+    """
+
+    def forward(self, z: Tensor, binarize: nn.Module) -> Pair:  # type: ignore[override]
+        sign = binarize if isinstance(binarize, Binarize) else None
+        x, xb = norm_pool_binarize(
+            z,
+            self.weight,
+            self.bias,
+            *self.statistics(z, None, relu=True),
+            params=sign.params if sign else None,
+            estimator=sign.estimator if sign else None,
+            training=self.training,
+            sync=self.sync,
+        )
+        return x, sign(x, xb) if sign else binarize(x)
 
 
 class BatchNorm(NormBinarize):

@@ -4,7 +4,15 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.layers import BatchNorm, NormBinarize, Pair, binarization, conv3x3, global_pool
+from models.layers import (
+    BatchNorm,
+    NormBinarize,
+    NormPoolBinarize,
+    Pair,
+    binarization,
+    conv3x3,
+    global_pool,
+)
 from models.network import BinaryNetwork
 from models.registry import Arch
 
@@ -54,8 +62,7 @@ class ResNet(BinaryNetwork):
     ) -> None:
         super().__init__(arch, bits, estimator, **options)
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = NormBinarize(64)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.bn1 = NormPoolBinarize(64)
         self.binarize = binarization(bits, estimator)
         make_block = partial(Block, bits=bits, estimator=estimator)
         self.layer1 = _stage(make_block, 64, 64, depths[0], stride=1)
@@ -69,9 +76,7 @@ class ResNet(BinaryNetwork):
         self.set_progress(0)
 
     def forward(self, images: Tensor) -> Tensor:
-        x, _ = self.bn1(self.conv1(images))
-        x = self.maxpool(x)
-        pair = x, self.binarize(x)
+        pair = self.bn1(self.conv1(images), self.binarize)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             pair = layer(pair)
         return self.fc(self.bn2(global_pool(pair[0])))

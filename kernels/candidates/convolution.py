@@ -26,8 +26,8 @@ from torch import Tensor
 
 from kernels import reference
 from kernels._triton import jit, tl, triton, uses_triton
-from kernels.norm import _rows
-from kernels.norm_triton import PROGRAMS, Grid, _combine, _rectify, cut
+from kernels.norm import as_rows
+from kernels.norm_triton import PROGRAMS, Grid, _combine, cut, rectify
 
 OPERANDS = (torch.int8, torch.float8_e4m3fn, torch.float16, torch.bfloat16)
 OUTPUTS = (torch.float16, torch.bfloat16, torch.float32)
@@ -143,7 +143,7 @@ def launch_convolve(
     grid = cut(len(z), channels, tile.m, tile.o, PROGRAMS)
     partials = z.new_empty((2, grid.programs, channels), dtype=torch.float32)
     _convolution_kernel[(grid.columns, grid.programs)](
-        *(_rows(xb), weight.permute(0, 2, 3, 1).contiguous(), z, *partials),
+        *(as_rows(xb), weight.permute(0, 2, 3, 1).contiguous(), z, *partials),
         *(grid.rows, grid.span, height, width, *size),
         CHANNELS_IN=in_channels,
         CHANNELS=channels,
@@ -216,7 +216,7 @@ def _convolution_kernel(  # type: ignore[no-untyped-def]
         inside = valid[:, None] & here[None, :]
         at = row.to(tl.int64)[:, None] * CHANNELS + o[None, :]
         tl.store(z_ptr + at, stored, mask=inside)
-        u = _rectify(stored, RELU)
+        u = rectify(stored, RELU)
         # The sums of Chan, Golub and LeVeque over the tiles need only one row of registers while
         # the next tile is multiplied.
         tile = tl.minimum(count - first, BLOCK_M)

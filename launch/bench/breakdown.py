@@ -15,7 +15,11 @@ from launch.bench.results import device_name, new_figure, results_file, save
 STEPS = 5  # steps that are profiled, after 3 that are not
 GROUPS = {  # what the names of a group's operators begin with
     "convolutions": ("aten::convolution", "aten::conv2d", "ConvolutionBackward0"),
-    "fused blocks": ("reste::batch_statistics", "reste::norm_binarize"),
+    "fused blocks": (
+        "reste::batch_statistics",
+        "reste::norm_binarize",
+        "reste::norm_pool_binarize",
+    ),
     "weights": ("reste::binarize_weights",),
     "optimizer": ("Optimizer.step",),
     "augmentation": ("reste::crop_flip_normalize",),

@@ -1,6 +1,7 @@
 """The ops, blocks and convolutions that are timed, at the layer shapes of real networks.
 
-A block is everything between two convolutions: ReLU, batch norm, residual and sign. A convolution
+A block is everything between two convolutions: ReLU, batch norm, residual and sign. A stem is what
+stands before the first of them: ReLU, batch norm, max-pooling and sign. A convolution
 computes z and the statistics of relu(z), forward only: ``conv`` does so by cuDNN and then our
 statistics, ``conv_nchw`` and ``conv_padded<n>`` do the same in another layout or with zero channels
 up to n, ``conv_int8``, ``conv_fp8`` and ``conv_fp16`` are those of
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from models.layers import NormPoolBinarize
 
 MODES = ("forward", "backward", "both")
 OPERANDS = {
@@ -27,7 +30,7 @@ PADDED = {"conv_padded32": 32, "conv_padded64": 64}
 class Case:
     """One op or block at one shape, or a convolution from that shape to ``channels`` channels."""
 
-    op: str  # binarize | block | conv | conv_nchw | a key of PADDED or of OPERANDS
+    op: str  # binarize | block | stem | conv | conv_nchw | a key of PADDED or of OPERANDS
     layer: str  # <network>.<layer>
     shape: tuple[int, int, int, int]
     channels: int = 0
@@ -50,8 +53,10 @@ class Case:
         """The bytes that a device must move for this at least, if every pass is perfect.
 
         ``binarize`` moves x, y forward and dy, x, dx backward; ``block`` moves z, z, residual, y,
-        yb forward and dy, dyb, y, z, g, g, z, dz backward; a convolution moves its operands without
-        padding, and z, once each.
+        yb forward and dy, dyb, y, z, g, g, z, dz backward; ``stem`` moves z, z forward and z, dz
+        backward, of pooled positions x, xb, z forward and dx, dxb, x, z, g, g backward, and each
+        way one byte for the place of each; a convolution moves its operands without padding, and
+        z, once each.
         """
         n, c, h, w = self.shape
         if self.channels:
@@ -59,21 +64,30 @@ class Case:
             positions = n * -(-h // self.stride) * -(-w // self.stride)
             read = n * c * h * w + self.channels * c * 9
             return read * operand + positions * self.channels * itemsize
-        forward, backward = (2, 3) if self.op == "binarize" else (5, 8)
-        passes = {"forward": forward, "backward": backward, "both": forward + backward}[mode]
-        return passes * n * c * h * w * itemsize
+        whole, pooled = n * c * h * w, n * c * -(-h // 2) * -(-w // 2)
+        forward, backward = {
+            "binarize": (2 * whole * itemsize, 3 * whole * itemsize),
+            "block": (5 * whole * itemsize, 8 * whole * itemsize),
+            "stem": (
+                (2 * whole + 3 * pooled) * itemsize + pooled,
+                (2 * whole + 6 * pooled) * itemsize + pooled,
+            ),
+        }[self.op]
+        return {"forward": forward, "backward": backward, "both": forward + backward}[mode]
 
 
 def layers(network: str, model: torch.nn.Module, images: int, size: int) -> list[Case]:
     """The distinct shapes at which ``model`` normalises and binarizes ``images`` images of
     ``size`` pixels, each under the name of the first layer that has it."""
-    shapes: dict[tuple[int, ...], str] = {}
+    stems: dict[tuple[int, ...], str] = {}
+    blocks: dict[tuple[int, ...], str] = {}
     for name, module, shape in _inputs(model, size):
         if isinstance(module, torch.nn.BatchNorm2d) and ".bn" in f".{name}" and len(shape) == 4:
+            shapes = stems if isinstance(module, NormPoolBinarize) else blocks
             shapes.setdefault(shape, name)
     return [
         Case(op, f"{network}.{name}", (images, c, h, w))
-        for op in ("binarize", "block")
+        for op, shapes in (("binarize", blocks), ("block", blocks), ("stem", stems))
         for (_, c, h, w), name in shapes.items()
     ]
 

@@ -23,6 +23,7 @@ from kernels import reference
 from kernels.candidates.convolution import Tile, convolve, tiles
 from kernels.estimators import ESTIMATORS
 from kernels.norm import batch_statistics, deviations, norm_binarize
+from kernels.pool import norm_pool_binarize
 from kernels.sign import binarize
 from launch.bench.cases import OPERANDS, PADDED, Case, convolution_ops, convolutions, layers
 from launch.bench.official import MaskedReSTE
@@ -195,6 +196,8 @@ def _build(
             return [x], [normal()], lambda: (binarize(x, params),)
         plain = _compiled(sign) if provider == "compile" else sign
         return [x], [normal()], lambda: (plain(x, params),)
+    if case.op == "stem":
+        return _build_stem(case, provider, normal, params)
     z = (normal() * 20).round().requires_grad_()  # sums of ±1 are integers
     residual = normal().requires_grad_()
     weight = torch.rand(channels, device=device, generator=generator).add_(0.5).requires_grad_()
@@ -222,6 +225,35 @@ def _build(
         return leaves, grads, fused
     block = _compiled(separate) if provider == "compile" else separate
     return leaves, grads, lambda: block(*leaves)
+
+
+def _build_stem(
+    case: Case, provider: str, normal: Callable[[], Tensor], params: Tensor
+) -> tuple[list[Tensor], list[Tensor], Run]:
+    """The same for a stem; ``normal`` draws maps of z's shape."""
+    channels, device = case.shape[1], params.device
+    z = (normal() * 20).round().requires_grad_()  # what differs does so in half precision, too
+    weight = torch.ones(channels, device=device, requires_grad=True)
+    bias = torch.zeros(channels, device=device, requires_grad=True)
+    running = torch.zeros(channels, device=device), torch.ones(channels, device=device)
+    batches = torch.zeros((), dtype=torch.int64, device=device)
+    sign = _masked if provider == "official" else WhereSign.apply
+    grads = [F.max_pool2d(normal(), 3, stride=2, padding=1) for _ in range(2)]
+
+    def separate(z: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        y = F.batch_norm(F.relu(z), *running, weight, bias, True, 0.1, 1e-5)
+        x = F.max_pool2d(y, 3, stride=2, padding=1)
+        return x, sign(x, params)
+
+    def fused() -> tuple[Tensor, ...]:
+        statistics = batch_statistics(z, *running, batches)
+        return norm_pool_binarize(z, weight, bias, *statistics, params=params, estimator="reste")
+
+    leaves = [z, weight, bias]
+    if provider == "ours":
+        return leaves, grads, fused
+    stem = _compiled(separate) if provider == "compile" else separate
+    return leaves, grads, lambda: stem(*leaves)
 
 
 def _build_convolution(
@@ -306,13 +338,18 @@ def _is_right(
     if case.channels:
         found, expected = [*outputs], _convolved(case, *wide)
     else:
-        found = [outputs[0], *torch.autograd.grad(outputs, leaves[:2], grads)]
+        found = [outputs[0], *torch.autograd.grad(outputs, _maps(leaves), grads)]
         expected = _differentiated(case, wide, grads, device)
     allowed = TOLERANCE[found[0].dtype]
     return all(
         ((a - b).abs() > allowed * b.square().mean().sqrt()).double().mean() < 0.01
         for a, b in zip(found, expected, strict=True)
     )
+
+
+def _maps(leaves: list[Tensor]) -> list[Tensor]:
+    """The activations among the leaves."""
+    return [leaf for leaf in leaves if leaf.dim() == 4]
 
 
 def _convolved(case: Case, xb: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
@@ -324,18 +361,23 @@ def _convolved(case: Case, xb: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
 def _differentiated(
     case: Case, leaves: list[Tensor], grads: list[Tensor], device: torch.device
 ) -> tuple[Tensor, ...]:
-    """y and the gradients of the first two leaves."""
+    """The first output and the gradients of the activations."""
     for leaf in leaves:
         leaf.requires_grad_()
     params = torch.tensor(ESTIMATORS["reste"].schedule(0.7), dtype=torch.float64, device=device)
     outputs: tuple[Tensor, ...]
     if case.op == "binarize":
         outputs = (WhereSign.apply(leaves[0], params),)
+    elif case.op == "stem":
+        z, weight, bias = leaves
+        y = F.batch_norm(F.relu(z), None, None, weight, bias, True)
+        x = F.max_pool2d(y, 3, stride=2, padding=1)
+        outputs = x, WhereSign.apply(x, params)
     else:
         z, residual, weight, bias, scale = leaves
         y = F.batch_norm(F.relu(z) * scale, None, None, weight, bias, True) + residual
         outputs = y, WhereSign.apply(y, params)
-    wanted = torch.autograd.grad(outputs, leaves[:2], [g.double() for g in grads])
+    wanted = torch.autograd.grad(outputs, _maps(leaves), [g.double() for g in grads])
     return outputs[0], *wanted
 
 

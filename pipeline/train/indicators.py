@@ -63,7 +63,9 @@ class Indicators:
         return hook
 
     def _error(self, x: Tensor, binarize: Binarize) -> Tensor:
-        return binarize(x) - self.surrogate(x, binarize.params.to(x.dtype))
+        # Not by a call of the module, whose hook this may be.
+        sign = binarize.forward(x)
+        return sign - self.surrogate(x, binarize.params.to(x.dtype))
 
     def _add(self, name: str, value: Tensor) -> None:
         if name not in self.sums:

@@ -36,6 +36,10 @@ def test_kernel_cases_are_the_networks_shapes():
         "block/resnet20.layer3.0.bn1/4x64x8x8",
     ]
     assert cases[-1].bytes("both", 2) == 13 * 4 * 64 * 8 * 8 * 2
+    cases = shapes.layers("resnet18", build_model("resnet18"), 4, 64)
+    assert [case.name for case in cases if case.op == "stem"] == ["stem/resnet18.bn1/4x64x32x32"]
+    assert cases[-1].bytes("both", 2) == 13 * 4 * 64 * 32 * 32
+    assert "block/resnet18.layer1.0.bn1/4x64x16x16" in [case.name for case in cases]
 
 
 def convolutions(ops, arch="resnet20", size=32):
@@ -117,14 +121,14 @@ def test_a_convolution_that_does_not_compile_leaves_the_others(monkeypatch, caps
 
 
 def test_kernels_that_are_right_are_timed(monkeypatch):
-    cases = [shapes.Case(op, "net.layer", (2, 8, 6, 6)) for op in ("binarize", "block")]
+    cases = [shapes.Case(op, "net.layer", (2, 8, 6, 6)) for op in ("binarize", "block", "stem")]
     providers = ("official", "eager", "ours")
     found = list(micro.measure(cases, CPU, torch.float32, providers))
-    assert len(found) == 2 * 3 * 3
+    assert len(found) == 3 * 3 * 3
     assert all(each.seconds.min() > 0 for each in found)
 
 
-@pytest.mark.parametrize("op", ["binarize", "block"])
+@pytest.mark.parametrize("op", ["binarize", "block", "stem"])
 def test_a_wrong_kernel_gets_no_time(op, monkeypatch):
     monkeypatch.setattr(reference, "binarize_backward", lambda grad, x, *_: 1.1 * grad)
     cases = [shapes.Case(op, "net.layer", (2, 8, 6, 6))]

@@ -58,6 +58,12 @@ def job(
     return {**job, "divisible": divisible, "read_code": read_code}
 
 
+def known_job(kernel, known):
+    """``kernel`` with those of the ``known`` arguments that it has."""
+    names = {*kernel.arg_names, "num_warps"}
+    return job(kernel, **{name: value for name, value in known.items() if name in names})
+
+
 def _name(value):
     return f"{value.fn.__module__}:{value.fn.__name__}" if hasattr(value, "fn") else value
 

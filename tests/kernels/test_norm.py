@@ -23,7 +23,7 @@ from kernels import (
 from kernels import norm as op
 from kernels import norm_triton as launchers
 from models.resnet_cifar import CifarResNet
-from tests.kernels.compilation import TYPES, job, takes
+from tests.kernels.compilation import TYPES, known_job, takes
 
 triton = pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -164,7 +164,7 @@ def test_triton_equals_the_reference(shape, dtype):
     generator = torch.Generator().manual_seed(1)
     c, tolerance = shape[1], TOLERANCE[dtype]
     leaves = {k: v.detach() for k, v in inputs(shape, dtype).items()}
-    z, scale = op._rows(leaves["z"]), leaves["scale"]
+    z, scale = op.as_rows(leaves["z"]), leaves["scale"]
     affine = leaves["weight"], leaves["bias"]
     for training, relu, more in itertools.product((True, False), repeat=3):
         theirs, ours = running(c, torch.float32), running(c, torch.float32)
@@ -172,7 +172,7 @@ def test_triton_equals_the_reference(shape, dtype):
         statistics = reference.batch_statistics(z, *options)
         found = launchers.launch_statistics(z, options[0], *ours, MOMENTUM, EPS, relu)
         close((*found, *ours), (*statistics, *theirs), 1e-5)
-        residual = op._rows(leaves["residual"]) if more else None
+        residual = op.as_rows(leaves["residual"]) if more else None
         y, yb = reference.norm_binarize(z, *affine, *statistics, residual, more, relu)
         found, signs = launchers.launch_forward(z, *affine, *statistics, residual, more, relu)
         close([found], [y], tolerance)
@@ -467,7 +467,8 @@ def test_registration_passes_opcheck(where, sign):
 
 
 def gpu_jobs():
-    sizes = dict.fromkeys(("rows", "channels", "span"), "i32") | {"RELU": True, "BLOCK_C": 64}
+    sizes = dict.fromkeys(("positions", "rows", "channels", "span"), "i32")
+    sizes |= {"RELU": True, "BLOCK_C": 64}
     small = {**sizes, "BLOCK_M": launchers.TILE // 64}
     large = {**sizes, "BLOCK_M": launchers.SPAN_TILE // 64, "num_warps": 8}
     names = "weight bias mean rstd params sums own_sums dscale scale running_mean running_var "
@@ -475,34 +476,28 @@ def gpu_jobs():
     vectors = {f"{name}_ptr": "*fp32" for name in names.split()} | {"arrivals_ptr": "*i32"}
     vectors |= {"batches_ptr": "*i64", "eps": "fp32", "momentum": "fp32"}
     finish = {**vectors, "channels": "i32", "BLOCK_C": launchers.FINISH, "sums_ptr": "*fp64"}
-    jobs = [_job(launchers._finish_kernel, finish)]
+    jobs = [known_job(launchers._finish_kernel, finish)]
     for t in TYPES:
         maps = {f"{n}_ptr": t for n in ("z", "y", "yb", "residual", "dy", "dyb", "g", "dz")}
         known = {**vectors, **maps}
         for sums in (None, "*fp64"):
             every = {**known, **large, "sums_ptr": sums}
-            jobs.append(_job(launchers._statistics_kernel, every))
-        jobs.append(_job(launchers._forward_kernel, known | small))
+            jobs.append(known_job(launchers._statistics_kernel, every))
+        jobs.append(known_job(launchers._forward_kernel, known | small))
         for counted, training in ((True, True), (False, True), (False, False)):
             options = {"COUNTED": counted, "TRAINING": training, "ALL_C": 64}
             # The scale's gradient is code of its own, whatever the maps are.
             for scale in ({}, {"scale_ptr": None})[: 2 if t == "*fp16" else 1]:
-                jobs.append(_job(launchers._backward_kernel, known | small | options | scale))
+                jobs.append(known_job(launchers._backward_kernel, known | small | options | scale))
         for estimator in ESTIMATORS.values() if t == "*fp16" else [ESTIMATORS["reste"]]:
             more = {"FACTOR": estimator.triton_factor, "packed_ptr": "*fp32"}
-            jobs.append(_job(launchers._reduce_kernel, known | large | more))
+            jobs.append(known_job(launchers._reduce_kernel, known | large | more))
     return jobs
 
 
 def test_compiles_for_the_gpus_we_support(usages):
     for usage in usages:  # the assemblers of Triton 3.6 and 3.8 spill a few registers
         assert usage.spilled <= (48 if takes(usage, "fda") else 24), usage
-
-
-def _job(kernel, known):
-    """``kernel`` with those of the ``known`` arguments that it has."""
-    names = {*kernel.arg_names, "num_warps"}
-    return job(kernel, **{name: value for name, value in known.items() if name in names})
 
 
 @pytest.mark.gpu

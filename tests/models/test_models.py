@@ -13,7 +13,8 @@ from kernels import ESTIMATORS, reference
 from kernels.reference import sign
 from launch.bench.official import build_official, set_official_o
 from models import ARCHS, BITS, build_model
-from models.layers import Binarize, BinaryConv2d, NormBinarize
+from models.layers import Binarize, BinaryConv2d, NormBinarize, NormPoolBinarize, binarization
+from models.resnet import ResNet
 from models.resnet_cifar import CifarResNet
 from tests.models.parity import compare, make_exact
 
@@ -192,6 +193,19 @@ def test_norm_binarize_is_relu_scale_norm_add_sign():
     torch.testing.assert_close(yb, sign(expected))
 
 
+@every_bits
+def test_norm_pool_binarize_is_relu_norm_max_pool_sign(bits):
+    norm, sign, seen = NormPoolBinarize(3).double(), binarization(bits, "ste"), []
+    sign.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
+    z = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    x, xb = norm(z, sign)
+    expected = nn.BatchNorm2d(3).double()(z.relu())
+    expected = nn.functional.max_pool2d(expected, 3, stride=2, padding=1)
+    torch.testing.assert_close(x, expected)
+    torch.testing.assert_close(xb, reference.sign(expected) if bits == "1w1a" else expected)
+    assert seen == [(x, xb)]  # as if that module had made xb
+
+
 def test_initialisation():
     torch.manual_seed(0)
     weight = build("resnet34", "1w1a").layer4[1].conv2.weight
@@ -230,12 +244,21 @@ def test_any_resolution(arch):
         assert model(torch.randn(2, 3, size, size)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("bits", BITS)
-def test_one_graph_over_a_whole_schedule(bits):
+def every_kind_of_block(arch, bits):
+    """``arch`` with as few blocks as have all of its kinds."""
+    if arch == "resnet18":
+        return ResNet(arch, bits, 10, "reste", depths=(1, 1, 1, 1))
+    return CifarResNet(arch, bits, 10, "reste", depth=1)
+
+
+@pytest.mark.parametrize(
+    ("arch", "bits"), [*(("resnet20", bits) for bits in BITS), ("resnet18", "1w1a")]
+)
+def test_one_graph_over_a_whole_schedule(arch, bits):
     """No recompilation and no graph break; the same numbers as eager, buffers included."""
     torch._dynamo.reset()
     torch.manual_seed(0)
-    eager = CifarResNet("resnet20", bits, 10, "reste", depth=1)  # every kind of its blocks
+    eager = every_kind_of_block(arch, bits)
     model = copy.deepcopy(eager)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter)

@@ -24,7 +24,7 @@ import torch.multiprocessing as multiprocessing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import batch_statistics, norm_binarize
+from kernels import batch_statistics, norm_binarize, norm_pool_binarize
 from models import ARCHS, build_model
 from pipeline.data.plan import Plan
 from pipeline.run import processes, rendezvous
@@ -285,19 +285,20 @@ def test_shares_make_up_the_whole(images, batch, size, train):
         assert all(seen)
 
 
-def _synchronised(rank, port, sizes, folder, triton):
+def _synchronised(rank, port, sizes, folder, triton, block):
     if triton:
         import importlib
 
-        module = importlib.import_module("kernels.norm")
-        module.uses_triton = lambda x: True
+        for name in ("norm", "pool"):
+            module = importlib.import_module(f"kernels.{name}")
+            module.uses_triton = lambda x: True
     dist.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=len(sizes)
     )
     z, residual, dy, dyb = _data(sum(sizes), torch.float32 if triton else torch.float64)
     first = sum(sizes[:rank])
     mine = [t[first : first + sizes[rank]] for t in (z, residual, dy, dyb)]
-    torch.save(_block(*mine, sync=True), f"{folder}/{rank}.pt")
+    torch.save(block(*mine, sync=True), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -322,13 +323,31 @@ def _block(z, residual, dy, dyb, *, sync):
     return [t.detach() for t in (*outputs, *grads[:2])], list(grads[2:]), list(running[:2])
 
 
+def _stem(z, residual, dx, dxb, *, sync):
+    """The same of a stem, whose maps are half as large and have no residual."""
+    leaves = [z, torch.tensor([0.5, -1, 2]), torch.tensor([0.1, 0, 1])]
+    z, weight, bias = leaves = [t.to(z.dtype).detach().requires_grad_() for t in leaves]
+    running = torch.zeros(3, dtype=z.dtype), torch.ones(3, dtype=z.dtype), torch.tensor(0)
+    statistics = batch_statistics(z, *running, sync=sync)
+    params = torch.tensor([1.5, 1.5, 0.1], dtype=z.dtype)
+    outputs = norm_pool_binarize(
+        *(z, weight, bias, *statistics), params=params, estimator="reste", sync=sync
+    )
+    grads = [t[:, :, :2, :3] for t in (dx, dxb)]
+    grads = torch.autograd.grad(outputs, leaves, grads, allow_unused=not len(z))
+    return [t.detach() for t in (*outputs, grads[0])], list(grads[1:]), list(running[:2])
+
+
 @pytest.mark.parametrize("triton", [False, True])
-@pytest.mark.parametrize("sizes", [(3, 3), (0, 6), (2, 1, 4)])
-def test_synchronised_block_of_uneven_batches(sizes, triton, tmp_path):
-    fork(_synchronised, free_port(), sizes, str(tmp_path), triton, size=len(sizes))
+@pytest.mark.parametrize(
+    ("sizes", "block"),
+    [((3, 3), _block), ((0, 6), _block), ((2, 1, 4), _block), ((0, 1, 4), _stem)],
+)
+def test_synchronised_block_of_uneven_batches(sizes, block, triton, tmp_path):
+    fork(_synchronised, free_port(), sizes, str(tmp_path), triton, block, size=len(sizes))
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(sizes))]
     tolerance = 1e-5 if triton else 1e-12
-    whole = _block(*_data(sum(sizes), torch.float64), sync=False)
+    whole = block(*_data(sum(sizes), torch.float64), sync=False)
     for i, expected in enumerate(whole[0]):  # maps: the parts, one after the other
         joined = torch.cat([part[0][i] for part in parts])
         torch.testing.assert_close(joined.double(), expected, rtol=0, atol=10 * tolerance)

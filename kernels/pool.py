@@ -1,0 +1,235 @@
+"""What stands between a real stem and the first binary convolution, fused: ReLU, batch norm,
+max-pooling and sign.
+
+With u = relu(z) and its channel statistics over all positions of the batch,
+
+    y = gamma (u - mean) rstd + beta
+    x = the maxima of y over 3 x 3 windows at stride 2 with padding 1
+    xb = sign(x)                                           gradient: an estimator's h(x)
+
+The forward pass reads z once for the statistics (``kernels.batch_statistics``) and once to write x,
+xb, the place of each maximum in its window, in one byte, and z there; y is never written. All that
+batch norm's gradient sums up is zero where y is no maximum. So one pass at the size of x forms
+g = dx + dxb h(x) and both channel sums, from z at the maxima, and another reads z, gathers g from
+the up to four windows of each position, and writes dz.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels import reference
+from kernels._triton import uses_triton
+from kernels.norm import (
+    as_map,
+    as_rows,
+    check_channels,
+    check_map,
+    cpu_apply,
+    cpu_forward,
+    cpu_reduce,
+    is_launched,
+    laid_out,
+    sums_everywhere,
+)
+from kernels.norm_triton import launch_reduce
+from kernels.pool_triton import empty_pooled, launch_apply, launch_forward
+from kernels.sign import check_params
+
+
+def norm_pool_binarize(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    *,
+    params: Tensor | None = None,
+    estimator: str | None = None,
+    training: bool = True,
+    sync: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """(x, xb) of this file's equations, (N, C, ceil(H / 2), ceil(W / 2)) of z's dtype,
+    channels_last.
+
+    Args:
+        z: (N, C, H, W), fp32, bf16 or fp16, with arithmetic in fp32. float64 takes the reference
+            and stays float64.
+        weight, bias: gamma and beta, (C,).
+        mean, rstd: (C,), from ``batch_statistics`` if ``training``, else from
+            ``running_statistics``. In training their dependence on z is part of the gradient.
+        params, estimator: as in ``kernels.binarize``; without an estimator xb is x itself.
+        sync: as in ``batch_statistics``; the backward pass then sums over all processes in one
+            collective. The gradients of weight and bias remain those of this process.
+
+    The gradient of a maximum belongs to the first of equal values, row by row. y is rounded to z's
+    dtype before it is compared, as if it had been written. A NaN is the maximum of its windows, and
+    stays a NaN in x, xb and every gradient that it reaches.
+
+    Raises:
+        ValueError: an unknown estimator, or shapes, devices or dtypes that do not fit; the message
+            names the argument.
+
+    CUDA tensors run in Triton, CPU tensors and float64 in ``kernels.reference``. Ties and NaN are
+    those of ``torch.nn.functional.max_pool2d``, and the result is that of separate modules.
+    """
+    check_map("z", z, flat=False)
+    check_channels(z, weight=weight, bias=bias, mean=mean, rstd=rstd)
+    if params is None:
+        params = weight.new_empty(0)
+    if estimator:
+        check_params(params, z.device, estimator)
+    options = estimator or "", training, sync and training
+    if is_launched(z):
+        x, xb = _NormPoolBinarize.apply(z, weight, bias, mean, rstd, params, *options)
+    else:
+        x, xb, *_ = _norm_pool_binarize(z, weight, bias, mean, rstd, params, *options)
+    return (x, xb) if estimator else (x, x)
+
+
+def _pool(
+    z: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, sign: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, xb, the places of the maxima, uint8, and z there; without ``sign`` xb is empty, (0,)."""
+    if uses_triton(z):
+        return launch_forward(laid_out(z), weight, bias, mean, rstd, sign)
+    y, _ = cpu_forward(as_rows(z), weight, bias, mean, rstd, None, False, True)
+    x, index, top = reference.max_pool(as_map(y, z), z)
+    return x, reference.sign(x) if sign else x.new_empty(0), index, top
+
+
+def _differentiate(
+    dx: Tensor | None,
+    dxb: Tensor | None,
+    x: Tensor | None,
+    index: Tensor,
+    top: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    params: Tensor,
+    estimator: str,
+    training: bool,
+    sync: bool,
+) -> tuple[Tensor, Tensor]:
+    """dz and (dbias, dweight)."""
+    on_gpu = uses_triton(z)
+    form = laid_out if on_gpu else as_rows
+    dx, dxb, x = (None if t is None else form(t) for t in (dx, dxb, x))
+    rows, positions = form(z), z.numel() // z.shape[1]
+    fixed = mean, rstd, params, estimator, True
+    if on_gpu:
+        packed = mean.new_empty(2 * len(mean) + 1) if sync else None
+        g, sums = launch_reduce(dx, dxb, x, form(top), *fixed, packed, positions)
+        if packed is not None:
+            dist.all_reduce(packed)
+        everywhere = sums if packed is None else packed
+        return launch_apply(g, index, rows, weight, mean, rstd, everywhere, sync, training), sums
+    g, sums = cpu_reduce(dx, dxb, x, form(top), *fixed)
+    everywhere, count = sums_everywhere(sums, positions) if sync else (sums, None)
+    g = form(reference.unpool(as_map(g, top).to(mean.dtype), index, z))
+    dz = cpu_apply(g, rows, weight, mean, rstd, everywhere, count, training, True)
+    return as_map(dz, z), sums
+
+
+class _NormPoolBinarize(torch.autograd.Function):
+    """The op ``reste::norm_pool_binarize`` without the registration: see ``norm.is_launched``."""
+
+    @staticmethod
+    def forward(ctx, z, weight, bias, mean, rstd, params, *options):  # type: ignore[no-untyped-def]
+        x, xb, index, top = _pool(z, weight, bias, mean, rstd, bool(options[0]))
+        _keep(ctx, (x, index, top, z, weight, mean, rstd, params), options)
+        return x, xb
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dx, dxb):  # type: ignore[no-untyped-def]
+        return _gradients(ctx, dx, dxb, _differentiate)
+
+
+@torch.library.custom_op("reste::norm_pool_binarize", mutates_args=())
+def _norm_pool_binarize(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    params: Tensor,
+    estimator: str,
+    training: bool,
+    sync: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As ``_pool``; only the first two results are differentiable."""
+    return _pool(z, weight, bias, mean, rstd, bool(estimator))
+
+
+@_norm_pool_binarize.register_fake
+def _(z, weight, bias, mean, rstd, params, estimator, training, sync):  # type: ignore[no-untyped-def]
+    x = empty_pooled(z)
+    xb = torch.empty_like(x) if estimator else z.new_empty(0)
+    return x, xb, torch.empty_like(x, dtype=torch.uint8), torch.empty_like(x)
+
+
+@torch.library.custom_op("reste::norm_pool_binarize_backward", mutates_args=())
+def _norm_pool_binarize_backward(
+    dx: Tensor | None,
+    dxb: Tensor | None,
+    x: Tensor | None,
+    index: Tensor,
+    top: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    params: Tensor,
+    estimator: str,
+    training: bool,
+    sync: bool,
+) -> tuple[Tensor, Tensor]:
+    options = estimator, training, sync
+    return _differentiate(dx, dxb, x, index, top, z, weight, mean, rstd, params, *options)
+
+
+@_norm_pool_binarize_backward.register_fake
+def _(dx, dxb, x, index, top, z, weight, mean, rstd, params, estimator, training, sync):  # type: ignore[no-untyped-def]
+    dz = torch.empty_like(z, memory_format=torch.channels_last)
+    return dz, mean.new_empty(2, len(mean))
+
+
+def _keep(ctx, tensors, options) -> None:  # type: ignore[no-untyped-def]
+    ctx.options = options
+    x, *others = tensors
+    ctx.save_for_backward(x if options[0] else None, *others)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(
+    ctx: Any, dx: Tensor | None, dxb: Tensor | None, differentiate: Callable[..., Any]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the 9 arguments of ``reste::norm_pool_binarize``."""
+    dxb = dxb if ctx.options[0] else None
+    if dx is None and dxb is None:
+        return (None,) * 9
+    saved = ctx.saved_tensors
+    weight = saved[4]
+    dz, sums = differentiate(dx, dxb, *saved, *ctx.options)
+    dbias, dweight = (sums if sums.dtype == weight.dtype else sums.to(weight.dtype)).unbind()
+    return dz, dweight, dbias, *(None,) * 6
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    z, weight, _, mean, rstd, params, *options = inputs
+    x, _, index, top = output
+    _keep(ctx, (x, index, top, z, weight, mean, rstd, params), options)
+
+
+def _backward(ctx, dx, dxb, *_):  # type: ignore[no-untyped-def]
+    return _gradients(ctx, dx, dxb, _norm_pool_binarize_backward)
+
+
+_norm_pool_binarize.register_autograd(_backward, setup_context=_setup_context)
