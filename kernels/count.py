@@ -95,15 +95,8 @@ def launch(
     block_c = 1 << (classes - 1).bit_length()
     block_m = max(1, TILE // block_c)
     _kernel[(max(1, -(-rows // block_m)),)](
-        *(
-            sums,
-            watch if len(watch) else None,
-            logits.contiguous(),
-            labels.contiguous(),
-            loss,
-            everywhere,
-        ),
-        *(rows, classes),
+        *(sums, watch if len(watch) else None, logits.contiguous(), labels.contiguous()),
+        *(loss, everywhere, rows, classes),
         TOP=top,
         BLOCK_M=block_m,
         BLOCK_C=block_c,

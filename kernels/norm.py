@@ -304,17 +304,13 @@ def _differentiate(
     form = laid_out if on_gpu else as_rows
     dy, dyb, y = (None if t is None else form(t) for t in (dy, dyb, y))
     rows = form(z)
+    positions = z.numel() // z.shape[1]
+    found = reduce(dy, dyb, y, rows, mean, rstd, params, estimator, relu, sync, positions)
+    g, sums, everywhere, count = found
     if on_gpu:
-        packed = mean.new_empty(2 * len(mean) + 1) if sync else None
-        g, sums = launch_reduce(dy, dyb, y, rows, mean, rstd, params, estimator, relu, packed)
-        if packed is not None:
-            dist.all_reduce(packed)
-        everywhere = sums if packed is None else packed
         fixed = (g, rows, weight, mean, rstd, everywhere, sync, training, relu)
         dz, dscale = launch_apply(*fixed, scale, sums, eps)
         return g, dz, sums, dscale
-    g, sums = cpu_reduce(dy, dyb, y, rows, mean, rstd, params, estimator, relu)
-    everywhere, count = sums_everywhere(sums, len(rows)) if sync else (sums, None)
     dz = cpu_apply(g, rows, weight, mean, rstd, everywhere, count, training, relu)
     dscale = weight.new_empty(0)
     if scale is not None:
@@ -322,11 +318,39 @@ def _differentiate(
     return as_map(g, z), as_map(dz, z), sums, dscale
 
 
-def sums_everywhere(sums: Tensor, positions: int) -> tuple[Tensor, Tensor]:
-    """``sums``, (2, C), and the number of positions, 0-dim, added up over all processes."""
-    packed = torch.cat([sums.flatten(), sums.new_full((1,), positions)])
+def reduce(
+    dy: Tensor | None,
+    dyb: Tensor | None,
+    y: Tensor | None,
+    z: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    params: Tensor,
+    estimator: str,
+    relu: bool,
+    sync: bool,
+    positions: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """g and the sums of g and of g xhat, (2, C), of this process and, with ``sync``, of all.
+
+    The maps are ``laid_out`` where ``uses_triton`` says so, else rows; ``positions`` is how many
+    the statistics are over. The sums of all are what ``launch_apply`` or ``cpu_apply`` takes; the
+    latter takes the number of positions of all, too, which is None without ``sync``.
+    """
+    fixed = dy, dyb, y, z, mean, rstd, params, estimator, relu
+    if not uses_triton(z):
+        g, sums = cpu_reduce(*fixed)
+        if not sync:
+            return g, sums, sums, None
+        joined = torch.cat([sums.flatten(), sums.new_full((1,), positions)])
+        dist.all_reduce(joined)
+        return g, sums, joined[:-1].view_as(sums), joined[-1]
+    packed = mean.new_empty(2 * len(mean) + 1) if sync else None
+    g, sums = launch_reduce(*fixed, packed, positions)
+    if packed is None:
+        return g, sums, sums, None
     dist.all_reduce(packed)
-    return packed[:-1].view_as(sums), packed[-1]
+    return g, sums, packed, None
 
 
 class _NormBinarize(torch.autograd.Function):
@@ -345,24 +369,11 @@ class _NormBinarize(torch.autograd.Function):
         return _gradients(ctx, dy, dyb, _differentiate)
 
 
-@torch.library.custom_op(
+_batch_statistics = torch.library.custom_op(
     "reste::batch_statistics",
+    _statistics,
     mutates_args=("running_mean", "running_var", "num_batches_tracked"),
 )
-def _batch_statistics(
-    z: Tensor,
-    scale: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    num_batches_tracked: Tensor,
-    momentum: float,
-    eps: float,
-    relu: bool,
-    sync: bool,
-) -> tuple[Tensor, Tensor]:
-    return _statistics(
-        z, scale, running_mean, running_var, num_batches_tracked, momentum, eps, relu, sync
-    )
 
 
 @_batch_statistics.register_fake

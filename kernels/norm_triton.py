@@ -5,7 +5,7 @@ memory; the launchers take maps that lie so and return maps of their shape.
 """
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ def cut_map(z: Tensor, tile: int) -> Grid:
     return cut(z.numel() // channels, channels, tile // block_c, block_c, PROGRAMS)
 
 
-def _partials(grid: Grid, like: Tensor) -> Tensor:
+def partials(grid: Grid, like: Tensor) -> Tensor:
     """Room for two numbers of every channel from every program, (2, programs, C)."""
     shape = 2, grid.programs, grid.channels
     return torch.empty(shape, dtype=torch.float32, device=like.device)
@@ -78,7 +78,7 @@ def launch_statistics(
     """``reference.batch_statistics`` in Triton."""
     mean, rstd = torch.empty_like(running_mean), torch.empty_like(running_mean)
     running = running_mean, running_var, num_batches_tracked
-    _launch_statistics(z, None, scale, *running, mean, rstd, momentum, eps, relu)
+    _launch_statistics(z, relu, None, scale, *running, mean, rstd, momentum, eps)
     return mean, rstd
 
 
@@ -87,7 +87,7 @@ def launch_sums(z: Tensor, relu: bool) -> Tensor:
     sums = z.new_empty(2 * z.shape[1] + 1, dtype=torch.float64)
     if not z.numel():
         return sums.zero_()
-    _launch_statistics(z, sums, None, None, None, None, None, None, 0.0, 0.0, relu)
+    _launch_statistics(z, relu, sums)
     return sums
 
 
@@ -95,15 +95,28 @@ def launch_deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
     """``reference.deviations`` in Triton."""
     mean, squares = z.new_zeros(2, z.shape[1], dtype=torch.float32)
     if z.numel():
-        _launch_statistics(z, None, None, None, None, None, mean, squares, 0.0, 0.0, relu)
+        _launch_statistics(z, relu, mean=mean, rstd=squares)
     return mean, squares
 
 
-def _launch_statistics(z: Tensor, sums: Tensor | None, *arguments: Any) -> None:
-    *others, relu = arguments
+def _launch_statistics(
+    z: Tensor,
+    relu: bool,
+    sums: Tensor | None = None,
+    scale: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    num_batches_tracked: Tensor | None = None,
+    mean: Tensor | None = None,
+    rstd: Tensor | None = None,
+    momentum: float = 0.0,
+    eps: float = 0.0,
+) -> None:
+    """Fill whichever results are given: see ``_statistics_kernel``."""
     grid = cut_map(z, SPAN_TILE)
     _statistics_kernel[(grid.programs, grid.columns)](
-        *(z, _partials(grid, z), arrivals(z), sums, *others),
+        *(z, partials(grid, z), arrivals(z), sums, scale),
+        *(running_mean, running_var, num_batches_tracked, mean, rstd, momentum, eps),
         *(grid.rows, grid.channels, grid.span),
         RELU=relu,
         num_warps=8,
@@ -182,7 +195,7 @@ def launch_reduce(
     grid = cut_map(z, SPAN_TILE)
     _reduce_kernel[(grid.programs, grid.columns)](
         *(dy, dyb, y, z, mean, rstd, params.float(), g),
-        *(_partials(grid, z), arrivals(z), sums, packed),
+        *(partials(grid, z), arrivals(z), sums, packed),
         *(grid.rows if positions is None else positions, grid.rows, grid.channels, grid.span),
         FACTOR=None if dyb is None else get_estimator(estimator).triton_factor,
         RELU=relu,
@@ -299,7 +312,7 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
     tl.store(means_ptr + to, shift + offset, mask=here)
     tl.store(squares_ptr + to, tl.sum(squares, 0) - offset * offset * count, mask=here)
     if is_last(arrivals_ptr + tl.program_id(1), programs):
-        mean, deviations = _combine(
+        mean, deviations = combine(
             means_ptr, squares_ptr, c, here, programs, rows, channels, span, BLOCK_M, BLOCK_C
         )
         if sums_ptr is not None:
@@ -322,7 +335,7 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
 
 
 @jit
-def _combine(  # type: ignore[no-untyped-def]
+def combine(  # type: ignore[no-untyped-def]
     means_ptr,
     squares_ptr,
     c,
@@ -415,6 +428,22 @@ def _finish_kernel(  # type: ignore[no-untyped-def]
 
 
 @jit
+def load_affine(weight_ptr, bias_ptr, mean_ptr, rstd_ptr, c, here):  # type: ignore[no-untyped-def]
+    """mean, slope and bias, (BLOCK_C,), of the equation of ``normalize``."""
+    mean = tl.load(mean_ptr + c, mask=here, other=0.0)
+    rstd = tl.load(rstd_ptr + c, mask=here, other=0.0)
+    slope = rstd * tl.load(weight_ptr + c, mask=here, other=0.0)
+    return mean, slope, tl.load(bias_ptr + c, mask=here, other=0.0)
+
+
+@jit
+def normalize(z, affine, RELU: tl.constexpr):  # type: ignore[no-untyped-def]
+    """gamma (u - mean) rstd + beta in fp32, for z (BLOCK_M, BLOCK_C)."""
+    mean, slope, bias = affine
+    return (rectify(z, RELU) - mean[None, :]) * slope[None, :] + bias[None, :]
+
+
+@jit
 def _forward_kernel(  # type: ignore[no-untyped-def]
     z_ptr,
     weight_ptr,
@@ -435,13 +464,8 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     here = c < channels
     inside = (row < rows)[:, None] & here[None, :]
     at = row.to(tl.int64)[:, None] * channels + c[None, :]
-    mean = tl.load(mean_ptr + c, mask=here, other=0.0)
-    slope = tl.load(rstd_ptr + c, mask=here, other=0.0) * tl.load(
-        weight_ptr + c, mask=here, other=0.0
-    )
-    bias = tl.load(bias_ptr + c, mask=here, other=0.0)
-    u = rectify(tl.load(z_ptr + at, mask=inside, other=0.0), RELU)
-    y = (u - mean[None, :]) * slope[None, :] + bias[None, :]
+    affine = load_affine(weight_ptr, bias_ptr, mean_ptr, rstd_ptr, c, here)
+    y = normalize(tl.load(z_ptr + at, mask=inside, other=0.0), affine, RELU)
     if residual_ptr is not None:
         y += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
     y = y.to(y_ptr.dtype.element_ty)

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -31,12 +30,10 @@ from kernels.norm import (
     check_map,
     cpu_apply,
     cpu_forward,
-    cpu_reduce,
     is_launched,
     laid_out,
-    sums_everywhere,
+    reduce,
 )
-from kernels.norm_triton import launch_reduce
 from kernels.pool_triton import empty_pooled, launch_apply, launch_forward
 from kernels.sign import check_params
 
@@ -122,16 +119,10 @@ def _differentiate(
     form = laid_out if on_gpu else as_rows
     dx, dxb, x = (None if t is None else form(t) for t in (dx, dxb, x))
     rows, positions = form(z), z.numel() // z.shape[1]
-    fixed = mean, rstd, params, estimator, True
+    fixed = mean, rstd, params, estimator, True, sync, positions
+    g, sums, everywhere, count = reduce(dx, dxb, x, form(top), *fixed)
     if on_gpu:
-        packed = mean.new_empty(2 * len(mean) + 1) if sync else None
-        g, sums = launch_reduce(dx, dxb, x, form(top), *fixed, packed, positions)
-        if packed is not None:
-            dist.all_reduce(packed)
-        everywhere = sums if packed is None else packed
         return launch_apply(g, index, rows, weight, mean, rstd, everywhere, sync, training), sums
-    g, sums = cpu_reduce(dx, dxb, x, form(top), *fixed)
-    everywhere, count = sums_everywhere(sums, positions) if sync else (sums, None)
     g = form(reference.unpool(as_map(g, top).to(mean.dtype), index, z))
     dz = cpu_apply(g, rows, weight, mean, rstd, everywhere, count, training, True)
     return as_map(dz, z), sums
@@ -175,24 +166,9 @@ def _(z, weight, bias, mean, rstd, params, estimator, training, sync):  # type: 
     return x, xb, torch.empty_like(x, dtype=torch.uint8), torch.empty_like(x)
 
 
-@torch.library.custom_op("reste::norm_pool_binarize_backward", mutates_args=())
-def _norm_pool_binarize_backward(
-    dx: Tensor | None,
-    dxb: Tensor | None,
-    x: Tensor | None,
-    index: Tensor,
-    top: Tensor,
-    z: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    params: Tensor,
-    estimator: str,
-    training: bool,
-    sync: bool,
-) -> tuple[Tensor, Tensor]:
-    options = estimator, training, sync
-    return _differentiate(dx, dxb, x, index, top, z, weight, mean, rstd, params, *options)
+_norm_pool_binarize_backward = torch.library.custom_op(
+    "reste::norm_pool_binarize_backward", _differentiate, mutates_args=()
+)
 
 
 @_norm_pool_binarize_backward.register_fake

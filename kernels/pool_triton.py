@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from kernels._triton import jit, tl
-from kernels.norm_triton import cut_map, differentiate, load_coefficients, rectify, sign_of
+from kernels.norm_triton import (
+    cut_map,
+    differentiate,
+    load_affine,
+    load_coefficients,
+    normalize,
+    sign_of,
+)
 
 TILE = 1024  # the elements of a tile, each of which is made from nine elements or makes four
 
@@ -89,11 +96,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     here = c < channels
     image, i, j = _place(row, height, width)
-    mean = tl.load(mean_ptr + c, mask=here, other=0.0)
-    slope = tl.load(rstd_ptr + c, mask=here, other=0.0) * tl.load(
-        weight_ptr + c, mask=here, other=0.0
-    )
-    bias = tl.load(bias_ptr + c, mask=here, other=0.0)
+    affine = load_affine(weight_ptr, bias_ptr, mean_ptr, rstd_ptr, c, here)
     inside = (row < rows)[:, None] & here[None, :]
     x = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     top = tl.zeros((BLOCK_M, BLOCK_C), z_ptr.dtype.element_ty)
@@ -105,8 +108,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
         place = 3 * (h - 2 * i + 1) + w - 2 * j + 1
         at = _at(image, h, w, height, width, channels, c)
         z = tl.load(z_ptr + at, mask=inside, other=0.0)
-        y = (rectify(z, True) - mean[None, :]) * slope[None, :] + bias[None, :]
-        y = y.to(x_ptr.dtype.element_ty).to(tl.float32)
+        y = normalize(z, affine, True).to(x_ptr.dtype.element_ty).to(tl.float32)
         taken = inside if k == 0 else (y > x) | (y != y)  # a NaN wins
         x, top = tl.where(taken, y, x), tl.where(taken, z, top)
         index = tl.where(taken, place[:, None], index)

@@ -83,13 +83,12 @@ def _laid_out(maps: Sequence[Tensor]) -> list[Tensor]:
 
 def _parts(joined: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """The parts of ``joined``, one after the other in the shapes of ``like``, channels_last."""
-    parts, at = [], 0
-    for t in like:
+    parts = joined.split([t.numel() for t in like])
+    shaped = []
+    for part, t in zip(parts, like, strict=True):
         o, i, height, width = t.shape
-        strides = i * height * width, 1, i * width, i
-        parts.append(joined.as_strided(t.shape, strides, at))
-        at += o * strides[0]
-    return parts
+        shaped.append(part.view(o, height, width, i).permute(0, 3, 1, 2))
+    return shaped
 
 
 class _BinarizeWeights(torch.autograd.Function):

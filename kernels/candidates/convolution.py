@@ -27,7 +27,7 @@ from torch import Tensor
 from kernels import reference
 from kernels._triton import jit, tl, triton, uses_triton
 from kernels.norm import as_rows
-from kernels.norm_triton import PROGRAMS, Grid, _combine, cut, rectify
+from kernels.norm_triton import PROGRAMS, Grid, combine, cut, partials, rectify
 
 OPERANDS = (torch.int8, torch.float8_e4m3fn, torch.float16, torch.bfloat16)
 OUTPUTS = (torch.float16, torch.bfloat16, torch.float32)
@@ -141,9 +141,9 @@ def launch_convolve(
         nothing = torch.zeros(channels, device=xb.device)
         return shaped, nothing, nothing
     grid = cut(len(z), channels, tile.m, tile.o, PROGRAMS)
-    partials = z.new_empty((2, grid.programs, channels), dtype=torch.float32)
+    sums = partials(grid, z)
     _convolution_kernel[(grid.columns, grid.programs)](
-        *(as_rows(xb), weight.permute(0, 2, 3, 1).contiguous(), z, *partials),
+        *(as_rows(xb), weight.permute(0, 2, 3, 1).contiguous(), z, *sums),
         *(grid.rows, grid.span, height, width, *size),
         CHANNELS_IN=in_channels,
         CHANNELS=channels,
@@ -155,15 +155,15 @@ def launch_convolve(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    return shaped, *_launch_combine(grid, partials)
+    return shaped, *_launch_combine(grid, sums)
 
 
-def _launch_combine(grid: Grid, partials: Tensor) -> tuple[Tensor, Tensor]:
+def _launch_combine(grid: Grid, sums: Tensor) -> tuple[Tensor, Tensor]:
     """The mean and squared deviations, (C,), from those of the programs, (2, programs, C)."""
-    mean, squares = torch.empty_like(partials[0, 0]), torch.empty_like(partials[0, 0])
+    mean, squares = torch.empty_like(sums[0, 0]), torch.empty_like(sums[0, 0])
     block_c = 4
     _combine_kernel[(triton.cdiv(grid.channels, block_c),)](
-        *(*partials, mean, squares, grid.programs, grid.rows, grid.channels, grid.span),
+        *(*sums, mean, squares, grid.programs, grid.rows, grid.channels, grid.span),
         BLOCK_P=512,
         BLOCK_C=block_c,
     )
@@ -246,7 +246,7 @@ def _combine_kernel(  # type: ignore[no-untyped-def]
 ):
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     here = c < channels
-    mean, deviations = _combine(
+    mean, deviations = combine(
         means_ptr, squares_ptr, c, here, programs, rows, channels, span, BLOCK_P, BLOCK_C
     )
     tl.store(mean_ptr + c, mean, mask=here)

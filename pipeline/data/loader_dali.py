@@ -46,10 +46,7 @@ types: Any = dali.types
 PREFETCH = 3  # batches under way, including the one that is waited for
 PADDING = 211_025_920, 140_544_512  # bytes that a thread of nvJPEG begins with, device and host
 LARGEST = 5980, 6430  # pixels: the sides of ImageNet's largest image
-ROOM = (
-    2 << 30
-)  # bytes that these buffers may take up to begin with, each kind; all of them can grow
-
+ROOM = 2 << 30  # bytes that the buffers of each kind may begin with; all of them can grow
 
 UNKNOWN, DALI, PILLOW = range(3)  # who decodes an image, which is seen when it is first wanted
 

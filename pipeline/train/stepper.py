@@ -72,14 +72,16 @@ class Stepper:
             began = time.perf_counter()
             batch = next(batches, None)
             waited = time.perf_counter() - began
-            if batch is None:  # in evaluation this process may have one batch less than others
-                pass
-            elif self.captured:
-                self.inlet.fill(batch)
-                self.captured()
-            else:
-                self.work(batch)
+            if batch is not None:  # in evaluation this process may have one batch less than others
+                self._take(batch)
             yield waited
+
+    def _take(self, batch: Batch) -> None:
+        if self.captured:
+            self.inlet.fill(batch)
+            self.captured()
+        else:
+            self.work(batch)
 
 
 class Inlet:
