@@ -29,6 +29,7 @@ from pipeline.data import synthetic
 from pipeline.data.batch import fit_batch
 from pipeline.report.runs import read_run
 from pipeline.run import processes
+from pipeline.run.commands import command_line
 from pipeline.run.config import load_config
 from pipeline.run.errors import UserError
 from pipeline.train.network import make_network
@@ -261,7 +262,8 @@ def _options(house: House) -> None:
 @provokes("launch/command.py:error")
 def _a_word_that_is_missing(house: House) -> None:
     said = message_of(lambda: reste.main(["prepare", "verify"]))
-    usage = re.sub(r" \[.*?\]", "", advice(r"usage: \S*reste (.*)$", said))
+    typed = re.escape(f"usage: {command_line()} ")  # with PYTHON=, where that is needed
+    usage = re.sub(r" \[.*?\]", "", advice(rf"{typed}(.*)$", said))
     reste.main([str(house.data) if word == "DATA" else word for word in usage.split()])
 
 
