@@ -262,8 +262,8 @@ def _options(house: House) -> None:
 @provokes("launch/command.py:error")
 def _a_word_that_is_missing(house: House) -> None:
     said = message_of(lambda: reste.main(["prepare", "verify"]))
-    typed = re.escape(f"usage: {command_line()} ")  # with PYTHON=, where that is needed
-    usage = re.sub(r" \[.*?\]", "", advice(rf"{typed}(.*)$", said))
+    interpreter = re.escape(command_line().removesuffix(f"{ROOT}/reste"))  # where it is needed
+    usage = re.sub(r" \[.*?\]", "", advice(rf"usage: {interpreter}\S*reste (.*)$", said))
     reste.main([str(house.data) if word == "DATA" else word for word in usage.split()])
 
 
