@@ -263,7 +263,9 @@ def test_triton_cuts_many_rows_into_programs(monkeypatch):
 def train(images, steps):
     """Losses of a small network with every kind of block."""
     torch.manual_seed(0)
-    model = CifarResNet("tiny", "1w1a", 10, "reste", widths=(4, 8), depth=1, project=True)
+    # Eight channels or more: with fewer, oneDNN writes past the gradient of a 1x1 convolution of
+    # stride 2 that is channels_last, on processors without AVX-512 (torch 2.14).
+    model = CifarResNet("tiny", "1w1a", 10, "reste", widths=(8, 16), depth=1, project=True)
     optimizer = torch.optim.SGD(model.to(DEVICE).parameters(), 0.05, momentum=0.9)
     labels = torch.arange(len(images), device=DEVICE) % 10
     losses = []
@@ -277,11 +279,13 @@ def train(images, steps):
     return torch.stack(losses)
 
 
-@pytest.mark.parametrize("steps", [10, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [10, pytest.param(30, marks=pytest.mark.slow)])
 @pytest.mark.triton
 def test_triton_network_drifts_no_more_than_by_rounding(steps, monkeypatch):
     """One turned sign separates two runs for good, so the yardstick is how fast the reference
-    leaves itself when its images change by 1e-7."""
+    leaves itself when its images change by 1e-7. The interpreter adds the rows of a tile one after
+    the other, a GPU in a tree: small tiles keep its sums as exact as a GPU's."""
+    monkeypatch.setattr(launchers, "SPAN_TILE", 512)
     for module in (sign, weights):
         monkeypatch.setattr(module, "uses_triton", lambda x: op.uses_triton(x))
     images = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(DEVICE)
