@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline.data import synthetic
+from pipeline.data import exclude, synthetic
 from pipeline.data.batch import fit_batch
 from pipeline.data.loader import Loader, image_dtype
 from pipeline.data.tree import ImageFolder, check_classes, scan, scan_train_val
@@ -68,7 +68,10 @@ def open_tree(config: Config, device: torch.device, splits: Sequence[str]) -> li
 def open_synthetic(config: Config, device: torch.device, splits: Sequence[str]) -> list[Loader]:
     """The loaders of the drawn data set; it is drawn first where ``data.path`` is not set."""
     path = config.data.path
-    root = synthetic.draw(synthetic.default_root()) if path is None else Path(path)
+    root = synthetic.default_root() if path is None else Path(path)
+    if path is None:
+        exclude.read(config.data.exclude, "train", root)  # a wrong list is told before it draws
+        synthetic.draw(root)
     return _open_folders(root, config, device, splits)
 
 

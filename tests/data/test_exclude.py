@@ -91,6 +91,15 @@ def test_a_list_that_cannot_be_read(tmp_path):
     fails("line 1: ", read, str(tmp_path / "archive"), "train", tmp_path)
 
 
+def test_a_list_that_cannot_be_read_is_told_before_anything_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipeline.data.synthetic.draw", lambda root: pytest.fail("drawn"))
+    config = make_config(
+        {}, ["data.dataset=synthetic", "data.exclude=/dev/zero", "model.num_classes=10"], name="x"
+    )
+    fails("pipe or a device", build_loaders, config, torch.device("cpu"))
+
+
 def test_scan_leaves_out(tmp_path):
     whole = plain_folder(tmp_path, "train", 6, classes=2)
     plain_folder(tmp_path, "val", 4, classes=2)
