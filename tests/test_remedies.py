@@ -459,12 +459,22 @@ def _weights_that_were_converted(house: House) -> None:
     house.train(f"model.weights={good}", "--check")
 
 
-@provokes("pipeline/train/scoring.py:_network")
+@provokes("pipeline/train/scoring.py:load_network")
 def _a_network_of_other_classes(house: House) -> None:
     words = ["evaluate", str(house.checkpoint()), f"data.path={house.data}", "data.dataset=cifar10",
              "model.arch=resnet20", "model.bits=1w1a"]  # fmt: skip
     said = message_of(lambda: reste.main([*words, "model.num_classes=7"]))
     reste.main([*words, advice(r"set (model.num_classes=\d+)$", said)])
+
+
+@provokes("pipeline/train/counting.py:count_config")
+@provokes("pipeline/train/counting.py:_refusal")
+def _networks_that_cannot_be_counted(house: House) -> None:
+    words = ["summary", str(house.config), "model.arch=vgg_small"]
+    bad = ["model.num_classes=1000000000000000", "data.dataset=imagenet"]
+    for word in bad:
+        said = message_of(lambda: reste.main([*words, word]))  # noqa: B023
+        reste.main([*words, word, *advice(r"; set (.*)$", said).split()])
 
 
 @provokes("pipeline/run/weights.py:fit_weights")

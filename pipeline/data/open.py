@@ -113,16 +113,23 @@ def open_folder(
 @dataclass(frozen=True)
 class DataSet:
     """A kind of data set: what opens it, or where to find that, "module:name", so that only what is
-    in use is imported; and whether its images lie on the training device (``is_resident``)."""
+    in use is imported; and whether its images lie on the training device (``is_resident``).
+
+    ``side`` is that of its images in pixels where ``data.size`` does not say it, and ``classes``
+    how many it has as published, where that is known.
+    """
 
     opener: Opener | str
     is_resident: bool = False
+    side: int | None = None
+    classes: int | None = None
 
 
+CIFAR10 = "pipeline.data.loader_resident:open_cifar10"
 DATASETS = {
-    "cifar10": DataSet("pipeline.data.loader_resident:open_cifar10", is_resident=True),
-    "imagenet": DataSet(open_tree),
-    "synthetic": DataSet(open_synthetic),
+    "cifar10": DataSet(CIFAR10, is_resident=True, side=32, classes=10),
+    "imagenet": DataSet(open_tree, classes=1000),
+    "synthetic": DataSet(open_synthetic, classes=len(synthetic.SHAPES)),
 }
 # The loaders of image trees, or where to find them; data.loader=auto takes the first that can be
 # imported.
@@ -130,6 +137,13 @@ LOADERS: dict[str, Callable[..., Loader] | str] = {
     "dali": "pipeline.data.loader_dali:DaliLoader",
     "torchvision": "pipeline.data.loader_torchvision:TorchvisionLoader",
 }
+
+
+def expected_images(config: Config) -> tuple[int, int | None]:
+    """The side in pixels of the images that a training would see, and the number of classes that
+    the data set is known for. No data are looked at."""
+    dataset: DataSet = _look_up("data.dataset", config.data.dataset, DATASETS)
+    return dataset.side or config.data.size, dataset.classes
 
 
 def _loader_class(choice: str) -> Callable[..., Loader]:

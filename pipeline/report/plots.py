@@ -1,10 +1,12 @@
-"""The picture of a training, drawn by matplotlib where that is installed."""
+"""The pictures of a training, drawn by matplotlib where that is installed."""
 
 import io
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.report import heatmaps
 from pipeline.report.runs import Record, Run, read_run
 from pipeline.run.console import logger
 from pipeline.run.files import write_atomically
@@ -30,15 +32,20 @@ DARK = Theme("#0d1117", "#d1d7e0", "#2a313c", "#8b949e", "#58a6ff", ("#f0883e", 
 
 
 def draw_run(folder: Path) -> Path | None:
-    """Draw the run in ``folder`` to its ``plots/training.png``; the path, or None if that fails.
+    """Draw the run in ``folder`` to its ``plots/training.png``, and to ``plots/indicators.png`` if
+    it has some; the first path, or None if that fails.
 
     Whatever fails is one warning: a picture is no reason to end a run.
     """
     path = folder / "plots" / "training.png"
     try:
-        content = training(read_run(folder))
+        run = read_run(folder)
+        contents = {path: training(run)}
+        if watched(run):
+            contents[path.with_stem("indicators")] = indicators(run)
         path.parent.mkdir(exist_ok=True)
-        write_atomically(path, content)
+        for each, content in contents.items():
+            write_atomically(each, content)
     except ImportError:
         logger.warning("no picture of the training: matplotlib is not installed")
     except Exception as error:  # matplotlib raises what it likes
@@ -56,15 +63,34 @@ def training(run: Run, theme: Theme = LIGHT) -> bytes:
         ImportError: matplotlib is not installed.
         ValueError: the run has not finished an epoch.
     """
+    if not run.epochs:
+        raise ValueError(f"{run.name} has not finished an epoch")
+    return _png(lambda figure: _draw(figure, run, theme), (8.4, 2.9), theme)
+
+
+def indicators(run: Run, theme: Theme = LIGHT) -> bytes:
+    """A PNG file of the indicators of each layer over the epochs that have some, see ``watched``.
+
+    Raises ImportError where matplotlib is not installed.
+    """
+    epochs = watched(run)
+    return _png(lambda figure: heatmaps.draw(figure, epochs), heatmaps.size(epochs), theme)
+
+
+def watched(run: Run) -> list[Record]:
+    """The records of the epochs that hold indicators by layer, such as this version writes."""
+    return [epoch for epoch in run.epochs if "total" in epoch.get("indicators", ())]
+
+
+def _png(draw: Callable[[Any], None], size: tuple[float, float], theme: Theme) -> bytes:
+    """A PNG file of what ``draw`` draws into a figure of ``size`` inches."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    if not run.epochs:
-        raise ValueError(f"{run.name} has not finished an epoch")
     file = io.BytesIO()
     with matplotlib.rc_context(_style(theme)):
-        figure = Figure(figsize=(8.4, 2.9), layout="constrained")
-        _draw(figure, run, theme)
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
         figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
     return file.getvalue()
 

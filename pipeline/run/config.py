@@ -334,13 +334,14 @@ class LogConfig(Section):
 class IndicatorsConfig(Section):
     enabled: Boolean = Field(
         False,
-        description="record estimating error and gradient stability in every epoch",
+        description="record in every epoch, for each layer, estimating error, gradient stability, "
+        "sign flips, weights without gradient and the share of +1: docs/indicators.md",
         json_schema_extra=also("indicators", "cal_ind"),
     )
     official: Boolean = Field(
         False, description="also record them as the official --cal_ind computes them"
     )
-    samples: Integer = Field(4096, ge=2, description="activations looked at per layer and step")
+    samples: Integer = Field(4096, ge=2, description="activations looked at per sign and step")
 
 
 class Config(Section):

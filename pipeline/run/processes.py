@@ -63,6 +63,15 @@ def gather(tensor: Tensor) -> Tensor:
     return torch.stack(everyone)
 
 
+def share(rows: Tensor) -> Tensor:
+    """This process's part of sums that ``gather`` gave. Where they are of another number of
+    processes, the main process takes those of all."""
+    if len(rows) == size():
+        return rows[rank()].clone()
+    total = rows.sum(0)
+    return total if is_main() else torch.zeros_like(total)
+
+
 def broadcast_(tensors: Iterable[Tensor]) -> None:
     """Give every process the main one's ``tensors``, in place."""
     if size() > 1:

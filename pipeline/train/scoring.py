@@ -46,7 +46,7 @@ def score(path: Path, overrides: list[str]) -> dict[str, float]:
     logger.info("%s: reading %s", path, config.data.path or config.data.dataset)
     config = settle_evaluation(config, device, overrides)
     seed_everything(config.seed, deterministic=config.deterministic)
-    model = _network(config, state, path)
+    model = load_network(config, state, path)
     loader = build_eval_loader(config, device)
     arrange_classes(model, state, loader.classes, path)
     model = to_device(model, config, device)
@@ -73,7 +73,11 @@ def arrange_classes(
         logger.info("%s has its classes in another order than the data: matched by name", path)
 
 
-def _network(config: Config, state: dict[str, Any], path: Path) -> BinaryNetwork:
+def load_network(config: Config, state: dict[str, Any], path: Path) -> BinaryNetwork:
+    """The network of ``config`` with the weights in the checkpoint ``state``, read from ``path``.
+
+    Raises UserError where they do not fit, and Diverged where one is not finite.
+    """
     arch, bits, classes = config.network
     # A network of that many classes is only built if the file holds a classifier of that size.
     if all(classes not in weight.shape[:1] for weight in network_weights(state).values()):

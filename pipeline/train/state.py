@@ -107,9 +107,7 @@ class TrainState:
         elif self.ema:
             self.ema.load_state_dict(self.model.state_dict())
             anew.append("averaged weights")
-        if self.indicators and state["indicators"]:
-            self.indicators.load_state(state["indicators"])
-        elif self.indicators:
+        if self.indicators and not self.indicators.load_state(state["indicators"] or {}):
             anew.append("indicators")
         if order is not None:
             self._arrange(order)
@@ -118,7 +116,8 @@ class TrainState:
         self.seconds, self.waited = state["times"]
         self.epoch, self.batch = state["epoch"], state["batch"]
         self.best, self.last = state["best"], state["last"]
-        self._load_sums(state["sums"])
+        if self.batch:  # else they are zero
+            self.sums.values.copy_(processes.share(state["sums"]))
         return anew
 
     def _load_optimizer(self, state: dict[str, Any]) -> bool:
@@ -143,20 +142,11 @@ class TrainState:
                 for tensor in (parameter.data, *([] if buffer is None else [buffer])):
                     tensor.copy_(tensor[rows])
 
-    def _load_sums(self, sums: Tensor) -> None:
-        if not self.batch:
-            return  # they are zero
-        if len(sums) != processes.size():  # the main process takes those of all
-            parts = sums.new_zeros(processes.size(), sums.shape[1])
-            parts[0] = sums.sum(0)
-            sums = parts
-        self.sums.values.copy_(sums[processes.rank()])
-
 
 def make_state(config: Config, model: BinaryNetwork, device: torch.device) -> TrainState:
     """The beginning of a training of ``model``, which lies on ``device`` in its final dtype."""
     is_mixed = config.train.precision == "fp16"
-    decay, indicators = config.train.ema_decay, config.indicators
+    decay = config.train.ema_decay
     return TrainState(
         model=model,
         optimizer=make_optimizer(config, model),
@@ -164,10 +154,16 @@ def make_state(config: Config, model: BinaryNetwork, device: torch.device) -> Tr
         ema=MovingAverage(model, decay) if decay else None,
         sums=Sums(device),
         watch=Watch(model, device, skips=is_mixed),
-        indicators=Indicators(model, samples=indicators.samples, official=indicators.official)
-        if indicators.enabled
-        else None,
+        indicators=_make_indicators(config, model, skips=is_mixed),
     )
+
+
+def _make_indicators(config: Config, model: BinaryNetwork, *, skips: bool) -> Indicators | None:
+    """The indicators that are asked for; None too for a network without binary weights."""
+    wanted = config.indicators
+    if not (wanted.enabled and model.binary_convs()):
+        return None
+    return Indicators(model, samples=wanted.samples, official=wanted.official, skips=skips)
 
 
 def note_processes(config: Config, before: int) -> None:

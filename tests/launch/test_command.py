@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch import __main__ as launcher
-from launch import benchmark, evaluate, prepare, train
+from launch import benchmark, evaluate, prepare, summary, train
 from launch.command import Parser, command, find_config, whole
 from pipeline.run.commands import command_line
 from pipeline.run.errors import UserError
@@ -28,6 +28,7 @@ exit 3
 PARSERS = {
     "train": train.PARSER,
     "evaluate": evaluate.PARSER,
+    "summary": summary.PARSER,
     "prepare verify": prepare.VERIFY,
     **{f"benchmark {name}": parser for name, parser in benchmark.PARSERS.items()},
 }
@@ -139,7 +140,7 @@ def test_the_launcher_for_real(tmp_path):
 
 
 def test_help_does_not_import_torch():
-    names = [f"launch.{name}" for name in ("__main__", "train", "evaluate", "prepare", "benchmark")]
+    names = [f"launch.{name}" for name in ("__main__", *launcher.COMMANDS)]
     code = f"import os, sys, {', '.join(names)}\n"
     code += "print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'])"
     known = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
@@ -198,7 +199,7 @@ def test_help(words, parser, monkeypatch, capsys):
 
 def test_every_command_is_tested():
     found = {f"{name} {word}" for name in ("prepare", "benchmark") for word in choices(name)}
-    assert set(PARSERS) == {"train", "evaluate", *found}
+    assert set(PARSERS) == {"train", "evaluate", "summary", *found}
 
 
 def choices(name):
@@ -210,7 +211,7 @@ def choices(name):
     ("words", "message"),
     [
         ("trian quickstart", "there is no command RESTE trian; did you mean train?"),
-        ("xyz", "there is no command RESTE xyz; usage: RESTE {train,evaluate,prepare,benchmark}"),
+        ("xyz", "there is no command RESTE xyz; usage: RESTE {train,evaluate,summary,prepare,"),
         ("--verbose", "there is no command RESTE --verbose; usage: RESTE {train,"),
         ("prepare", "a word is missing; usage: RESTE prepare {verify} ..."),
         ("prepare verfy x", "there is no command RESTE prepare verfy; did you mean verify?"),
@@ -224,6 +225,9 @@ def choices(name):
         ("train quickstart --check=x", "--check: x is no whole number of at least 1; usage: "),
         ("train quikstart", "is it a name in configs/; did you mean quickstart?"),
         ("evaluate", "CHECKPOINT is missing; usage: RESTE evaluate CHECKPOINT [key=value ...]"),
+        ("summary", "CONFIG|CHECKPOINT is missing; usage: RESTE summary CONFIG|CHECKPOINT [key"),
+        ("summary quikstart", "is it a name in configs/; did you mean quickstart?"),
+        ("summary quickstart --jsn", "--jsn is no option; did you mean --json?"),
         ("evaluate gone.pt --check", "--check is no option; "),
         ("prepare verify", "DATA is missing; usage: RESTE prepare verify DATA [--report FILE]"),
         ("prepare verify a b", "b is one word too many; usage: RESTE prepare verify"),

@@ -6,7 +6,16 @@ import sys
 
 import pytest
 
-from pipeline.report.plots import DARK, changing_parameters, draw_run, metrics, training
+from pipeline.report import heatmaps
+from pipeline.report.plots import (
+    DARK,
+    changing_parameters,
+    draw_run,
+    indicators,
+    metrics,
+    training,
+    watched,
+)
 from pipeline.report.runs import Run, read_run
 from tests import ROOT
 
@@ -77,6 +86,57 @@ def test_a_finished_run_gets_its_picture(folder):
     path = draw_run(folder)
     assert path == folder / "plots/training.png" and path.read_bytes().startswith(PNG)
     assert draw_run(folder) == path  # drawn again, it is replaced
+
+
+def with_indicators(count, layers=("layer1.0.conv1", "layer1.0.conv2"), signs=("bn1",)):
+    """Records of ``count`` epochs in which each layer has figures of its own."""
+    return [
+        {
+            **record,
+            "indicators": {
+                "weights": {
+                    layer: dict.fromkeys(heatmaps.PANELS["weights"], 0.1 * (i + 1) + epoch)
+                    for i, layer in enumerate(layers)
+                },
+                "activations": {sign: {"error": 0.5, "positive": 0.25} for sign in signs},
+                "total": {"error": 1.0},
+            },
+        }
+        for epoch, record in enumerate(epochs(count))
+    ]
+
+
+def test_indicators_are_a_row_a_layer_and_a_column_an_epoch():
+    records = with_indicators(3)
+    assert heatmaps.layers(records, "weights") == ["layer1.0.conv1", "layer1.0.conv2"]
+    rows = heatmaps.values(records, "weights", "flipped")
+    assert rows == [pytest.approx([0.1, 1.1, 2.1]), pytest.approx([0.2, 1.2, 2.2])]
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        with_indicators(1),
+        with_indicators(40, [f"layer{i}.0.conv1" for i in range(32)], ["bn1", "binarize#2"]),
+        with_indicators(2, signs=()),  # of a 1w32a network
+    ],
+    ids=["one epoch", "many layers", "no signs"],
+)
+def test_any_indicators_are_drawn(records):
+    pytest.importorskip("matplotlib")
+    assert indicators(Run("any", records)).startswith(PNG)
+    assert indicators(Run("any", records), DARK).startswith(PNG)
+
+
+def test_a_run_with_indicators_gets_a_second_picture(folder):
+    pytest.importorskip("matplotlib")
+    assert draw_run(folder) and not (folder / "plots/indicators.png").exists()
+    text = "".join(json.dumps(record) + "\n" for record in with_indicators(2))
+    (folder / "metrics.jsonl").write_text(text)
+    assert draw_run(folder) == folder / "plots/training.png"
+    assert (folder / "plots/indicators.png").read_bytes().startswith(PNG)
+    of_another_version = [{**record, "indicators": {"steps": 5}} for record in epochs(2)]
+    assert watched(Run("old", of_another_version)) == []
 
 
 def without_matplotlib(folder, monkeypatch):

@@ -71,6 +71,19 @@ def test_the_number_of_processes_changes_nothing_for_files(lab):
     check_same(two, one, 1e-9)
 
 
+@pytest.mark.slow
+def test_indicators_are_those_of_all_processes(lab):
+    """Of weights and gradients the same; of activations each process looks at samples."""
+    runs = [run(lab, f"watched{n}", n, "indicators.enabled=true") for n in (1, 2)]
+    one, two = ([r for r in each.records() if r["kind"] == "epoch"] for each in runs)
+    for a, b in zip(one, two, strict=True):
+        assert a["indicators"]["steps"] == b["indicators"]["steps"]
+        for name, figures in a["indicators"]["weights"].items():
+            assert b["indicators"]["weights"][name] == pytest.approx(figures, rel=1e-6)
+        for name, figures in a["indicators"]["activations"].items():
+            assert b["indicators"]["activations"][name] == pytest.approx(figures, rel=0.05)
+
+
 def test_only_the_main_process_speaks(lab):
     said = lab.reference(2).said
     assert len(re.findall("val loss", said)) == EPOCHS

@@ -69,7 +69,7 @@ def test_an_estimator(train, monkeypatch):
     finally:
         del ESTIMATORS["toy"]
     assert record["a"] == 1.5 and set(seen) == {1.5}
-    assert record["indicators"]["weights"]["total"] > 0
+    assert record["indicators"]["total"]["error"] > 0
 
 
 def test_a_network(train):

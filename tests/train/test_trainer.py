@@ -213,22 +213,6 @@ def test_fork_and_fine_tune(arguments, tmp_path):
         train_command.main([*arguments, f"run.resume={official}", "run.name=no"])
 
 
-def test_indicators(arguments, tmp_path):
-    train_command.main([*arguments, "indicators.enabled=true", "indicators.official=true"])
-    state = weights(tmp_path / "runs" / "tiny")
-    record = [r for r in lines(tmp_path / "runs" / "tiny") if r["kind"] == "epoch"][-1]
-    figures = record["indicators"]
-    assert figures["steps"] == 5
-    assert len(figures["weights"]) == len(figures["activations"]) == len(figures["stability"]) == 19
-    # The official figure, from the weights after the last update but one step: close to these.
-    total = sum(
-        (w.sign() - w.sign() * w.abs() ** (1 / 3)).norm().item()
-        for k, w in state.items()
-        if "layer" in k and "conv" in k
-    )
-    assert figures["official"]["estimating_error"] == pytest.approx(total, rel=0.05)
-
-
 @pytest.mark.parametrize(
     ("error", "code"),
     [(UserError("x"), 2), (Diverged("x"), 3), (Interrupted(15, "x"), 143), (None, 0)],
