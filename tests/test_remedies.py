@@ -52,6 +52,7 @@ KEYS = {
 FOLLOWED = {
     "pipeline/run/recorder.py:__init__": "test_a_run_that_another_process_finishes_is_kept",
     "pipeline/data/image.py:bad_image": "test_the_command_to_find_bad_images_works",
+    "pipeline/run/cards.py:_check_launcher": "test_tritons_own_faults",
     "pipeline/run/classes.py:match": "test_renamed_classes_are_refused",
     "pipeline/run/environment.py:number": "test_a_count_that_is_none_is_named_with_what_helps",
     "pipeline/run/rendezvous.py:start": "test_the_remedy_works_as_printed",
@@ -84,6 +85,8 @@ NOT_FOLLOWED = {
     "pipeline/data/cifar_files.py:load_cifar10": FILES,
     "pipeline/data/open.py:build_loaders": OTHERS,
     "pipeline/data/plan.py:check_batch_size": "a training makes the batch smaller before",
+    "pipeline/run/cards.py:current": DEVICE,
+    "pipeline/run/cards.py:take": DEVICE,
     "pipeline/run/checkpoint.py:content_of": "no network is that large",
     "pipeline/run/files.py:write_atomically": ROOM,
     "pipeline/run/problems.py:raise_all": PASSES,
@@ -92,7 +95,6 @@ NOT_FOLLOWED = {
     "pipeline/run/recorder.py:write": ROOM,
     "pipeline/run/rendezvous.py:_meet": OTHERS,
     "pipeline/run/rendezvous.py:_open_store": OTHERS,
-    "pipeline/run/rendezvous.py:_take_gpu": DEVICE,
     "pipeline/train/graph.py:record": DEVICE,
     "pipeline/train/trainer.py:_record": PASSES,
 }

@@ -212,12 +212,18 @@ def test_a_process_that_does_not_come_is_named():
         rendezvous._meet(store, 1, 2, 0.3)
 
 
-def test_nccl_leaves_its_traces_in_the_runs_folder(tmp_path, monkeypatch):
-    for name in ("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", "TORCH_FR_DUMP_TEMP_FILE"):
+def test_nccl_leaves_its_traces_in_the_runs_folder(tmp_path, monkeypatch, caplog):
+    """Its settings have new names: what somebody gave under an old one counts, with a line."""
+    for name in (*rendezvous.RENAMED, *rendezvous.RENAMED.values(), "TORCH_NCCL_DUMP_ON_TIMEOUT"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+    monkeypatch.setenv("TORCH_NCCL_TRACE_BUFFER_SIZE", "77")
     assert rendezvous._record_flights(tmp_path) == f"{tmp_path}/nccl_rank"
-    assert os.environ["TORCH_NCCL_DEBUG_INFO_TEMP_FILE"] == f"{tmp_path}/nccl_rank"
+    assert os.environ["TORCH_FR_DUMP_TEMP_FILE"] == f"{tmp_path}/nccl_rank"
+    assert os.environ["TORCH_FR_BUFFER_SIZE"] == "77"
+    assert not rendezvous.RENAMED.keys() & os.environ.keys()
+    said = "TORCH_NCCL_TRACE_BUFFER_SIZE has a new name: set TORCH_FR_BUFFER_SIZE"
+    assert caplog.messages == [said]
     monkeypatch.setattr(rendezvous._Group, "traces", f"{tmp_path}/nccl_rank")
     error = RuntimeError("Watchdog caught collective operation timeout: OpType=ALLREDUCE")
     assert "nccl_rank" not in rendezvous._blame(error, {0: ""})
