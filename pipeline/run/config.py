@@ -243,6 +243,13 @@ class TrainConfig(Section):
         "fp32, and is refused unless train.device=cpu. fp64: for verification",
         json_schema_extra=also("amp", "dtype", "half", "bf16", "fp16", "mixed_precision"),
     )
+    grad_accumulation: Integer = Field(
+        1,
+        ge=1,
+        description="parts in which a step takes its batch, one after the other, for less memory; "
+        "the gradients are those of the whole batch, but batch norm sees a part at a time",
+        json_schema_extra=also("accumulation", "accum", "micro_batches", "iter_size"),
+    )
     cuda_graph: Toggle = Field(
         "auto",
         description="the whole step as one CUDA graph, and the evaluation; auto: on a GPU with "

@@ -19,10 +19,15 @@ OFFICIAL = ("estimating_error", "gradient_stability")
 
 
 class Indicators:
-    """Accumulates the indicators of ``model`` on its device; call ``update`` after backward."""
+    """Accumulates the indicators of ``model`` on its device; call ``update`` after backward.
 
-    def __init__(self, model: BinaryNetwork, *, samples: int, official: bool) -> None:
-        self.model, self.samples, self.official = model, samples, official
+    ``parts``: how often a step calls the model.
+    """
+
+    def __init__(
+        self, model: BinaryNetwork, *, samples: int, official: bool, parts: int = 1
+    ) -> None:
+        self.model, self.samples, self.official, self.parts = model, samples, official, parts
         self.convs = model.binary_convs()
         self.surrogate = get_estimator(model.estimator).surrogate
         device = next(model.parameters()).device
@@ -58,7 +63,7 @@ class Indicators:
             x = y.detach().permute(0, 2, 3, 1).reshape(-1)
             sample = x[:: max(1, x.numel() // self.samples)].float()
             error = self._error(sample, sign).square().mean().sqrt()
-            self._add(f"activations/{name}", error)
+            self._add(f"activations/{name}", error / self.parts)
 
         return hook
 

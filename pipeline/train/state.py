@@ -156,7 +156,7 @@ class TrainState:
 def make_state(config: Config, model: BinaryNetwork, device: torch.device) -> TrainState:
     """The beginning of a training of ``model``, which lies on ``device`` in its final dtype."""
     is_mixed = config.train.precision == "fp16"
-    decay, indicators = config.train.ema_decay, config.indicators
+    decay = config.train.ema_decay
     return TrainState(
         model=model,
         optimizer=make_optimizer(config, model),
@@ -164,10 +164,13 @@ def make_state(config: Config, model: BinaryNetwork, device: torch.device) -> Tr
         ema=MovingAverage(model, decay) if decay else None,
         sums=Sums(device),
         watch=Watch(model, device, skips=is_mixed),
-        indicators=Indicators(model, samples=indicators.samples, official=indicators.official)
-        if indicators.enabled
-        else None,
+        indicators=_indicators(config, model) if config.indicators.enabled else None,
     )
+
+
+def _indicators(config: Config, model: BinaryNetwork) -> Indicators:
+    asked, parts = config.indicators, config.train.grad_accumulation
+    return Indicators(model, samples=asked.samples, official=asked.official, parts=parts)
 
 
 def note_processes(config: Config, before: int) -> None:

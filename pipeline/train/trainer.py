@@ -22,11 +22,12 @@ from pipeline.run.errors import Diverged, Interrupted, UserError
 from pipeline.run.recorder import Recorder
 from pipeline.run.signals import StopSignal
 from pipeline.train.evaluation import Evaluation
+from pipeline.train.gradients import add_gradients
 from pipeline.train.graph import make_graphs
-from pipeline.train.metrics import METRICS, cross_entropy
+from pipeline.train.metrics import METRICS
 from pipeline.train.optimizer import set_learning_rate
 from pipeline.train.parallel import parallelize
-from pipeline.train.precision import autocast, is_compiled, to_device
+from pipeline.train.precision import is_compiled, to_device
 from pipeline.train.records import Figures, epoch_record, summary_of
 from pipeline.train.rescue import saved_on_failure
 from pipeline.train.schedule import learning_rate, progress
@@ -129,11 +130,7 @@ class Trainer:
         the step can be captured.
         """
         state = self.state
-        with autocast(self.config, self.device):
-            logits = self.network(batch.images)
-        loss = cross_entropy(logits, batch.labels, self.config.train.label_smoothing)
-        state.scaler.scale(loss).backward()
-        logits, loss = logits.detach(), loss.detach()
+        logits, loss = add_gradients(self.network, batch, state.scaler, self.config)
         everywhere = state.watch.everywhere(loss)
         state.sums.update(logits, batch.labels, loss, state.watch.counts, everywhere)
         state.watch.keep_statistics()

@@ -71,6 +71,13 @@ def test_the_number_of_processes_changes_nothing_for_files(lab):
     check_same(two, one, 1e-9)
 
 
+def test_the_number_of_processes_changes_nothing_in_parts(lab):
+    """Of a batch of 8, two processes take two parts of 2 images each."""
+    one, two = (run(lab, f"parts{size}", size, "train.grad_accumulation=2") for size in (1, 2))
+    check_same(two, one, 1e-9)
+    assert abs(one.records()[0]["loss"] - lab.reference(1).records()[0]["loss"]) > 1e-6
+
+
 def test_only_the_main_process_speaks(lab):
     said = lab.reference(2).said
     assert len(re.findall("val loss", said)) == EPOCHS

@@ -88,6 +88,7 @@ EXTRAS = {
     ],
     "fp16": ["train.precision=fp16"],
     "bf16": ["train.precision=bf16", "data.augment=false"],
+    "parts": ["train.grad_accumulation=2", "indicators.enabled=true", "train.ema_decay=0.9"],
 }
 
 
