@@ -53,6 +53,7 @@ FOLLOWED = {
     "pipeline/run/recorder.py:__init__": "test_a_run_that_another_process_finishes_is_kept",
     "pipeline/data/image.py:bad_image": "test_the_command_to_find_bad_images_works",
     "pipeline/run/cards.py:_check_launcher": "test_tritons_own_faults",
+    "pipeline/train/memory.py:explained": "test_what_is_said_to_fit_does",
     "pipeline/run/classes.py:match": "test_renamed_classes_are_refused",
     "pipeline/run/environment.py:number": "test_a_count_that_is_none_is_named_with_what_helps",
     "pipeline/run/rendezvous.py:start": "test_the_remedy_works_as_printed",
@@ -96,6 +97,7 @@ NOT_FOLLOWED = {
     "pipeline/run/rendezvous.py:_meet": OTHERS,
     "pipeline/run/rendezvous.py:_open_store": OTHERS,
     "pipeline/train/graph.py:record": DEVICE,
+    "pipeline/train/memory.py:shortage_explained": DEVICE,
     "pipeline/train/trainer.py:_record": PASSES,
 }
 RAISED = ("UserError", "_NotPlain")

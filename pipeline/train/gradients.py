@@ -41,8 +41,9 @@ def add_gradients(
 
 def _summing(network: nn.Module, *, now: bool) -> contextlib.AbstractContextManager[None]:
     """Within this context the backward pass of DistributedDataParallel sums, or leaves it."""
-    waits = isinstance(network, DistributedDataParallel) and not now
-    return network.no_sync() if waits else contextlib.nullcontext()
+    if isinstance(network, DistributedDataParallel) and not now:
+        return network.no_sync()
+    return contextlib.nullcontext()
 
 
 def _add(

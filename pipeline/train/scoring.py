@@ -20,6 +20,7 @@ from pipeline.run.weights import (
     network_weights,
 )
 from pipeline.train.evaluation import Evaluation
+from pipeline.train.memory import shortage_explained
 from pipeline.train.network import load_weights
 from pipeline.train.precision import settle_evaluation, to_device
 from pipeline.train.randomness import seed_everything
@@ -32,6 +33,7 @@ PLACES = {
 }
 
 
+@shortage_explained()
 def score(path: Path, overrides: list[str]) -> dict[str, float]:
     """Every metric by its name, and ``images``, of the network in the checkpoint ``path``.
 

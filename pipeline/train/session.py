@@ -37,6 +37,7 @@ from pipeline.run.resume import (
 )
 from pipeline.run.signals import StopSignal
 from pipeline.run.versions import versions
+from pipeline.train.memory import shortage_explained
 from pipeline.train.metrics import METRICS, metric_names
 from pipeline.train.network import check_weights, make_network
 from pipeline.train.precision import settle_precision
@@ -65,7 +66,8 @@ def train(config: Config, only_check: int = 0, words: Sequence[str] = ()) -> Out
     """
     with StopSignal() as stop:
         try:
-            return _train(Request(config, words), stop, only_check)
+            with shortage_explained():
+                return _train(Request(config, words), stop, only_check)
         except (Interrupted, Diverged) as end:
             restart.note(config, end)
             raise
