@@ -185,7 +185,7 @@ class DataConfig(Section):
         ge=0,
         le=1,
         description="dali on a GPU: the share of the JPEG files that goes to its JPEG engines, if "
-        "it has some",
+        "it has some; make bench-loader SWEEP=1 finds the best",
     )
     workers: Integer = Field(
         8, ge=0, le=1024, description="loader threads (dali) or processes (torchvision)"
