@@ -21,6 +21,8 @@ from pipeline.run import processes
 from pipeline.run.cards import FILLED, ON_THE_CPU
 from pipeline.run.config import Config
 from pipeline.run.errors import UserError
+from pipeline.train.gradients import add_gradients
+from pipeline.train.state import TrainState
 
 MARGIN = 0.15  # the share of the free memory that is left: a graph's has gaps, cuDNN wants some
 SMALL = 16  # of the two batches that are tried the smaller one is that part of the failed one
@@ -96,6 +98,23 @@ class Work:
         parts = next(n for n in range(1, share + 1) if share % n == 0 and share // n <= fits)
         batch = fits * size * train.grad_accumulation
         return f"set train.grad_accumulation={parts}, or data.batch_size={batch}"
+
+
+def training(
+    config: Config, device: torch.device, state: TrainState, forget: Callable[[], None]
+) -> Work:
+    """The training of ``state``, after whose shortage no other step can be taken."""
+    whole = config.changed({"train.grad_accumulation": 1})
+
+    def give_up() -> None:
+        forget()
+        state.optimizer.zero_grad(set_to_none=True)
+
+    def try_(batch: Batch) -> None:
+        add_gradients(state.model, batch, state.scaler, whole)
+        state.optimizer.zero_grad(set_to_none=True)
+
+    return Work(config, device, state.model, trains=True, try_=try_, forget=give_up)
 
 
 @contextlib.contextmanager

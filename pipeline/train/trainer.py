@@ -24,7 +24,7 @@ from pipeline.run.signals import StopSignal
 from pipeline.train.evaluation import Evaluation
 from pipeline.train.gradients import add_gradients
 from pipeline.train.graph import make_graphs
-from pipeline.train.memory import Work, explained
+from pipeline.train.memory import explained, training
 from pipeline.train.metrics import METRICS
 from pipeline.train.optimizer import set_learning_rate
 from pipeline.train.parallel import parallelize
@@ -85,7 +85,7 @@ class Trainer:
         """Train on what is left of an epoch, evaluate, record and save."""
         began, state = time.perf_counter(), self.state
         rate = self._set_schedules()
-        with explained(self._work()):
+        with explained(training(self.config, self.device, state, self.stepper.reset)):
             self._train(rate)
         trained = state.sums.means()
         with saved_on_failure(self.state_dict(), self.store):
@@ -144,21 +144,6 @@ class Trainer:
         state.optimizer.zero_grad(set_to_none=True)
         if state.ema:
             state.ema.update(state.model)
-
-    def _work(self) -> Work:
-        state, whole = self.state, self.config.changed({"train.grad_accumulation": 1})
-        values = self.config, self.device, state.model
-
-        def try_(batch: Batch) -> None:
-            add_gradients(state.model, batch, state.scaler, whole)
-            state.optimizer.zero_grad(set_to_none=True)
-
-        return Work(*values, trains=True, try_=try_, forget=self._forget)
-
-    def _forget(self) -> None:
-        """Give up the memory of a step that failed, after which no other step can be taken."""
-        self.stepper.reset()
-        self.state.optimizer.zero_grad(set_to_none=True)
 
     def _check_finite(self) -> None:
         scale = self.state.scaler.get_scale()

@@ -25,7 +25,7 @@ import torch
 from launch.bench.training import make_trainer
 from pipeline.run.config import load_config
 from pipeline.run.errors import UserError
-from pipeline.train.memory import explained
+from pipeline.train.memory import explained, training
 from pipeline.train.trainer import Trainer
 from tests.standin import device
 from tests.standin.worker import open_garbage
@@ -41,7 +41,8 @@ with tempfile.TemporaryDirectory() as folder:
     trainer = make_trainer(config, cuda, open_garbage(shown, cuda), Path(folder))
     try:
         if sys.argv[1] == "train":
-            with explained(trainer._work()):
+            reset = trainer.stepper.reset
+            with explained(training(config, cuda, trainer.state, reset)):
                 trainer._train(0.1)
         else:
             trainer.evaluation()
