@@ -121,8 +121,8 @@ bench-kernels: $(READY)  ## microbenchmarks of the kernels (DEVICE=cpu|cuda)
 bench-train: $(READY)  ## training throughput (CONFIG=, DATA=, DEVICE=cpu|cuda)
 	$(call bench,train,cifar10_resnet20)
 
-bench-loader: $(READY)  ## data loading throughput (CONFIG=, DATA=, DEVICE=cpu|cuda)
-	$(call bench,loader,imagenet_resnet18)
+bench-loader: $(READY)  ## data loading throughput (CONFIG=, DATA=, DEVICE=cpu|cuda); SWEEP=1: the best settings
+	$(call bench,loader,imagenet_resnet18) $(if $(SWEEP),--sweep)
 
 scaling: $(READY)  ## the tables and the plot of docs/scaling.md
 	$(RESTE) benchmark scaling

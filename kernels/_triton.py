@@ -10,7 +10,17 @@ from typing import Any
 
 import torch
 
-__all__ = ["HAS_TRITON", "arrivals", "is_last", "is_watched", "jit", "tl", "triton", "uses_triton"]
+__all__ = [
+    "HAS_TRITON",
+    "arrivals",
+    "is_last",
+    "is_watched",
+    "jit",
+    "launcher_fault",
+    "tl",
+    "triton",
+    "uses_triton",
+]
 
 ARRIVALS = 4096  # counters: the most groups of programs that one launch may have
 
@@ -36,6 +46,16 @@ def uses_triton(x: torch.Tensor) -> bool:
     float64 is there for verification and takes the reference.
     """
     return HAS_TRITON and x.is_cuda and x.dtype != torch.float64
+
+
+def launcher_fault() -> Exception | None:
+    """Why Triton cannot build what launches its kernels, which takes a C compiler the first time,
+    or None; needs a CUDA device."""
+    try:
+        HAS_TRITON and triton.runtime.driver.active  # noqa: B018, since looking at it builds it
+    except Exception as error:  # there are many reasons, and Triton has no class for them
+        return error
+    return None
 
 
 def is_watched() -> bool:

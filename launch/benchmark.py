@@ -22,7 +22,16 @@ def _main(name: str) -> Main:
 
 def _measure(name: str, options: argparse.Namespace) -> None:
     from kernels import compiled_reference
-    from launch.bench import collectives, kernels, loaders, results, scaling, starts, training
+    from launch.bench import (
+        collectives,
+        kernels,
+        loaders,
+        results,
+        scaling,
+        starts,
+        sweep,
+        training,
+    )
     from pipeline.run import processes, rendezvous
     from pipeline.run.config import load_config
     from pipeline.run.device import get_device
@@ -40,7 +49,8 @@ def _measure(name: str, options: argparse.Namespace) -> None:
         with compiled_reference(device.type == "cpu"):  # as in a training
             rows = kernels.benchmark(config, device, options.batch)
     elif name == "loader":
-        rows = loaders.measure(config, device, options.rounds)
+        measured = sweep.sweep if options.sweep else loaders.measure
+        rows = measured(config, device, options.rounds)
     elif name == "collectives":
         rows = collectives.measure(config, device, options.rounds)
     else:
@@ -49,6 +59,8 @@ def _measure(name: str, options: argparse.Namespace) -> None:
         rows += training.measure(config, device, options.rounds, options.official, options.images)
     if processes.is_main():
         results.write(name, rows, device, commit)
+    if name == "loader" and options.sweep:
+        print(f"the fastest: {sweep.overrides(rows)}")
     if name == "collectives" and processes.is_main() and config.model.arch in scaling.MOVED:
         print(collectives.against_the_model(config.model.arch, rows))
     rendezvous.stop()
@@ -101,14 +113,22 @@ TRAIN.add_argument(
 )
 LOADER = _parser(
     "loader",
-    "[--rounds N]",
+    "[--rounds N] [--sweep]",
     """Time how training batches are loaded by torchvision and by DALI.
 
     data.path names the image tree.
     """,
-    ("imagenet_resnet18 data.path=/path/to/imagenet",),
+    (
+        "imagenet_resnet18 data.path=/path/to/imagenet",
+        "imagenet_resnet18 data.path=/path/to/imagenet --sweep",
+    ),
     rounds=10,
 )
+LOADER.add_argument(
+    "--sweep", action="store_true",
+    help="instead, try data.workers and, on a GPU, data.hw_decoder_load of DALI; the last line "
+    "holds the fastest ones, to be pasted",
+)  # fmt: skip
 COLLECTIVES = _parser(
     "collectives",
     "[--rounds N]",

@@ -31,6 +31,7 @@ def test_values_are_taken_as_they_are_typed(house, text):
     assert arguments(house, "cifar10-r20", f"DATA={text}", "GPUS=2")[: len(train)] == train
     loader = [*RESTE, "benchmark", "loader", text, f"train.device={text}"]
     assert arguments(house, "bench-loader", f"CONFIG={text}", f"DEVICE={text}") == loader
+    assert arguments(house, "bench-loader", "SWEEP=1")[-1] == "--sweep"
     assert arguments(house, "soak", f"MINUTES={text}")[-1] == text
     built = make(house, "docker-build", f"IMAGE={text}", f"BASE_IMAGE={text}").stdout
     assert built.splitlines() == ["build", "--build-arg", f"BASE_IMAGE={text}", "-t", text, "."]

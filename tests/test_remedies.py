@@ -52,6 +52,8 @@ KEYS = {
 FOLLOWED = {
     "pipeline/run/recorder.py:__init__": "test_a_run_that_another_process_finishes_is_kept",
     "pipeline/data/image.py:bad_image": "test_the_command_to_find_bad_images_works",
+    "pipeline/run/cards.py:_check_launcher": "test_tritons_own_faults",
+    "pipeline/train/memory.py:explained": "test_what_is_said_to_fit_does",
     "pipeline/run/classes.py:match": "test_renamed_classes_are_refused",
     "pipeline/run/environment.py:number": "test_a_count_that_is_none_is_named_with_what_helps",
     "pipeline/run/rendezvous.py:start": "test_the_remedy_works_as_printed",
@@ -78,12 +80,14 @@ PASSES = "passes the words of another error on"
 NOT_FOLLOWED = {
     "launch/bench/collectives.py:measure": OTHERS,
     "launch/bench/kernels.py:benchmark": "takes minutes: make bench-kernels DEVICE=cpu",
-    "launch/bench/loaders.py:measure": FILES,
+    "launch/bench/loaders.py:throughput": FILES,
     "launch/bench/starts.py:_start": "the run that failed says what is wrong",
     "pipeline/data/cifar_files.py:_load_official": "data.download=true needs the network",
     "pipeline/data/cifar_files.py:load_cifar10": FILES,
     "pipeline/data/open.py:build_loaders": OTHERS,
     "pipeline/data/plan.py:check_batch_size": "a training makes the batch smaller before",
+    "pipeline/run/cards.py:current": DEVICE,
+    "pipeline/run/cards.py:take": DEVICE,
     "pipeline/run/checkpoint.py:content_of": "no network is that large",
     "pipeline/run/files.py:write_atomically": ROOM,
     "pipeline/run/problems.py:raise_all": PASSES,
@@ -92,8 +96,8 @@ NOT_FOLLOWED = {
     "pipeline/run/recorder.py:write": ROOM,
     "pipeline/run/rendezvous.py:_meet": OTHERS,
     "pipeline/run/rendezvous.py:_open_store": OTHERS,
-    "pipeline/run/rendezvous.py:_take_gpu": DEVICE,
     "pipeline/train/graph.py:record": DEVICE,
+    "pipeline/train/memory.py:shortage_explained": DEVICE,
     "pipeline/train/trainer.py:_record": PASSES,
 }
 RAISED = ("UserError", "_NotPlain")
@@ -525,6 +529,9 @@ def _more_processes_than_images(house: House) -> None:
         patch.setattr(processes, "size", lambda: 8)
         said = message_of(lambda: fit_batch(256, 7))
     assert int(advice(r"start one process with GPUS=(\d)", said)) == 1 and fit_batch(256, 7) == 7
+    said = message_of(lambda: fit_batch(256, 7, 8))
+    parts = int(advice(r"set train.grad_accumulation=(\d)$", said))
+    assert fit_batch(256, 7, parts) == 7
 
 
 @provokes("pipeline/data/workers.py:limit_workers")

@@ -22,18 +22,26 @@ WINDOW = 10  # batches that are timed together: read-ahead makes single ones mea
 
 def measure(config: Config, device: torch.device, rounds: int) -> list[Row]:
     """images/s of training batches of the image tree ``data.path``."""
+    return [
+        throughput(config.changed({"data.loader": loader}), device, rounds)
+        for loader in ("torchvision", "dali")
+    ]
+
+
+def throughput(config: Config, device: torch.device, rounds: int, suffix: str = "") -> Row:
+    """images/s of the loader of ``config``, whose case ends with ``suffix``.
+
+    Raises UserError where ``data.path`` is not set or holds no images.
+    """
     if config.data.path is None:
         raise UserError("data.path is not set: give a tree with train/ of class folders (DATA=)")
     folder = scan(Path(config.data.path), "train", config.data.exclude)
     batch, workers = config.data.batch_size, config.data.workers
     case = f"{folder.root.name}/{batch}x3x{config.data.size}x{config.data.size}/workers{workers}"
-    rows = []
-    for provider, loader in {"torchvision": "torchvision", "ours": "dali"}.items():
-        changed = config.changed({"data.loader": loader})
-        opened = open_folder(folder, changed, device, train=True)
-        rate = WINDOW * (opened.images // len(opened)) / _windows(opened, rounds, device)
-        rows.append(row(case, provider, "loader", "throughput", "images/s", rate))
-    return rows
+    opened = open_folder(folder, config, device, train=True)
+    rate = WINDOW * (opened.images // len(opened)) / _windows(opened, rounds, device)
+    provider = "torchvision" if config.data.loader == "torchvision" else "ours"
+    return row(case + suffix, provider, "loader", "throughput", "images/s", rate)
 
 
 def _windows(loader: Loader, rounds: int, device: torch.device) -> Tensor:

@@ -40,10 +40,11 @@ def open_cifar10(config: Config, device: torch.device, splits: Sequence[str]) ->
         with problems.noted():
             check_classes(config, loaded["train"].classes)
     problems.raise_all()
+    parts = config.train.grad_accumulation
     return [
         CifarLoader(
             images,
-            batch_size=fit_batch(data.batch_size, len(images.labels))
+            batch_size=fit_batch(data.batch_size, len(images.labels), parts)
             if split == "train"
             else data.eval_batch_size,
             train=split == "train",

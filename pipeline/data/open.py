@@ -93,7 +93,9 @@ def open_folder(
 ) -> Loader:
     """The loader of a scanned image folder that ``data.loader`` asks for."""
     data = config.data
-    batch = fit_batch(data.batch_size, len(folder.files)) if train else data.eval_batch_size
+    batch = data.eval_batch_size
+    if train:
+        batch = fit_batch(data.batch_size, len(folder.files), config.train.grad_accumulation)
     return _loader_class(data.loader)(
         folder,
         batch_size=batch,

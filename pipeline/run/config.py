@@ -185,7 +185,7 @@ class DataConfig(Section):
         ge=0,
         le=1,
         description="dali on a GPU: the share of the JPEG files that goes to its JPEG engines, if "
-        "it has some",
+        "it has some; make bench-loader SWEEP=1 finds the best",
     )
     workers: Integer = Field(
         8, ge=0, le=1024, description="loader threads (dali) or processes (torchvision)"
@@ -242,6 +242,13 @@ class TrainConfig(Section):
         "bf16 and fp16: autocast, fp16 with loss scaling; on a CPU fp16 takes 17 times as long as "
         "fp32, and is refused unless train.device=cpu. fp64: for verification",
         json_schema_extra=also("amp", "dtype", "half", "bf16", "fp16", "mixed_precision"),
+    )
+    grad_accumulation: Integer = Field(
+        1,
+        ge=1,
+        description="parts in which a step takes its batch, one after the other, for less memory; "
+        "the gradients are those of the whole batch, but batch norm sees a part at a time",
+        json_schema_extra=also("accumulation", "accum", "micro_batches", "iter_size"),
     )
     cuda_graph: Toggle = Field(
         "auto",

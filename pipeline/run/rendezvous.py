@@ -13,10 +13,11 @@ import threading
 import time
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
+from pipeline.run import cards
+from pipeline.run.console import logger
 from pipeline.run.environment import ALONE, MOST_PROCESSES, number, world_size
 from pipeline.run.errors import UserError
 from pipeline.run.processes import end_with_parent, rank, size
@@ -24,6 +25,10 @@ from pipeline.run.processes import end_with_parent, rank, size
 PATIENCE = 10.0  # seconds that a process which failed gives the others to say that they did
 TOGETHER = 2.0  # seconds within which processes find the same mistake
 
+RENAMED = {  # settings of NCCL's flight recorder; torch warns of the old ones in every process
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "TORCH_FR_BUFFER_SIZE",
+    "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": "TORCH_FR_DUMP_TEMP_FILE",
+}
 _COMMUNICATION = re.compile("gloo|nccl|c10d|TCPStore|ProcessGroup", re.IGNORECASE)
 
 
@@ -53,7 +58,7 @@ def start(device: str, timeout: float, folder: Path) -> None:
     on_this_machine = number("LOCAL_WORLD_SIZE", 1, MOST_PROCESSES, default=0)
     if device == "cuda":
         local = number("LOCAL_RANK", 0, size - 1)
-        _take_gpu(local, on_this_machine or local + 1)
+        cards.take(local, on_this_machine)
         _Group.traces = _record_flights(folder)
         # DDP's sums and batch norm's are under way at once; they run in the order of their calls.
         os.environ.setdefault("NCCL_LAUNCH_ORDER_IMPLICIT", "1")
@@ -67,33 +72,20 @@ def start(device: str, timeout: float, folder: Path) -> None:
     dist.init_process_group(backend, store=_Group.store, rank=rank, world_size=size, timeout=limit)
 
 
-def _take_gpu(local: int, processes: int) -> None:
-    """Take the GPU of the process ``local`` among those of this machine."""
-    gpus = torch.cuda.device_count()
-    if processes > gpus:  # all of them say so
-        raise UserError(
-            f"{processes} processes on this machine have {gpus} GPUs; start as many processes as "
-            "it has GPUs, or set train.device=cpu"
-        )
-    torch.cuda.set_device(local)
-
-
 def _record_flights(folder: Path) -> str:
     """Let NCCL write its last collectives to a file when one of them times out.
 
     It also ends the process then, from C++, with a line that names the collective.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = str(folder.absolute() / "nccl_rank")
-    for name, value in (
-        ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1"),
-        ("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000"),  # collectives
-        ("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", path),
-        ("TORCH_FR_BUFFER_SIZE", "2000"),  # newer names of the same two settings
-        ("TORCH_FR_DUMP_TEMP_FILE", path),
-    ):
-        os.environ.setdefault(name, value)
-    return path
+    for old, new in RENAMED.items():
+        if value := os.environ.pop(old, None):
+            os.environ.setdefault(new, value)
+            if os.environ.get("RANK", "0") == "0":
+                logger.warning("%s has a new name: set %s", old, new)
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives
+    return os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder.absolute() / "nccl_rank"))
 
 
 def _open_store(rank: int, *, one_node: bool) -> Store:

@@ -15,20 +15,26 @@ from models.layers import Binarize, NormBinarize
 class Activations:
     """Looks at the activations that each sign of ``model`` takes, in each forward pass in training.
 
-    After it, ``figures`` is (2, signs): the mean square of sign(x) - f(x), with the surrogate f of
-    the estimator and its present parameters, and the mean of sign(x). ``names`` holds the modules
-    that take the signs, in their order; one that takes several has a number behind its name. Of
-    each map the same number of elements is looked at, at most ``samples``.
+    ``names`` holds the modules that take the signs, in their order; one that takes several has a
+    number behind its name. Of each map the same number of elements is looked at, at most
+    ``samples``.
     """
 
     def __init__(self, model: BinaryNetwork, samples: int) -> None:
         self.model, self.samples = model, samples
         self.names: list[str] = []
-        self.figures: Tensor | None = None
+        self.figures: list[Tensor] = []  # of each forward pass since they were taken
         self.maps: dict[str, Tensor] = {}  # of the forward pass under way
         self.sign: Binarize | None = None  # any of them: they share the estimator and its values
         self.hooks = [module.register_forward_hook(hook) for module, hook in self._hooks()]
         self.hooks += [model.register_forward_hook(self._look)] if self.hooks else []
+
+    def take(self) -> Tensor | None:
+        """(2, signs), means over the forward passes since the last call, if there were any: the
+        mean square of sign(x) - f(x), with the surrogate f of the estimator and its parameters of
+        that pass, and the mean of sign(x)."""
+        figures, self.figures = self.figures, []
+        return torch.stack(figures).mean(0) if figures else None
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -66,7 +72,7 @@ class Activations:
         self.maps = {}  # the maps are not kept alive
         sign = binarize(x, self.sign.params, self.sign.estimator)
         error = sign - get_estimator(self.sign.estimator).surrogate(x, self.sign.params)
-        self.figures = torch.stack([error.square().mean(1), sign.mean(1)])
+        self.figures.append(torch.stack([error.square().mean(1), sign.mean(1)]))
 
 
 def sample(maps: list[Tensor], most: int) -> Tensor:

@@ -12,6 +12,7 @@ from pipeline.run import processes
 from pipeline.run.config import Config
 from pipeline.run.console import ProgressBar
 from pipeline.train.graph import Graphs
+from pipeline.train.memory import Work, explained
 from pipeline.train.metrics import Sums, cross_entropy
 from pipeline.train.precision import autocast
 from pipeline.train.stepper import Stepper
@@ -47,7 +48,7 @@ class Evaluation:
         self.sums.reset()
         images, batches = self.config.data.eval_batch_size, len(self.loader)
         try:
-            with ProgressBar("evaluation", batches, images=images) as bar:
+            with explained(self._work()), ProgressBar("evaluation", batches, images=images) as bar:
                 for done, _ in enumerate(self.stepper.epoch(0)):
                     bar.advance()
                     after_batch(done)
@@ -63,6 +64,10 @@ class Evaluation:
         with autocast(self.config, self.device):
             logits = self.model(batch.images)
         self.sums.update(logits, batch.labels, cross_entropy(logits, batch.labels))
+
+    def _work(self) -> Work:
+        values = self.config, self.device, self.model
+        return Work(*values, trains=False, try_=self._add, forget=self.stepper.reset)
 
     def _tensors(self) -> Iterator[Tensor]:
         yield self.sums.values

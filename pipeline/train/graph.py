@@ -16,6 +16,7 @@ from pipeline.run import processes
 from pipeline.run.config import Config
 from pipeline.run.console import logger
 from pipeline.run.errors import UserError
+from pipeline.train.memory import is_shortage
 
 # Calls before the capture: cuDNN chooses algorithms, Triton compiles, buffers appear. With several
 # processes DistributedDataParallel also times some of its first steps, which a capture forbids.
@@ -92,6 +93,8 @@ class Graphs:
                 step()
         except RuntimeError as error:
             torch.cuda.set_stream(current)  # a capture that fails leaves its own behind
+            if is_shortage(error):
+                raise
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"the step cannot be captured ({reason}); set train.cuda_graph=false"

@@ -74,7 +74,7 @@ class Indicators:
         first = torch.stack(torch._foreach_norm(gradients, 1)).double()
         second = torch.stack(torch._foreach_norm(gradients, 2)).double()
         norms = torch.cat([first, first.sum()[None], second]).square_()
-        figures = self.activations.figures
+        figures = self.activations.take()
         seen = [] if figures is None else [figures.flatten().double()]
         return torch.cat([self.one[None], norms, *seen])
 

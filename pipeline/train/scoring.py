@@ -6,7 +6,7 @@ from typing import Any
 
 from models import ARCHS, BinaryNetwork, build_model
 from pipeline.data.open import build_eval_loader
-from pipeline.run import checkpoint
+from pipeline.run import cards, checkpoint
 from pipeline.run.classes import arrange, by_position, is_classifier, match, names_of
 from pipeline.run.config import Config, make_config
 from pipeline.run.console import logger, start_console
@@ -20,6 +20,7 @@ from pipeline.run.weights import (
     network_weights,
 )
 from pipeline.train.evaluation import Evaluation
+from pipeline.train.memory import shortage_explained
 from pipeline.train.network import load_weights
 from pipeline.train.precision import settle_evaluation, to_device
 from pipeline.train.randomness import seed_everything
@@ -32,6 +33,7 @@ PLACES = {
 }
 
 
+@shortage_explained()
 def score(path: Path, overrides: list[str]) -> dict[str, float]:
     """Every metric by its name, and ``images``, of the network in the checkpoint ``path``.
 
@@ -43,6 +45,7 @@ def score(path: Path, overrides: list[str]) -> dict[str, float]:
     config = make_config(values_of(state), overrides, name="evaluation")
     device = get_device(config)
     start_console()
+    cards.note(device, config.train.device)
     logger.info("%s: reading %s", path, config.data.path or config.data.dataset)
     config = settle_evaluation(config, device, overrides)
     seed_everything(config.seed, deterministic=config.deterministic)

@@ -11,7 +11,7 @@ import torch
 from pipeline.data.batch import divide_batch
 from pipeline.data.loader import Loader
 from pipeline.data.open import build_loaders, settle_data
-from pipeline.run import best, processes, restart
+from pipeline.run import best, cards, processes, restart
 from pipeline.run.checkpoint import CheckpointStore
 from pipeline.run.classes import names_of, order_of
 from pipeline.run.commands import command_line
@@ -37,6 +37,7 @@ from pipeline.run.resume import (
 )
 from pipeline.run.signals import StopSignal
 from pipeline.run.versions import versions
+from pipeline.train.memory import shortage_explained
 from pipeline.train.metrics import METRICS, metric_names
 from pipeline.train.network import check_weights, make_network
 from pipeline.train.precision import settle_precision
@@ -65,7 +66,8 @@ def train(config: Config, only_check: int = 0, words: Sequence[str] = ()) -> Out
     """
     with StopSignal() as stop:
         try:
-            return _train(Request(config, words), stop, only_check)
+            with shortage_explained():
+                return _train(Request(config, words), stop, only_check)
         except (Interrupted, Diverged) as end:
             restart.note(config, end)
             raise
@@ -81,6 +83,7 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
     with problems.noted():
         device = get_device(config)
     start_console()
+    cards.note(device, config.train.device)
     logger.info("%s: reading %s", config.run_folder, config.data.path or config.data.dataset)
     config = divide_batch(config, only_check or processes.size())
     processes.agree({k: v for k, v in flatten(config).items() if k not in MAY_DIFFER})

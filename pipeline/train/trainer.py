@@ -22,11 +22,13 @@ from pipeline.run.errors import Diverged, Interrupted, UserError
 from pipeline.run.recorder import Recorder
 from pipeline.run.signals import StopSignal
 from pipeline.train.evaluation import Evaluation
+from pipeline.train.gradients import add_gradients
 from pipeline.train.graph import make_graphs
-from pipeline.train.metrics import METRICS, cross_entropy
+from pipeline.train.memory import explained, training
+from pipeline.train.metrics import METRICS
 from pipeline.train.optimizer import set_learning_rate
 from pipeline.train.parallel import parallelize
-from pipeline.train.precision import autocast, is_compiled, to_device
+from pipeline.train.precision import is_compiled, to_device
 from pipeline.train.records import Figures, epoch_record, summary_of
 from pipeline.train.rescue import saved_on_failure
 from pipeline.train.schedule import learning_rate, progress
@@ -83,7 +85,8 @@ class Trainer:
         """Train on what is left of an epoch, evaluate, record and save."""
         began, state = time.perf_counter(), self.state
         rate = self._set_schedules()
-        self._train(rate)
+        with explained(training(self.config, self.device, state, self.stepper.reset)):
+            self._train(rate)
         trained = state.sums.means()
         with saved_on_failure(self.state_dict(), self.store):
             validated, seconds = self._evaluate()
@@ -129,11 +132,7 @@ class Trainer:
         the step can be captured.
         """
         state = self.state
-        with autocast(self.config, self.device):
-            logits = self.network(batch.images)
-        loss = cross_entropy(logits, batch.labels, self.config.train.label_smoothing)
-        state.scaler.scale(loss).backward()
-        logits, loss = logits.detach(), loss.detach()
+        logits, loss = add_gradients(self.network, batch, state.scaler, self.config)
         everywhere = state.watch.everywhere(loss)
         state.sums.update(logits, batch.labels, loss, state.watch.counts, everywhere)
         state.watch.keep_statistics()

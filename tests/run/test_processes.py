@@ -84,6 +84,13 @@ def test_indicators_are_those_of_all_processes(lab):
             assert b["indicators"]["activations"][name] == pytest.approx(figures, rel=0.05)
 
 
+def test_the_number_of_processes_changes_nothing_in_parts(lab):
+    """Of a batch of 8, two processes take two parts of 2 images each."""
+    one, two = (run(lab, f"parts{size}", size, "train.grad_accumulation=2") for size in (1, 2))
+    check_same(two, one, 1e-9)
+    assert abs(one.records()[0]["loss"] - lab.reference(1).records()[0]["loss"]) > 1e-6
+
+
 def test_only_the_main_process_speaks(lab):
     said = lab.reference(2).said
     assert len(re.findall("val loss", said)) == EPOCHS
@@ -225,12 +232,18 @@ def test_a_process_that_does_not_come_is_named():
         rendezvous._meet(store, 1, 2, 0.3)
 
 
-def test_nccl_leaves_its_traces_in_the_runs_folder(tmp_path, monkeypatch):
-    for name in ("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", "TORCH_FR_DUMP_TEMP_FILE"):
+def test_nccl_leaves_its_traces_in_the_runs_folder(tmp_path, monkeypatch, caplog):
+    """Its settings have new names: what somebody gave under an old one counts, with a line."""
+    for name in (*rendezvous.RENAMED, *rendezvous.RENAMED.values(), "TORCH_NCCL_DUMP_ON_TIMEOUT"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+    monkeypatch.setenv("TORCH_NCCL_TRACE_BUFFER_SIZE", "77")
     assert rendezvous._record_flights(tmp_path) == f"{tmp_path}/nccl_rank"
-    assert os.environ["TORCH_NCCL_DEBUG_INFO_TEMP_FILE"] == f"{tmp_path}/nccl_rank"
+    assert os.environ["TORCH_FR_DUMP_TEMP_FILE"] == f"{tmp_path}/nccl_rank"
+    assert os.environ["TORCH_FR_BUFFER_SIZE"] == "77"
+    assert not rendezvous.RENAMED.keys() & os.environ.keys()
+    said = "TORCH_NCCL_TRACE_BUFFER_SIZE has a new name: set TORCH_FR_BUFFER_SIZE"
+    assert caplog.messages == [said]
     monkeypatch.setattr(rendezvous._Group, "traces", f"{tmp_path}/nccl_rank")
     error = RuntimeError("Watchdog caught collective operation timeout: OpType=ALLREDUCE")
     assert "nccl_rank" not in rendezvous._blame(error, {0: ""})

@@ -26,8 +26,9 @@ namespace {
 std::recursive_mutex mutex;
 #define LOCKED std::lock_guard<std::recursive_mutex> locked(mutex)
 
-constexpr size_t MEMORY = 80ull << 30;  // of the card that this one stands for
-constexpr size_t LARGE = 4096;          // copies within the device that have more bytes move nothing
+// Of the card that this one stands for.
+const size_t MEMORY = size_t(getenv("STANDIN_GIB") ? atoi(getenv("STANDIN_GIB")) : 80) << 30;
+constexpr size_t LARGE = 4096;  // copies within the device that have more bytes move nothing
 
 // ------------------------------------------------------------------------------- the books
 

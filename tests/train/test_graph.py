@@ -88,6 +88,7 @@ EXTRAS = {
     ],
     "fp16": ["train.precision=fp16"],
     "bf16": ["train.precision=bf16", "data.augment=false"],
+    "parts": ["train.grad_accumulation=2", "indicators.enabled=true", "train.ema_decay=0.9"],
 }
 
 
@@ -134,6 +135,31 @@ def test_a_captured_training_is_resumed(tmp_path, traced, extra, streamed):
         run.restore(load(saved))
         assert_equal(results(fit(run, tmp_path)), results(expected))
     assert Traced.recorded == 2 + 2 + 1  # the evaluation of the first kept its tensors
+
+
+def test_a_loader_that_dies_ends_a_captured_training_and_nothing_is_lost(tmp_path, traced):
+    """In the second epoch, when steps are replayed: the loader's own line, and what was saved until
+    then goes on to the same results."""
+    expected = fit(make_trainer(tmp_path, streamed=True), tmp_path)
+    dying = traced(tmp_path, "checkpoint.every_steps=4", "checkpoint.keep=99", streamed=True)
+    epoch, line = dying.loader.epoch, "data.path: no.png cannot be read; remove it"
+
+    def die(number, start=0):
+        for at, batch in enumerate(epoch(number, start), start):
+            if (number, at) == (1, 4):
+                raise UserError(line)
+            yield batch
+
+    dying.loader.epoch = die
+    with pytest.raises(UserError) as caught:
+        fit(dying, tmp_path)
+    assert str(caught.value) == line
+    assert dying.stepper.captured.replay
+    state = load(tmp_path / "step_8.pt")
+    assert (state["epoch"], state["batch"]) == (1, 2)
+    again = traced(tmp_path, streamed=True)
+    again.restore(state)
+    assert_equal(results(fit(again, tmp_path)), results(expected))
 
 
 def test_a_replaced_tensor_is_noticed(tmp_path, traced):

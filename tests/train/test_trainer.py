@@ -95,6 +95,7 @@ EXTRAS = {
     "ema": ["train.ema_decay=0.9", "train.label_smoothing=0.1"],
     "indicators": ["indicators.enabled=true", "indicators.official=true"],
     "bf16": ["train.precision=bf16", "optim.impl=torch"],
+    "parts": ["train.grad_accumulation=2", "indicators.enabled=true"],
 }
 
 

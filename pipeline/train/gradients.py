@@ -1,0 +1,58 @@
+"""The gradients of a batch, made at once or in parts that take less memory.
+
+In parts they are those of the whole batch, but for batch norm, whose statistics are then of a part.
+"""
+
+import contextlib
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.data.loader import Batch
+from pipeline.run.config import Config
+from pipeline.train.metrics import cross_entropy
+from pipeline.train.precision import autocast
+
+
+def add_gradients(
+    network: nn.Module, batch: Batch, scaler: torch.amp.GradScaler, config: Config
+) -> tuple[Tensor, Tensor]:
+    """Add the gradients of the mean loss of ``batch``, scaled, to those of ``network``.
+
+    Takes ``train.grad_accumulation`` parts of the batch one after the other; processes sum their
+    gradients with the last one. Returns logits (N, C), in the order of the batch, and the loss,
+    0-dim.
+    """
+    parts = config.train.grad_accumulation
+    if parts == 1:
+        return _add(network, batch, scaler, config)
+    found = []
+    for first in range(parts):
+        # A part takes every so many-th image: of several processes these are, taken together, the
+        # same images as in a single one, and batch norm sees the same statistics.
+        images, labels = batch.images[first::parts], batch.labels[first::parts]
+        part = Batch(images.contiguous(memory_format=torch.channels_last), labels)
+        with _summing(network, now=first == parts - 1):
+            found.append(_add(network, part, scaler, config))
+    logits, losses = zip(*found, strict=True)
+    return torch.stack(logits, 1).flatten(0, 1), torch.stack(losses).mean()
+
+
+def _summing(network: nn.Module, *, now: bool) -> contextlib.AbstractContextManager[None]:
+    """Within this context the backward pass of DistributedDataParallel sums, or leaves it."""
+    if isinstance(network, DistributedDataParallel) and not now:
+        return network.no_sync()
+    return contextlib.nullcontext()
+
+
+def _add(
+    network: nn.Module, batch: Batch, scaler: torch.amp.GradScaler, config: Config
+) -> tuple[Tensor, Tensor]:
+    parts, smoothing = config.train.grad_accumulation, config.train.label_smoothing
+    with autocast(config, batch.images.device):
+        logits = network(batch.images)
+    loss = cross_entropy(logits, batch.labels, smoothing)
+    scaled: Tensor = scaler.scale(loss if parts == 1 else loss / parts)
+    scaled.backward()
+    return logits.detach(), loss.detach()
