@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,28 @@ from pipeline.run.console import check_file, logger
 from pipeline.run.errors import UserError
 from pipeline.run.files import free_name, open_file, write_atomically
 from pipeline.run.lines import LineFile
+
+# What wandb plots over what, and which value stands for the whole run.
+AXES: dict[str, dict[str, str]] = {
+    "step": {},
+    "epoch": {},
+    "step/*": {"step_metric": "step"},
+    "epoch/*": {"step_metric": "epoch"},
+    "epoch/val_top1": {"step_metric": "epoch", "summary": "max"},
+    "epoch/val_loss": {"step_metric": "epoch", "summary": "min"},
+}
+
+
+def flatten(record: Mapping[str, Any], name: str) -> dict[str, float]:
+    """The numbers of a record, nested ones included, by names such as "epoch/val_top1" for those
+    of one that is called ``name``."""
+    numbers: dict[str, float] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            numbers |= flatten(value, f"{name}/{key}")
+        elif isinstance(value, int | float):
+            numbers[f"{name}/{key}"] = value
+    return numbers
 
 
 class Recorder:
@@ -130,17 +153,22 @@ class Wandb:
                 resume="allow",
                 mode=mode,  # type: ignore[arg-type]
             )
+            for metric, options in AXES.items():
+                self.run.define_metric(metric, **options)
         except Exception as error:  # whatever it is, the training matters more
             self._give_up(error)
 
     def write(self, record: dict[str, Any], step: int) -> None:
-        """Send the numbers of ``record``."""
+        """Send the numbers of ``record``, beside the axes ``step`` and
+        ``epoch``.
+
+        wandb's own step would drop what a resumed run repeats: it must never fall.
+        """
         if self.run is None:
             return
         try:
-            kind = record["kind"]
-            numbers = {f"{kind}/{k}": v for k, v in record.items() if isinstance(v, int | float)}
-            self.run.log(numbers, step=step)
+            axes = {"step": step, **({"epoch": record["epoch"]} if "epoch" in record else {})}
+            self.run.log({**flatten(record, record["kind"]), **axes})
         except Exception as error:
             self._give_up(error)
 

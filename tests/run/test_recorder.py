@@ -35,7 +35,8 @@ def wandb(monkeypatch):
         def init(self, **options):
             self._do("init", **options)
             return SimpleNamespace(
-                log=lambda numbers, step: self._do("log", numbers=numbers, step=step),
+                define_metric=lambda name, **options: None,
+                log=lambda numbers: self._do("log", numbers=numbers),
                 finish=lambda exit_code: self._do("finish", exit_code=exit_code),
             )
 
@@ -147,13 +148,57 @@ def test_planted_links_are_not_followed(tmp_path, wandb):
 def test_wandb_gets_the_numbers_and_one_identity(tmp_path, wandb):
     for _ in range(2):
         run = Wandb("offline", "project", tmp_path, {"seed": 1})
-        run.write({"kind": "epoch", "val_top1": 50.0, "indicators": {"a": 1}}, 7)
+        record = {"kind": "epoch", "epoch": 1, "val_top1": 50.0, "indicators": {"a": {"b": 1}}}
+        run.write(record, 7)
         run.finish()
     (init, first), logged, finished, (_, second), *_ = wandb.calls
     assert init == "init" and first["mode"] == "offline" and first["resume"] == "allow"
     assert first["id"] == second["id"]  # a resumed run goes on in the same curve
-    assert logged == ("log", {"numbers": {"epoch/val_top1": 50.0}, "step": 7})
+    numbers = {"epoch/epoch": 1, "epoch/val_top1": 50.0, "epoch/indicators/a/b": 1}
+    assert logged == ("log", {"numbers": {**numbers, "step": 7, "epoch": 1}})
     assert finished == ("finish", {"exit_code": 0})
+
+
+def history(path):
+    """The records of a .wandb file: 7 bytes of header, then a LevelDB log in blocks of 32 KiB."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, parts = path.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        parts += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record, parts = Record.FromString(parts), b""
+            yield record
+
+
+@pytest.mark.slow
+def test_wandb_keeps_what_a_resumed_run_repeats(tmp_path, monkeypatch):
+    """A real file of wandb's: nested figures, axes of ours, and steps that fall."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = Wandb("offline", "project", tmp_path, {"seed": 1})
+    for step in (5, 6, 3, 4):
+        run.write({"kind": "step", "step": step, "epoch": 0, "loss": 0.5}, step)
+    run.write({"kind": "epoch", "epoch": 0, "indicators": {"total": {"error": 2.5}}}, 6)
+    run.finish()
+    records = list(history(next(tmp_path.glob("wandb/offline-run-*/*.wandb"))))
+    found = [
+        {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in r.history.item}
+        for r in records
+        if r.WhichOneof("record_type") == "history"
+    ]
+    assert [each["step"] for each in found] == [5, 6, 3, 4, 6]
+    assert all(each["step/loss"] == 0.5 for each in found[:4])
+    assert found[4]["epoch/indicators/total/error"] == 2.5 and found[4]["epoch"] == 0
+    axes = {r.metric.glob_name or r.metric.name: r.metric.step_metric for r in records
+            if r.WhichOneof("record_type") == "metric"}  # fmt: skip
+    assert axes["step/*"] == "step" and axes["epoch/*"] == "epoch"
 
 
 @pytest.mark.parametrize("fails", ["init", "log", "finish"])
