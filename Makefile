@@ -68,7 +68,7 @@ setup: $(READY)  ## make .venv and install what was tested into it (6 GB, once);
 quickstart: $(READY)  ## train a small network on a data set drawn here
 	$(RESTE) train quickstart $(ARGS)
 
-test: $(READY)  ## the quick tests, in minutes on a CPU
+test: $(READY)  ## the quick tests, in minutes on a CPU; a GPU is hidden from them
 	$(python) -m pytest -m "not gpu and not slow" $(in_parallel) $(ARGS)
 
 test-all: $(READY)  ## all tests that need no GPU
@@ -82,8 +82,8 @@ lock: $(READY)  ## let constraints.txt admit what is installed, once it is teste
 	{ echo '# The newest versions that were tested. make lock writes this.'; \
 	  $(python) -m pip freeze | sed -n 's/+.*//; s/==/<=/p'; } > constraints.txt
 
-test-gpu: $(READY)  ## the tests that need a GPU
-	$(python) -m pytest -m gpu $(ARGS)
+test-gpu: $(READY)  ## the tests that need a GPU, and those of all kernels on it
+	TRITON_INTERPRET=0 $(python) -m pytest -m "gpu or triton" $(ARGS)
 
 soak: $(READY)  ## break real runs for MINUTES=30 and see whether they survive
 	$(python) -m tests.faults.soak --minutes $(call quote,$(or $(MINUTES),30))

@@ -13,13 +13,21 @@ import pytest
 import torch
 from hypothesis import settings
 
-# device_count asks NVML: unlike is_available, it leaves CUDA uninitialised.
-GPU = torch.cuda.device_count() > 0
-if not GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated
+# A session either compiles Triton's kernels or interprets them, as this says when they are loaded.
+# Only compiled ones need a GPU: it is hidden from all others, and from the processes that they
+# start, so that they are the same on every machine.
+IS_INTERPRETED = os.environ.setdefault("TRITON_INTERPRET", "1") != "0"
+if IS_INTERPRETED:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 settings.register_profile("house", deadline=None)  # a first call compiles
 settings.load_profile("house")
+
+
+def pytest_configure() -> None:
+    # device_count asks NVML: unlike is_available, it leaves CUDA uninitialised.
+    if not IS_INTERPRETED and torch.cuda.device_count() == 0:
+        raise pytest.UsageError("TRITON_INTERPRET=0 needs a GPU, and torch finds none; unset it")
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +57,6 @@ def lab(tmp_path_factory):
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if not GPU and item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if IS_INTERPRETED and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device: make test-gpu"))
     items.sort(key=lambda item: item.path.stem != "test_processes")  # the longest file comes first

@@ -101,7 +101,7 @@ def test_make_alone_lists_every_target(house):
         ("quickstart", [*RESTE, "train", "quickstart", "a=1", "b=2"]),
         ("test", ["-m", "pytest", "-m", "not gpu and not slow", *PARALLEL, "a=1", "b=2"]),
         ("test-all", ["-m", "pytest", "-m", "not gpu", *PARALLEL, "a=1", "b=2"]),
-        ("test-gpu", ["-m", "pytest", "-m", "gpu", "a=1", "b=2"]),
+        ("test-gpu", ["-m", "pytest", "-m", "gpu or triton", "a=1", "b=2"]),
         (
             "bench-train",
             [*RESTE, "benchmark", "train", "cifar10_resnet20", "a=1", "b=2"],

@@ -1,10 +1,21 @@
-"""What the compiler makes of the kernels: one compilation for all tests of the session."""
+"""Where the kernels run, and what the compiler makes of them: once for all tests of the session."""
 
 import pytest
+import torch
 
 from tests.kernels.compilation import compile_jobs
+from tests.kernels.device import IS_INTERPRETED
 
 QUICK, OTHERS = (90,), (80, 100)  # H100; A100 and B200
+OPS = ("count", "crop", "norm", "packing", "pool", "sign", "weights")
+
+
+@pytest.fixture(autouse=True)
+def interpreted(request, monkeypatch):
+    """In tests with the mark ``triton``, kernels take tensors of the CPU, where there is no GPU."""
+    if IS_INTERPRETED and request.node.get_closest_marker("triton"):
+        for op in OPS:
+            monkeypatch.setattr(f"kernels.{op}.uses_triton", lambda x: x.dtype != torch.float64)
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ from kernels import norm_triton, reference
 from kernels.candidates import convolution
 from kernels.candidates.convolution import convolve, launch_convolve, tiles
 from tests.kernels.compilation import job
+from tests.kernels.device import DEVICE, IS_INTERPRETED
 
 pytest.importorskip("triton")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # there: Triton's interpreter
 FP8 = torch.float8_e4m3fn
 # The interpreter multiplies bf16 as if its bits were integers.
 INTERPRETED = [torch.int8, torch.float16, FP8]
@@ -48,7 +48,7 @@ def check(found, xb, weight, stride, dtype, relu):
     """z to the bit (the interpreter rounds to bf16 towards 0); statistics of z as stored."""
     z, mean, squares = found
     expected = F.conv2d(xb.double(), weight.double(), stride=stride, padding=1).to(dtype)
-    rounding = 2**-7 if dtype == torch.bfloat16 and DEVICE == "cpu" else 0
+    rounding = 2**-7 if dtype == torch.bfloat16 and IS_INTERPRETED else 0
     torch.testing.assert_close(z, expected, rtol=rounding, atol=0)
     assert z.is_contiguous(memory_format=torch.channels_last)
     rows = z.permute(0, 2, 3, 1).reshape(-1, len(weight))
@@ -68,18 +68,21 @@ def test_sums_are_exact(shape, dtype, stride):
 
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("dtype", convolution.OUTPUTS)
+@pytest.mark.triton
 def test_statistics_are_those_of_what_is_stored(dtype, relu):
     xb, weight = signs(9, 300, 4, 4).abs(), signs(3, 300, 3, 3, seed=1).abs()  # 2700: rounded
     check(launch(xb, weight, 1, dtype, relu), xb, weight, 1, dtype, relu)
 
 
 @pytest.mark.parametrize("tile", tiles(32, 1))
+@pytest.mark.triton
 def test_many_rows_are_cut_into_programs(tile, monkeypatch):
     monkeypatch.setattr(norm_triton, "PROGRAMS", 3)
     xb, weight = operands((41, 16, 20, 5, 5))  # 1025 rows: one in the last tile
     check(launch(xb, weight, tile=tile), xb, weight, 1, torch.float16, True)
 
 
+@pytest.mark.triton
 def test_any_layout():
     xb, weight = operands(SHAPES[0])
     expected = launch(xb, weight)
@@ -91,6 +94,7 @@ def test_any_layout():
 
 
 @pytest.mark.parametrize("run", [launch, convolve])
+@pytest.mark.triton
 def test_no_images_at_all(run):
     z, mean, squares = run(*operands((0, 16, 8, 4, 4)))
     assert z.shape == (0, 8, 4, 4) and mean.shape == squares.shape == (8,)

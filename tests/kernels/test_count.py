@@ -8,16 +8,16 @@ import torch
 from kernels import count as op
 from kernels import tally
 from tests.kernels.compilation import TYPES, job
+from tests.kernels.device import DEVICE, DTYPES, TRITON
 
 pytest.importorskip("triton")
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"  # without a GPU the kernel runs in Triton's interpreter
 BAD = [math.nan, math.inf, -math.inf]
 
 
-@pytest.fixture(params=["reference", "triton"], autouse=True)
-def path(request, monkeypatch):
-    monkeypatch.setattr(op, "uses_triton", lambda _: request.param == "triton")
+@pytest.fixture(params=["reference", TRITON], autouse=True)
+def way(request):
+    """Every test runs twice: with the reference, and with the kernel."""
+    return request.param
 
 
 def counted(batches, classes, dtype=torch.float32):
@@ -58,7 +58,7 @@ def draw(images, classes, loss, seed=0):
     return logits, labels, loss
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("classes", [1, 2, 5, 10, 1000])
 def test_counts_as_plain_python(classes, dtype):
     sizes = (7, 1, 260) if classes < 100 else (7, 1, 9)  # several programs to the last one
@@ -109,14 +109,17 @@ def test_what_is_refused(change):
         "labels": torch.zeros(3, dtype=torch.int64),
         "loss": torch.zeros(()),
     }
+    arguments = {name: value.to(DEVICE) for name, value in arguments.items()}
     tally(**arguments)
     with pytest.raises(ValueError, match="must be"):
-        tally(**arguments | change)
+        tally(**arguments | {name: value.to(DEVICE) for name, value in change.items()})
 
 
 def test_is_one_registered_op():
-    arguments = torch.zeros(4).double(), torch.tensor([0, 0, 0, -1]), torch.randn(3, 10)
-    torch.library.opcheck(op._tally, (*arguments, torch.arange(3), torch.tensor(1.0), None))
+    state = torch.zeros(4).double(), torch.tensor([0, 0, 0, -1])
+    batch = torch.randn(3, 10), torch.arange(3), torch.tensor(1.0)
+    arguments = [tensor.to(DEVICE) for tensor in (*state, *batch)]
+    torch.library.opcheck(op._tally, (*arguments, None))
 
 
 def gpu_jobs():
@@ -135,7 +138,7 @@ def test_compiles_for_the_gpus_we_support(usages):
 
 
 @pytest.mark.gpu
-def test_on_the_gpu_it_waits_for_nothing(path):
+def test_on_the_gpu_it_waits_for_nothing(way):
     batch = [t.cuda() for t in (torch.randn(64, 10), torch.arange(64) % 10, torch.tensor(1.0))]
     sums, watch = torch.zeros(4).double().cuda(), torch.tensor([0, 0, 0, -1]).cuda()
     tally(sums, *batch, watch)

@@ -10,19 +10,10 @@ from kernels import crop as op
 from kernels import crop_flip_normalize, reference
 from kernels.crop import PADDING
 from tests.kernels.compilation import TYPES, job
+from tests.kernels.device import DEVICE, DTYPES, IS_INTERPRETED, TRITON
 
 pytest.importorskip("triton")
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"  # without a GPU the kernel runs in Triton's interpreter
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(32, 32, 3), (1, 1, 3), (5, 7, 3), (33, 31, 1), (9, 40, 4)]  # height, width, channels
-TRITON = pytest.param("triton", marks=pytest.mark.triton)
-
-
-@pytest.fixture(autouse=True)
-def kernels_on_this_device(monkeypatch, request):
-    if request.node.get_closest_marker("triton"):
-        monkeypatch.setattr(op, "uses_triton", lambda x: True)
 
 
 def draw(batch, shape=(32, 32, 3), images=10, seed=0):
@@ -98,8 +89,7 @@ def test_triton_equals_the_reference(dtype, batch, cropped, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: empty(*a, **k).fill_(9))
     y = op.launch(*tensors, dtype, crop)
     assert y.stride() == expected.stride() and y.dtype == dtype
-    # bf16 stores truncate in the interpreter
-    rtol = 2**-7 if dtype == torch.bfloat16 and not GPU else 0
+    rtol = 2**-7 if dtype == torch.bfloat16 and IS_INTERPRETED else 0
     torch.testing.assert_close(y, expected, rtol=rtol, atol=0)
 
 

@@ -10,21 +10,12 @@ from hypothesis import strategies as st
 
 from kernels import pack, packing, reference, unpack
 from tests.kernels.compilation import TYPES, job
+from tests.kernels.device import DEVICE, DTYPES, TRITON
 
 pytest.importorskip("triton")
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"  # without a GPU the kernels run in Triton's interpreter
 SIZES = [0, 1, 7, 8, 9, 31, 32, 33, 1023, 1025, packing.BLOCK + 1]
 EDGES = [0.0, -0.0, 1e-7, -1e-7, math.inf, -math.inf, math.nan, -math.nan]
-FAST = [torch.float32, torch.bfloat16, torch.float16]
-every_dtype = pytest.mark.parametrize("dtype", FAST)
-TRITON = pytest.param("triton", marks=pytest.mark.triton)
-
-
-@pytest.fixture(autouse=True)
-def kernels_on_this_device(monkeypatch, request):
-    if request.node.get_closest_marker("triton"):
-        monkeypatch.setattr(packing, "uses_triton", lambda x: x.dtype != torch.float64)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
 def values(size):
@@ -46,7 +37,7 @@ def poison(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: empty(*a, **k).fill_(3))
 
 
-@pytest.mark.parametrize("dtype", [*FAST, torch.float64])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 @pytest.mark.parametrize("size", SIZES)
 def test_reference_equals_packbits(dtype, size):
     x = values(size).to(dtype)
@@ -74,7 +65,7 @@ def test_the_edges():
     assert unpack(packed, (8,)).tolist() == [1, 1, 1, -1, 1, -1, -1, -1]
 
 
-@given(bits=st.lists(st.booleans(), max_size=70), dtype=st.sampled_from([*FAST, torch.float64]))
+@given(bits=st.lists(st.booleans(), max_size=70), dtype=st.sampled_from([*DTYPES, torch.float64]))
 def test_every_pattern_comes_back(bits, dtype):
     signs = torch.tensor([1.0 if bit else -1.0 for bit in bits]).to(dtype)
     packed = pack(signs)

@@ -19,12 +19,11 @@ from kernels import (
 )
 from kernels import pool as op
 from tests.kernels.compilation import TYPES, known_job
+from tests.kernels.device import DEVICE, TRITON
 from tests.kernels.test_norm import (
-    DEVICE,
     EPS,
     MOMENTUM,
     TOLERANCE,
-    TRITON,
     agree,
     close,
     params_of,
@@ -33,13 +32,6 @@ from tests.kernels.test_norm import (
 
 SHAPES = [(3, 1, 5, 4), (2, 3, 7, 5), (2, 16, 8, 8), (4, 64, 3, 2), (3, 100, 1, 1), (2, 5, 1, 6)]
 SHAPES += [(2, 160, 2, 3)]  # more channels than a tile has
-
-
-@pytest.fixture(autouse=True)
-def kernels_on_this_device(monkeypatch, request):
-    if request.node.get_closest_marker("triton"):
-        for module in (norm, op):
-            monkeypatch.setattr(module, "uses_triton", lambda x: x.dtype != torch.float64)
 
 
 def inputs(shape, dtype, seed=0):
@@ -208,8 +200,9 @@ def test_a_nan_goes_where_that_of_separate_modules_goes(where):
 
 
 @pytest.mark.parametrize("where", ["reference", TRITON])
-def test_any_layout_of_inputs_and_gradients(where):
-    leaves, options = inputs((2, 3, 4, 5), torch.float32), {"training": True, "sign": True}
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_any_layout_of_inputs_and_gradients(dtype, where):
+    leaves, options = inputs((2, 3, 4, 5), dtype), {"training": True, "sign": True}
     expected = results(fused, leaves, **options)
     z = leaves["z"].detach()
     for other in (
@@ -220,6 +213,7 @@ def test_any_layout_of_inputs_and_gradients(where):
         found = results(fused, leaves | {"z": other.requires_grad_()}, **options)
         agree(found, expected, 1e-6)
         assert found["x"].is_contiguous(memory_format=torch.channels_last)
+    leaves = inputs((2, 3, 4, 5), torch.float32)
     x, _ = fused(leaves, running(3, torch.float32), training=False, sign=False)
     x.sum().backward()  # an expanded gradient
     theirs = {k: v.detach().requires_grad_() for k, v in leaves.items()}

@@ -11,21 +11,17 @@ import kernels
 from kernels import ESTIMATORS, binarize, reference
 from kernels import sign as op
 from tests.kernels.compilation import TYPES, job, takes
+from tests.kernels.device import DEVICE, DTYPES, IS_INTERPRETED
 
 triton = pytest.importorskip("triton")
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"  # without a GPU the kernels run in Triton's interpreter
 M, T = torch.tensor([0.1, 1.5]).tolist()  # as fp32 has them
 EDGES = [0.0, -0.0, 1e-37, M, T, math.inf, 1.0, 0.5, 3.0, math.pi, 40.0, 6e4]
 EDGES += [math.nextafter(e, d) for e in (M, T, 1.0) for d in (0.0, 9.0)]
 every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS)
-every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-
-
-@pytest.fixture(autouse=True)
-def kernels_on_this_device(monkeypatch, request):
-    if request.node.get_closest_marker("triton"):
-        monkeypatch.setattr(op, "uses_triton", lambda x: x.dtype != torch.float64)
+# The relative error of one value that is rounded to be stored, and of what made it.
+ROUNDING = {torch.float32: 2e-6, torch.float16: 1e-3}
+ROUNDING[torch.bfloat16] = 8e-3 if IS_INTERPRETED else 4e-3
+every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
 def params_of(estimator, progress=0.7, dtype=torch.float32, device=DEVICE):
@@ -177,12 +173,10 @@ def test_triton_equals_the_reference(estimator, dtype, size):
     torch.testing.assert_close(
         op.launch_forward(x), reference.sign(x), rtol=0, atol=0, equal_nan=True
     )
-    # bf16 stores truncate in the interpreter
-    rtol = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 4e-3 if GPU else 8e-3}[dtype]
     torch.testing.assert_close(
         op.launch_backward(grad, x, params, estimator),
         reference.binarize_backward(grad, x, params, estimator),
-        rtol=rtol,
+        rtol=ROUNDING[dtype],
         atol=rounding(estimator, params),
         equal_nan=True,
     )
@@ -238,21 +232,22 @@ def layouts():
 
 @pytest.mark.parametrize("layout", layouts())
 @pytest.mark.parametrize("grad_layout", ["contiguous", "channels_last", "expanded"])
+@every_dtype
 @pytest.mark.triton
-def test_triton_takes_every_layout_of_x_and_of_its_gradient(layout, grad_layout):
-    x = layouts()[layout].to(DEVICE)
-    grad = torch.randn(x.shape, device=DEVICE)
+def test_triton_takes_every_layout_of_x_and_of_its_gradient(dtype, layout, grad_layout):
+    x = layouts()[layout].to(DEVICE, dtype)
+    grad = torch.randn(x.shape, device=DEVICE, dtype=dtype)
     if grad_layout == "channels_last" and x.dim() == 4:
         grad = grad.to(memory_format=torch.channels_last)
     elif grad_layout == "expanded":
-        grad = torch.randn((), device=DEVICE).expand(x.shape)
+        grad = torch.randn((), device=DEVICE, dtype=dtype).expand(x.shape)
     leaf = x.detach().requires_grad_()
     y = binarize(leaf, params_of("reste"))
     y.backward(grad)
     assert torch.equal(y, reference.sign(x))
     assert y.stride() == torch.empty_like(x).stride()
     expected = reference.binarize_backward(grad, x, params_of("reste"), "reste")
-    torch.testing.assert_close(leaf.grad, expected, rtol=2e-6, atol=1e-7)
+    torch.testing.assert_close(leaf.grad, expected, rtol=ROUNDING[dtype], atol=1e-7)
 
 
 @every_estimator

@@ -6,17 +6,11 @@ import torch
 from kernels import ESTIMATORS, binarize, binarize_weights
 from kernels import weights as op
 from tests.kernels.compilation import TYPES, job, takes
+from tests.kernels.device import DEVICE, DTYPES, TRITON
 
 triton = pytest.importorskip("triton")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FORMATS = [torch.channels_last, torch.contiguous_format]
 SHAPES = [(1, 1, 1, 1), (5, 3, 3, 3), (16, 64, 2, 2), (4097, 1, 1, 1), (32, 37, 3, 3)]
-TRITON = pytest.param("triton", marks=pytest.mark.triton)
-
-
-@pytest.fixture(autouse=True)
-def kernels_on_this_device(monkeypatch, request):
-    if request.node.get_closest_marker("triton"):
-        monkeypatch.setattr(op, "uses_triton", lambda x: x.dtype != torch.float64)
 
 
 def params_of(estimator, dtype=torch.float32):
@@ -44,7 +38,7 @@ def gradients(weights, signs, scales):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("memory_format", FORMATS)
 def test_reference_equals_a_layer_at_a_time(estimator, memory_format):
     weights = make_weights(torch.float64, memory_format)
     params = params_of(estimator, torch.float64)
@@ -59,10 +53,11 @@ def test_reference_equals_a_layer_at_a_time(estimator, memory_format):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.triton
-def test_triton_equals_the_reference(estimator, dtype, monkeypatch):
-    weights, params = make_weights(), params_of(estimator)
+def test_triton_equals_the_reference(estimator, dtype, memory_format, monkeypatch):
+    weights, params = make_weights(memory_format=memory_format), params_of(estimator)
     signs, scales = binarize_weights(weights, params, estimator, dtype)
     found = gradients(weights, signs, scales)
     monkeypatch.setattr(op, "uses_triton", lambda x: False)

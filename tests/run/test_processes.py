@@ -32,6 +32,7 @@ from pipeline.run.errors import UserError
 from pipeline.run.signals import StopSignal
 from pipeline.train.parallel import parallelize
 from tests.faults.harness import EPOCHS, Run, check_same
+from tests.kernels.device import DEVICE, IS_INTERPRETED
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -44,7 +45,9 @@ multiprocessing.set_forkserver_preload(["torch._dynamo", "tests.run.test_process
 
 def fork(function, *arguments, size):
     """Call ``function(rank, *arguments)`` in ``size`` processes; an error of one is raised."""
-    multiprocessing.start_processes(function, arguments, size, start_method="forkserver")
+    # One that has looked for GPUs, and found some, cannot be forked.
+    method = "forkserver" if IS_INTERPRETED else "spawn"
+    multiprocessing.start_processes(function, arguments, size, start_method=method)
 
 
 def run(lab, name, size, *overrides):
@@ -312,7 +315,7 @@ def test_shares_make_up_the_whole(images, batch, size, train):
 
 
 def _synchronised(rank, port, sizes, folder, triton, block):
-    if triton:
+    if triton and IS_INTERPRETED:
         import importlib
 
         for name in ("norm", "pool"):
@@ -330,16 +333,22 @@ def _synchronised(rank, port, sizes, folder, triton, block):
 
 def _data(n, dtype):
     generator = torch.Generator().manual_seed(0)
-    z = torch.randint(-9, 10, (n, 3, 4, 5), generator=generator).to(dtype) + 0.25
-    return [z, *(torch.randn(z.shape, generator=generator).to(dtype) for _ in range(3))]
+    z = torch.randint(-9, 10, (n, 3, 4, 5), generator=generator) + 0.25
+    maps = z, *(torch.randn(z.shape, generator=generator) for _ in range(3))
+    return [each.to(DEVICE, dtype) for each in maps]
+
+
+def _running(like):
+    """The statistics that a training begins with, for three channels."""
+    return [t.to(like.device) for t in (like.new_zeros(3), like.new_ones(3), torch.tensor(0))]
 
 
 def _block(z, residual, dy, dyb, *, sync):
     leaves = [z, residual, torch.tensor([0.5, 1, 2]), torch.tensor([0.1, 0, 1]), torch.tensor(0.2)]
-    z, residual, weight, bias, scale = (t.to(z.dtype).detach().requires_grad_() for t in leaves)
-    running = torch.zeros(3, dtype=z.dtype), torch.ones(3, dtype=z.dtype), torch.tensor(0)
+    z, residual, weight, bias, scale = (t.to(z).detach().requires_grad_() for t in leaves)
+    running = _running(z)
     statistics = batch_statistics(z, *running, scale=scale, sync=sync)
-    params = torch.tensor([1.5, 1.5, 0.1], dtype=z.dtype)
+    params = torch.tensor([1.5, 1.5, 0.1]).to(z)
     outputs = norm_binarize(
         *(z, weight, bias, *statistics),
         scale=scale, residual=residual, params=params, estimator="reste", sync=sync,
@@ -352,10 +361,10 @@ def _block(z, residual, dy, dyb, *, sync):
 def _stem(z, residual, dx, dxb, *, sync):
     """The same of a stem, whose maps are half as large and have no residual."""
     leaves = [z, torch.tensor([0.5, -1, 2]), torch.tensor([0.1, 0, 1])]
-    z, weight, bias = leaves = [t.to(z.dtype).detach().requires_grad_() for t in leaves]
-    running = torch.zeros(3, dtype=z.dtype), torch.ones(3, dtype=z.dtype), torch.tensor(0)
+    z, weight, bias = leaves = [t.to(z).detach().requires_grad_() for t in leaves]
+    running = _running(z)
     statistics = batch_statistics(z, *running, sync=sync)
-    params = torch.tensor([1.5, 1.5, 0.1], dtype=z.dtype)
+    params = torch.tensor([1.5, 1.5, 0.1]).to(z)
     outputs = norm_pool_binarize(
         *(z, weight, bias, *statistics), params=params, estimator="reste", sync=sync
     )
@@ -364,7 +373,7 @@ def _stem(z, residual, dx, dxb, *, sync):
     return [t.detach() for t in (*outputs, grads[0])], list(grads[1:]), list(running[:2])
 
 
-@pytest.mark.parametrize("triton", [False, True])
+@pytest.mark.parametrize("triton", [False, pytest.param(True, marks=pytest.mark.triton)])
 @pytest.mark.parametrize(
     ("sizes", "block"),
     [((3, 3), _block), ((0, 6), _block), ((2, 1, 4), _block), ((0, 1, 4), _stem)],
@@ -390,10 +399,10 @@ def _like_torch(rank, port, sizes):
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=len(sizes)
     )
     first = sum(sizes[:rank])
-    data = [t[first : first + sizes[rank]].cuda() for t in _data(sum(sizes), torch.float32)]
+    data = [t[first : first + sizes[rank]] for t in _data(sum(sizes), torch.float32)]
     z, residual, dy = (t.contiguous(memory_format=torch.channels_last) for t in data[:3])
     norm = torch.nn.SyncBatchNorm(3, device="cuda")
-    running = torch.zeros(3).cuda(), torch.ones(3).cuda(), torch.tensor(0).cuda()
+    running = _running(z)
     scale = torch.tensor(0.2).cuda()
     leaves = [z.requires_grad_(), residual.requires_grad_(), norm.weight, norm.bias]
     theirs = norm(scale * z.relu()) + residual
@@ -412,4 +421,4 @@ def _like_torch(rank, port, sizes):
 @pytest.mark.parametrize("sizes", [(3, 3), (1, 6)])
 def test_on_the_gpu_it_equals_torchs_own(sizes):
     """Both processes on one GPU, over gloo: NCCL wants a GPU for each."""
-    multiprocessing.spawn(_like_torch, (free_port(), sizes), nprocs=len(sizes))
+    fork(_like_torch, free_port(), sizes, size=len(sizes))

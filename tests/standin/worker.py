@@ -12,22 +12,22 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from launch.bench.training import dtype_of, is_resident, make_trainer, open_loaders, repeat
-from models import ARCHS
 from pipeline.data.cifar_files import CifarSplit
-from pipeline.data.loader import Batch, Loader
+from pipeline.data.loader import Loader
 from pipeline.run import processes, rendezvous
 from pipeline.run.config import Config, load_config
 from pipeline.train.metrics import cross_entropy
 from tests import ROOT
 from tests.standin import device as standin
 from tests.standin.origins import origins
+from tests.train.blank import BlankLoader
 
 # DDP looks at the clock, and waits for the device, in its first ten steps.
 SETTLED = 16
@@ -35,35 +35,10 @@ TIMED = 20
 BATCHES = 64  # of an epoch, so that none ends while steps are counted
 
 
-class Garbage:
-    """A ``Loader`` of one batch, given again and again, of whatever lies in the device's memory."""
-
-    classes: tuple[str, ...] = ()
-    fingerprint = ""
-    left = 0
-
-    def __init__(self, config: Config, device: torch.device) -> None:
-        count = config.data.batch_size // processes.size()
-        side = config.data.size if ARCHS[config.model.arch].image_size > 32 else 32
-        options = {"dtype": dtype_of(config, device), "device": device}
-        layout = torch.channels_last
-        images = torch.empty(count, 3, side, side, memory_format=layout, **options)
-        self.images = BATCHES * config.data.batch_size
-        self.batch = Batch(images, torch.zeros(count, dtype=torch.int64, device=device))
-
-    def __len__(self) -> int:
-        return BATCHES
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batch, until the epoch ends."""
-        for _ in range(start, BATCHES):
-            yield self.batch
-
-
-def open_garbage(config: Config, device: torch.device) -> tuple[Loader, Loader]:
+def open_blank(config: Config, device: torch.device) -> tuple[Loader, Loader]:
     """Loaders of training and validation images as the trainer takes them for ``config``."""
     if not is_resident(config):
-        loader = Garbage(config, device)
+        loader = BlankLoader(config, device, BATCHES)
         return loader, loader
     images = torch.zeros(BATCHES * config.data.batch_size, 32, 32, 3, dtype=torch.uint8)
     labels = torch.zeros(len(images), dtype=torch.int64)
@@ -76,7 +51,7 @@ def open_step(config: Config, captured: bool, folder: Path) -> Callable[[], obje
     """A function that takes the next training step of ``config``."""
     device = torch.device("cuda", torch.cuda.current_device())
     config = config.changed({"train.cuda_graph": "true" if captured else "false"})
-    return repeat(make_trainer(config, device, open_garbage(config, device), folder))
+    return repeat(make_trainer(config, device, open_blank(config, device), folder))
 
 
 class PlainNorm(nn.BatchNorm2d):

@@ -90,6 +90,11 @@ EXTRAS = {
     "bf16": ["train.precision=bf16", "data.augment=false"],
     "parts": ["train.grad_accumulation=2", "indicators.enabled=true", "train.ema_decay=0.9"],
 }
+STREAMED = {"streamed": True}
+RESNET = {"streamed": True, "arch": "resnet18"}  # as ImageNet has it, with the fused stem
+CASES = [pytest.param(extra, {}, id=extra) for extra in EXTRAS]
+CASES += [pytest.param("everything", STREAMED, id="streamed")]
+RESNETS = [pytest.param(precision, RESNET, id=f"resnet18-{precision}") for precision in EXTRAS][2:]
 
 
 @pytest.fixture
@@ -105,14 +110,12 @@ def records(monkeypatch):
     return written
 
 
-@pytest.mark.parametrize(
-    ("extra", "streamed"), [*((extra, False) for extra in EXTRAS), ("everything", True)]
-)
-def test_replays_equal_eager_steps(tmp_path, traced, records, extra, streamed):
+@pytest.mark.parametrize(("extra", "options"), CASES)
+def test_replays_equal_eager_steps(tmp_path, traced, records, extra, options):
     """Learning rate, estimator, order and augmentation change between and within the epochs, and
     the last batch of the evaluation is smaller than the others."""
-    plain = fit(make_trainer(tmp_path, *EXTRAS[extra], streamed=streamed), tmp_path)
-    captured = fit(traced(tmp_path, *EXTRAS[extra], streamed=streamed), tmp_path)
+    plain = fit(make_trainer(tmp_path, *EXTRAS[extra], **options), tmp_path)
+    captured = fit(traced(tmp_path, *EXTRAS[extra], **options), tmp_path)
     assert Traced.recorded == 2
     assert_equal(results(captured), results(plain))
     assert records[captured.recorder] == records[plain.recorder]
@@ -240,11 +243,11 @@ def deterministic(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_gpu_replays_equal_eager_steps(tmp_path, records, deterministic, extra):
+@pytest.mark.parametrize(("extra", "options"), [*CASES, *RESNETS])
+def test_gpu_replays_equal_eager_steps(tmp_path, records, deterministic, extra, options):
     """Bit for bit, with deterministic kernels."""
     eager, captured = (
-        make_trainer(tmp_path, *EXTRAS[extra], f"train.cuda_graph={choice}", device=CUDA)
+        make_trainer(tmp_path, *EXTRAS[extra], f"train.cuda_graph={choice}", device=CUDA, **options)
         for choice in ("false", "true")
     )
     assert eager.stepper.captured is None
@@ -267,11 +270,11 @@ def test_gpu_a_captured_training_is_resumed(tmp_path, deterministic):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("graphs", ["true", "false"])
-@pytest.mark.parametrize("extra", ["plain", "everything", "fp16"])
-def test_gpu_an_epoch_waits_for_nothing(tmp_path, monkeypatch, graphs, extra):
+@pytest.mark.parametrize(("extra", "options"), [*CASES, *RESNETS])
+def test_gpu_an_epoch_waits_for_nothing(tmp_path, monkeypatch, graphs, extra, options):
     """But after the last step of the epoch, and where the evaluation's sums are read."""
-    extras = EXTRAS.get(extra, [])
-    run = make_trainer(tmp_path, *extras, f"train.cuda_graph={graphs}", device=CUDA)
+    extras = [*EXTRAS[extra], f"train.cuda_graph={graphs}"]
+    run = make_trainer(tmp_path, *extras, device=CUDA, **options)
     fit_one_epoch(run, tmp_path)  # compiles, chooses algorithms, captures
     waits = []
 

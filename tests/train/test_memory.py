@@ -8,13 +8,20 @@ import sys
 import pytest
 import torch
 
+from models import build_model
 from pipeline.run import processes
 from pipeline.run.config import load_config
 from pipeline.run.errors import UserError
 from pipeline.train import memory
 from tests import PATIENCE, ROOT
+from tests.kernels.device import DEVICE
 from tests.standin import build
-from tests.train.tiny import CONFIG, CPU
+from tests.train.blank import BlankLoader
+from tests.train.tiny import CONFIG, CPU, assemble, fit
+
+GIB = 2**30
+ROOM = 24  # GiB, as many cards have
+STEPS = 6  # so many that a captured step is captured, and replayed
 
 # Trains, or evaluates, on a card of 2 GiB, as the words say, and prints the error. No number means
 # anything there, so that none is looked at.
@@ -28,7 +35,7 @@ from pipeline.run.errors import UserError
 from pipeline.train.memory import explained, training
 from pipeline.train.trainer import Trainer
 from tests.standin import device
-from tests.standin.worker import open_garbage
+from tests.standin.worker import open_blank
 
 Trainer._check_finite = lambda self: None
 Trainer._log_step = lambda self, *_: None
@@ -38,7 +45,7 @@ shown = config
 if sys.argv[1] == "evaluate":
     shown = config.changed({"data.batch_size": config.data.eval_batch_size})
 with tempfile.TemporaryDirectory() as folder:
-    trainer = make_trainer(config, cuda, open_garbage(shown, cuda), Path(folder))
+    trainer = make_trainer(config, cuda, open_blank(shown, cuda), Path(folder))
     try:
         if sys.argv[1] == "train":
             reset = trainer.stepper.reset
@@ -148,3 +155,21 @@ def test_a_gpu_without_room_for_the_beginning(monkeypatch):
         "GPU 0 has 0.5 of 80.0 GiB free (other processes, which nvidia-smi lists, hold 79.5); "
         "set train.device=cpu, or end what fills it"
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", ["true", "false"])
+def test_the_papers_batch_of_750_fits_into_24_gib(graphs, tmp_path):
+    """ResNet-18 on ImageNet, with the room in which cuDNN works, and with an evaluation."""
+    device = torch.device(DEVICE)
+    if torch.cuda.get_device_properties(device).total_memory < ROOM * GIB:
+        pytest.skip(f"this GPU has less than {ROOM} GiB")
+    overrides = ["train.epochs=1", "train.precision=fp16", f"train.cuda_graph={graphs}"]
+    config = load_config(ROOT / "configs/imagenet_resnet18.yaml", overrides)
+    assert config.data.batch_size == 750
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    loader = BlankLoader(config, device, STEPS)
+    model = build_model(*config.network)
+    fit(assemble(config, model, (loader, loader), device, tmp_path), tmp_path)
+    assert 5 * GIB < torch.cuda.max_memory_allocated() < ROOM * GIB

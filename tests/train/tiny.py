@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from models import build_model
 from models.resnet_cifar import CifarResNet
 from pipeline.data.cifar_files import CifarSplit
 from pipeline.data.loader import IGNORED, Batch, image_dtype
@@ -50,8 +51,11 @@ class Streamed:
             yield Batch(images[:n].clone(memory_format=torch.channels_last), labels[:n].clone())
 
 
-def make_trainer(folder, *overrides, device=CPU, images=26, streamed=False):
-    """A training on noise: 6 steps an epoch, 3 batches of evaluation, the last one ragged."""
+def make_trainer(folder, *overrides, device=CPU, images=26, streamed=False, arch=None):
+    """A training on noise: 6 steps an epoch, 3 batches of evaluation, the last one ragged.
+
+    ``arch``: a whole network instead of a small one.
+    """
     config = load_config(CONFIG, [*SMALL, f"run.dir={folder}", *overrides])
     dtype = image_dtype(config.train.precision, device, resident=True)
     options = {"seed": 1, "augment": True, "dtype": dtype, "device": device}
@@ -60,10 +64,18 @@ def make_trainer(folder, *overrides, device=CPU, images=26, streamed=False):
     if streamed:
         train, val = Streamed(train), Streamed(val)
     torch.manual_seed(0)
-    store = CheckpointStore(Path(folder), config.checkpoint.keep)
     name = config.estimator.name
-    model = CifarResNet("resnet20", "1w1a", 10, name, widths=(4, 8, 16), depth=1)
-    return Trainer(config, model, (train, val), device, store, StopSignal(), Recorder())
+    if arch:
+        model = build_model(arch, "1w1a", 10, name)
+    else:
+        model = CifarResNet("resnet20", "1w1a", 10, name, widths=(4, 8, 16), depth=1)
+    return assemble(config, model, (train, val), device, folder)
+
+
+def assemble(config, model, loaders, device, folder):
+    """The training of ``model`` that writes into ``folder``, as a command puts it together."""
+    store = CheckpointStore(Path(folder), config.checkpoint.keep)
+    return Trainer(config, model, loaders, device, store, StopSignal(), Recorder())
 
 
 def fit(trainer, folder):
