@@ -15,12 +15,13 @@ from launch.bench.results import device_name, new_figure, results_file, save
 STEPS = 5  # steps that are profiled, after 3 that are not
 GROUPS = {  # what the names of a group's operators begin with
     "convolutions": ("aten::convolution", "aten::conv2d", "ConvolutionBackward0"),
+    "weights": ("reste::binarize_weights",),  # before reste::binarize, with which it begins, too
     "fused blocks": (
         "reste::batch_statistics",
         "reste::norm_binarize",
         "reste::norm_pool_binarize",
+        "reste::binarize",
     ),
-    "weights": ("reste::binarize_weights",),
     "optimizer": ("Optimizer.step",),
     "augmentation": ("reste::crop_flip_normalize",),
 }
