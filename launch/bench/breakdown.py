@@ -1,6 +1,8 @@
 """Where torch's profiler finds that the time of a training step goes, by group of operators.
 
-An operator's time belongs to the group of the innermost operator around it that has one.
+An operator's time belongs to the group of the innermost operator around it that has one. On a GPU
+it is that of the kernels themselves, as the device takes it, within steps that find the caches as a
+training does; the host's time is no part of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence

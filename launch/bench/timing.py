@@ -1,4 +1,4 @@
-"""Times calls: by the clock of the host here, by that of the device in launch/bench/device_clock.py."""
+"""Times calls: here by the host's clock, in launch/bench/device_clock.py by the device's."""
 
 import itertools
 import time
