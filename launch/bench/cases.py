@@ -75,6 +75,15 @@ class Case:
         }[self.op]
         return {"forward": forward, "backward": backward, "both": forward + backward}[mode]
 
+    def is_cold(self, mode: str, itemsize: int, cache: int) -> bool:
+        """Whether a training step finds what a pass reads in memory, not in ``cache`` bytes of L2.
+
+        A forward pass reads what the op before it has just written, which is still in the cache if
+        all that the pass moves fits. A backward pass reads what its forward pass kept, and the
+        rest of the network came in between.
+        """
+        return mode == "backward" or self.bytes("forward", itemsize) > cache
+
 
 def layers(network: str, model: torch.nn.Module, images: int, size: int) -> list[Case]:
     """The distinct shapes at which ``model`` normalises and binarizes ``images`` images of

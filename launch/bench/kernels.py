@@ -6,13 +6,14 @@ torch.compile in its strongest mode) and ours. A provider whose results are wron
 the convolutions, those in kernels/candidates/convolution.py are ours, in the fastest of their
 tiles; those in cuDNN are eager's.
 
-On a GPU a convolution is timed as a CUDA graph, as a training runs it, because the host takes
-longer to launch one than the GPU to compute it.
+On a GPU the device's own time is taken, as launch/bench/device_clock.py says: CUDA graphs wherever
+that can be, and an empty L2 cache before a pass that finds it so in a training (``Case.is_cold``).
 """
 
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,9 +27,10 @@ from kernels.norm import batch_statistics, deviations, norm_binarize
 from kernels.pool import norm_pool_binarize
 from kernels.sign import binarize
 from launch.bench.cases import OPERANDS, PADDED, Case, convolution_ops, convolutions, layers
+from launch.bench.device_clock import Phase, own_stream
 from launch.bench.official import MaskedReSTE
 from launch.bench.results import Row, device_name, new_figure, results_file, row, save
-from launch.bench.timing import time_kernel
+from launch.bench.timing import time_kernel, time_phases
 from models import build_model
 from pipeline.run.config import Config
 from pipeline.run.errors import UserError
@@ -58,21 +60,37 @@ def benchmark(config: Config, device: torch.device, batch: int | None = None) ->
         images = batch or (CPU_BATCH if device.type == "cpu" else images)
         cases += layers(arch, model := build_model(arch), images, size)
         cases += convolutions(arch, model, images, size, ops)
-    peak = copy_bandwidth(device)
-    print(f"{peak / 1e9:.0f} GB/s copied; each case in {dtype}, official in fp32")
     rows, shares = [], {}
-    for each in measure(cases, device, dtype, PROVIDERS):
-        if each.seconds is None:
-            print(f"{each.case.name:52} {each.provider:9} {each.mode:9} wrong: not timed")
-            continue
-        share = each.bytes / each.seconds / peak
-        name = each.case.name, each.provider, each.mode
-        rows.append(row(*name, "time", "us", each.seconds * 1e6))
-        rows.append(row(*name, "bandwidth_share", "1", share))
-        shares[name] = share.median().item()
-        print(f"{name[0]:52} {name[1]:9} {name[2]:9} {rows[-2]['p50']:>10} us {shares[name]:.3f}")
+    with own_stream(device):
+        peak = copy_bandwidth(device)
+        print(f"{peak / 1e9:.0f} GB/s copied; each case in {dtype}, official in fp32")
+        for each in measure(cases, device, dtype, PROVIDERS):
+            name = each.case.name, each.provider, each.mode
+            if each.seconds is None:
+                print(f"{name[0]:52} {name[1]:9} {name[2]:9} wrong: not timed")
+                continue
+            share = each.bytes / each.seconds / peak
+            rows += _rows(each, share, device)
+            shares[name] = share.median().item()
+            took = f"{each.seconds.median().item() * 1e6:>10.1f} us {shares[name]:.3f}"
+            print(f"{name[0]:52} {name[1]:9} {name[2]:9} {took} {each.way}")
     _plot_kernels(shares, peak, device)
     _print_convolutions(rows)
+    return rows
+
+
+def _rows(each: "Measurement", share: Tensor, device: torch.device) -> list[Row]:
+    """The time and the ``share`` of the bandwidth; on a GPU also how the time was taken."""
+    assert each.seconds is not None
+    name = each.case.name, each.provider, each.mode
+    rows = [
+        row(*name, "time", "us", each.seconds * 1e6),
+        row(*name, "bandwidth_share", "1", share),
+    ]
+    if device.type == "cuda":
+        flushed = torch.tensor([each.flushed]).double()
+        captured = torch.tensor([each.way == "graph"]).double()
+        rows += [row(*name, "l2_flushed", "1", flushed), row(*name, "captured", "1", captured)]
     return rows
 
 
@@ -119,6 +137,8 @@ class Measurement:
     mode: str
     seconds: Tensor | None  # (N,) float64
     bytes: int
+    way: str  # of device_clock.Timed
+    flushed: float  # the share of the passes before which the L2 cache was filled with other data
 
 
 class WhereSign(torch.autograd.Function):
@@ -149,21 +169,30 @@ def measure(
 ) -> Iterator[Measurement]:
     """Time every provider in every mode, after its results were compared with float64."""
     for case, provider in itertools.product(cases, providers):
-        if not case.has(provider):
-            continue
-        kept = torch.float32 if provider == "official" else dtype
-        build = _build_convolution if case.channels else _build
-        try:
-            leaves, grads, run = build(case, provider, device, kept)
-            if case.channels:
-                run = _graphed(run, device)
-            right = _is_right(case, leaves, grads, run, device)
-        except Exception as error:  # such as for want of a compiler or memory; the others go on
-            print(f"{case.name} {provider}: {type(error).__name__}: {str(error).splitlines()[0]}")
-            right = False
-        for mode in case.modes:
-            seconds = time_kernel(_call(mode, leaves, grads, run), device) if right else None
-            yield Measurement(case, provider, mode, seconds, case.bytes(mode, dtype.itemsize))
+        if case.has(provider):
+            yield from measure_case(case, provider, device, dtype)
+
+
+def measure_case(
+    case: Case, provider: str, device: torch.device, dtype: torch.dtype
+) -> Iterator[Measurement]:
+    """Time ``provider`` in every mode of ``case``, after its results were compared with float64."""
+    kept = torch.float32 if provider == "official" else dtype
+    build = _build_convolution if case.channels else _build
+    try:
+        leaves, grads, run = build(case, provider, device, kept)
+        right = _is_right(case, leaves, grads, run, device)
+    except Exception as error:  # such as for want of a compiler or memory; the others go on
+        print(f"{case.name} {provider}: {type(error).__name__}: {str(error).splitlines()[0]}")
+        right = False
+    for mode in case.modes:
+        seconds, way, flushed = None, "", 0.0
+        if right:
+            phases = make_phases(case, mode, leaves, grads, run, dtype, device)
+            seconds, way = time_phases(phases, device)
+            flushed = sum(phase.is_cold for phase in phases) / len(phases)
+        size = case.bytes(mode, dtype.itemsize)
+        yield Measurement(case, provider, mode, seconds, size, way, flushed)
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -269,7 +298,7 @@ def _build_convolution(
 
     xb, weight = leaves = [signs(*case.shape), signs(case.channels, case.shape[1], 3, 3)]
     if provider == "ours":
-        return leaves, [], _with_fastest_tile(case, xb, weight, dtype, device)
+        return leaves, [], _with_fastest_tile(case, xb, weight, dtype)
     wide = PADDED.get(case.op, 0)
     more_in, more_out = (max(0, wide - channels) for channels in (case.shape[1], case.channels))
     xb = F.pad(xb, (0, 0, 0, 0, 0, more_in)).contiguous(memory_format=layout)
@@ -285,38 +314,17 @@ def _build_convolution(
     return leaves, [], separate
 
 
-def _with_fastest_tile(
-    case: Case, xb: Tensor, weight: Tensor, dtype: torch.dtype, device: torch.device
-) -> Run:
+def _with_fastest_tile(case: Case, xb: Tensor, weight: Tensor, dtype: torch.dtype) -> Run:
     def run_with(tile: Tile) -> Run:
         return lambda: convolve(xb, weight, stride=case.stride, dtype=dtype, tile=tile)
 
     def seconds(tile: Tile) -> float:
-        return time_kernel(_graphed(run_with(tile), device), device).quantile(0.5).item()
+        phases = make_phases(case, "forward", [], [], run_with(tile), dtype, xb.device)
+        return time_phases(phases, xb.device).seconds.quantile(0.5).item()
 
     fastest = min(tiles(case.channels, xb.itemsize), key=seconds)
     print(f"{case.name} ours: {fastest}")
     return run_with(fastest)
-
-
-def _graphed(run: Run, device: torch.device) -> Run:
-    """On a GPU, ``run`` as a CUDA graph; it is called once before it is captured."""
-    if device.type != "cuda":
-        return run
-    run()
-    torch.cuda.synchronize()
-    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    try:
-        with torch.cuda.graph(graph):
-            outputs = run()
-    finally:
-        torch.cuda.set_stream(current)  # a capture that fails leaves its own behind
-
-    def replay() -> tuple[Tensor, ...]:
-        graph.replay()
-        return outputs
-
-    return replay
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -381,10 +389,27 @@ def _differentiated(
     return outputs[0], *wanted
 
 
-def _call(mode: str, leaves: list[Tensor], grads: list[Tensor], run: Run) -> Callable[[], object]:
+def make_phases(
+    case: Case,
+    mode: str,
+    leaves: list[Tensor],
+    grads: list[Tensor],
+    run: Run,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[Phase]:
+    """The passes of ``mode``, each as cold as a training step would find it."""
+    on_gpu = device.type == "cuda"
+    cache = torch.cuda.get_device_properties(device).L2_cache_size if on_gpu else 0
+    cold = {each: case.is_cold(each, dtype.itemsize, cache) for each in ("forward", "backward")}
     if mode == "forward":
-        return run
-    if mode == "both":
-        return lambda: torch.autograd.grad(run(), leaves, grads)
-    outputs = run()
-    return lambda: torch.autograd.grad(outputs, leaves, grads, retain_graph=True)
+        return [Phase(run, cold["forward"])]
+    if mode == "backward":
+        outputs = run()
+        again = partial(torch.autograd.grad, outputs, leaves, grads, retain_graph=True)
+        return [Phase(again, cold["backward"])]
+    made: list[tuple[Tensor, ...]] = []
+    return [
+        Phase(lambda: made.append(run()), cold["forward"]),
+        Phase(lambda: torch.autograd.grad(made.pop(), leaves, grads), cold["backward"]),
+    ]

@@ -1,13 +1,14 @@
-"""The one loop that times calls."""
+"""Times calls: here by the host's clock, in launch/bench/device_clock.py by the device's."""
 
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from kernels._triton import triton
+from launch.bench import device_clock
+from launch.bench.device_clock import Phase, Timed
 
 
 def take_turns(
@@ -31,12 +32,19 @@ def take_turns(
     return {name: torch.tensor(seconds, dtype=torch.float64) for name, seconds in times.items()}
 
 
-def time_kernel(call: Callable[[], object], device: torch.device) -> Tensor:
-    """Seconds of every call of what takes microseconds, (N,) float64.
-
-    On a GPU they are measured by events on the device, each with an empty L2 cache.
-    """
+def time_phases(phases: Sequence[Phase], device: torch.device) -> Timed:
+    """Seconds of every call of what takes microseconds; on a GPU as launch/bench/device_clock.py
+    says, else by the clock of the host."""
     if device.type == "cuda":
-        milliseconds = triton.testing.do_bench(call, return_mode="all")
-        return torch.tensor(milliseconds, dtype=torch.float64) / 1e3
-    return take_turns({"": call}, 10, device)[""]
+        return device_clock.time_phases(phases)
+
+    def call() -> None:
+        for phase in phases:
+            phase.call()
+
+    return Timed(take_turns({"": call}, 10, device)[""], "host")
+
+
+def time_kernel(call: Callable[[], object], device: torch.device) -> Tensor:
+    """``time_phases`` of one phase, cold: seconds, (N,) float64."""
+    return time_phases([Phase(call)], device).seconds

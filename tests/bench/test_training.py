@@ -110,12 +110,14 @@ def test_kernels_belong_to_the_operator_around_them():
         block,
         event("aten::mul", block, [3.0, 1.0]),
         event("aten::cudnn_convolution_backward", conv, [5.0]),
+        event("reste::binarize", None, [7.0]),
+        event("reste::binarize_weights", None, [6.0]),
         event("aten::add", None, [2.0]),
         event("a kernel by itself", None, [9.0], DeviceType.CUDA),
     ]
     times = breakdown.group_times(events, torch.device("cuda"))
     found = {group: spent for group, spent in times.items() if spent}
-    assert found == {"fused blocks": 4.0, "convolutions": 5.0, "other": 2.0}
+    assert found == {"weights": 6.0, "fused blocks": 11.0, "convolutions": 5.0, "other": 2.0}
 
 
 def test_a_failed_start_is_no_measurement(tmp_path):

@@ -1,7 +1,8 @@
 // A stand-in for the CUDA runtime, the driver and cuBLAS: see README.md.
 //
 // Device memory is host memory that no kernel fills. Kernels are counted and not run, so everything
-// that was queued is always done. Streams, events and captures follow the rules of CUDA.
+// that was queued is always done, unless torch.cuda._sleep delays it. Streams, events and captures
+// follow the rules of CUDA.
 #include "standin.h"
 
 #include <cuda.h>
@@ -45,6 +46,7 @@ struct Tally {
 Tally eager, captured;             // since the last reset
 std::map<std::string, long> waits;  // calls in which the host waits for the device
 std::map<std::string, long> violations;  // since the process began
+bool is_spinning = false;  // torch.cuda._sleep was launched, and nobody has waited since
 
 cudaError_t &last_error() {
   static thread_local cudaError_t error = cudaSuccess;
@@ -240,6 +242,7 @@ cudaError_t wait(const std::string &call) {
   LOCKED;
   if (capture) return break_capture(call + " during a capture");
   waits[call]++;
+  is_spinning = false;
   return cudaSuccess;
 }
 
@@ -321,6 +324,7 @@ cudaError_t queue(Kind kind, Name name, cudaStream_t handle) {
     return cudaSuccess;
   }
   if (capture) violate("beside the capture and not part of it: " + *name);
+  if (name->find("spin_kernel") != name->npos) is_spinning = true;
   eager.add(kind, name);
   return cudaSuccess;
 }
@@ -768,6 +772,7 @@ cudaError_t cudaStreamQuery(cudaStream_t handle) {
 cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
   LOCKED;
   waits["cudaStreamSynchronize"]++;
+  is_spinning = false;
   if (stream_of(handle)->capturing)
     return break_capture("cudaStreamSynchronize of a captured stream");
   REFUSE_IN_CAPTURE("cudaStreamSynchronize");
@@ -812,12 +817,13 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
     return fail(cudaErrorCapturedEvent);
   }
   REFUSE_IN_CAPTURE("cudaEventQuery");
-  return cudaSuccess;
+  return is_spinning ? cudaErrorNotReady : cudaSuccess;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   LOCKED;
   waits["cudaEventSynchronize"]++;
+  is_spinning = false;
   if (is_captured(event)) {
     break_capture("cudaEventSynchronize of a captured event");
     return fail(cudaErrorCapturedEvent);
