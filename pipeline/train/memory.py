@@ -154,9 +154,22 @@ def _why(work: Work) -> str:
     key = "data.batch_size" if work.trains else "data.eval_batch_size"
     of = getattr(work.config.data, key.removeprefix("data."))
     line = _measure(work)
-    fits = line.fitting(_free(work.device), work.images) if line else 0
+    with _spare(work):
+        fits = line.fitting(_free(work.device), work.images) if line else 0
     need = f", and {line.at(work.images) / GIB:.1f} GiB are needed" if line else ""
     return f"{key}={of} is too large: {_room(work.device)}{need}; {work.remedy(fits)}"
+
+
+@contextlib.contextmanager
+def _spare(work: Work) -> Iterator[None]:
+    """Within this context memory is taken as by the batch that a graph or a loader keeps beside the
+    one at work; it is whole, however many parts it is taken in."""
+    images = work.images * (work.config.train.grad_accumulation if work.trains else 1)
+    batch = None
+    with contextlib.suppress(torch.cuda.OutOfMemoryError):
+        batch = work.batch(images)
+    yield
+    del batch
 
 
 def _measure(work: Work) -> Line | None:
@@ -195,12 +208,12 @@ def _give_back(work: Work) -> None:
 
 
 def _peak(work: Work, images: int) -> int:
-    """The bytes that so many images take beside what lies there already, gaps included."""
+    """The bytes that so many images take beside what lies there already."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(work.device)
-    before = torch.cuda.memory_reserved(work.device)
+    before = torch.cuda.memory_allocated(work.device)
     work.try_(work.batch(images))
-    return torch.cuda.max_memory_reserved(work.device) - before
+    return torch.cuda.max_memory_allocated(work.device) - before
 
 
 def _free(device: torch.device) -> int:

@@ -67,7 +67,10 @@ def test_indicators_are_means_of_steps(train_without_statistics):
     last = [record["indicators"] for record in (whole[-1], parts[-1])]
     assert last[0]["steps"] == last[1]["steps"]
     found, expected = (flatten(indicators, "") for indicators in last)
-    assert found == pytest.approx(expected, rel=1e-9)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():  # of activations, each part has samples of its own
+        rel = 0.1 if "activation" in name or "positive" in name else 1e-9
+        assert found[name] == pytest.approx(value, rel=rel), name
 
 
 @pytest.mark.parametrize("triton", [False, True])
