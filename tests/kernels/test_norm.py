@@ -272,7 +272,7 @@ def train(images, steps):
     return torch.stack(losses)
 
 
-@pytest.mark.parametrize("steps", [10, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [5, pytest.param(30, marks=pytest.mark.slow)])
 def test_triton_network_drifts_no_more_than_by_rounding(steps, monkeypatch):
     """One turned sign separates two runs for good, so the yardstick is how fast the reference
     leaves itself when its images change by 1e-7. The interpreter adds the rows of a tile one after

@@ -87,6 +87,7 @@ def test_indicators_are_those_of_all_processes(lab):
             assert b["indicators"]["activations"][name] == pytest.approx(figures, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_changes_nothing_in_parts(lab):
     """Of a batch of 8, two processes take two parts of 2 images each."""
     one, two = (run(lab, f"parts{size}", size, "train.grad_accumulation=2") for size in (1, 2))
