@@ -336,6 +336,17 @@ class LogConfig(Section):
     project: Text = Field(
         "reste", description="the wandb project", json_schema_extra=also("wandb_project")
     )
+    group: OptionalText = Field(None, description="wandb shows runs of one group together")
+    tags: OptionalText = Field(None, description="tags of the run in wandb, with commas between")
+    notes: OptionalText = Field(None, description="words about the run in wandb")
+    artifacts: Literal["none", "best"] = Field(
+        "none", description="best: wandb gets the best checkpoint at the end"
+    )
+    tensorboard: Boolean = Field(
+        False,
+        description="write event files for TensorBoard too, to the run's folder tensorboard/; it "
+        "must be installed: pip install tensorboard",
+    )
 
 
 class IndicatorsConfig(Section):

@@ -125,6 +125,13 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
     try:
         trainer.fit()
         exit_code = 0
+    except Diverged as error:
+        recorder.alert(str(error))
+        exit_code = 3
+        raise
+    except Interrupted as error:
+        exit_code = 128 + error.signal
+        raise
     finally:
         recorder.close(exit_code)
     return Outcome(config, trainer.state.best, trainer.state.last)

@@ -1,0 +1,230 @@
+"""wandb and TensorBoard: the numbers that they get, and that no failure of theirs ends a run."""
+
+import json
+import logging
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.run import console
+from pipeline.run.config import load_config
+from pipeline.run.recorder import Recorder
+from pipeline.run.trackers import open_trackers
+from tests import ROOT
+
+STEP = {"kind": "step", "step": 5, "epoch": 0, "loss": 0.5}
+EPOCH = {"kind": "epoch", "epoch": 1, "val_top1": 50.0, "indicators": {"a": {"b": 1}}}
+
+
+@pytest.fixture
+def warnings(monkeypatch, caplog):
+    """The warnings so far."""
+    monkeypatch.setattr(console.logger, "propagate", True)
+    caplog.set_level(logging.WARNING, console.logger.name)
+    return lambda: caplog.messages
+
+
+@pytest.fixture
+def record(tmp_path):
+    """A function that opens the trackers of config overrides, gives them records, each with its
+    step, ends them, and returns the run's folder."""
+
+    def do(overrides, *records, exit_code=0):
+        words = [f"run.dir={tmp_path}", "data.batch_size=10", *overrides]
+        config = load_config(ROOT / "configs/quickstart.yaml", words)
+        config.run_folder.mkdir(exist_ok=True)
+        recorder = Recorder()
+        recorder.open(config)
+        for each, step in records:
+            recorder.write(each, step)
+        recorder.close(exit_code)
+        recorder.lines.file.file.close()
+        return config.run_folder
+
+    return do
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A stand-in for the package; ``fails`` names what raises, and in which mode."""
+
+    class Package:
+        fails: tuple = ()
+        calls: list = []
+
+        def init(self, **options):
+            self._do("init", **options)
+            return SimpleNamespace(
+                id=options["id"],
+                define_metric=lambda name, **options: None,
+                log=lambda numbers: self._do("log", numbers=numbers),
+                alert=lambda title, text: self._do("alert", title=title, text=text),
+                log_artifact=lambda artifact: self._do("log_artifact", files=artifact.files),
+                finish=lambda exit_code: self._do("finish", exit_code=exit_code),
+            )
+
+        def Artifact(self, name, type):
+            files: list = []
+            return SimpleNamespace(files=files, add_file=files.append)
+
+        def _do(self, name, /, **what):
+            self.calls.append((name, what))
+            if name in self.fails or f"{name} {what.get('mode')}" in self.fails:
+                raise RuntimeError(f"no {name} today\nsecond line")
+
+        def named(self, name):
+            return [what for each, what in self.calls if each == name]
+
+    package = Package()
+    package.calls = []
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    return package
+
+
+def test_wandb_gets_the_numbers_and_one_identity(wandb, record):
+    for _ in range(2):
+        record(["log.wandb=offline"], (EPOCH, 7))
+    first, second = wandb.named("init")
+    assert first["mode"] == "offline" and first["resume"] == "allow"
+    assert first["id"] == second["id"]  # a resumed run goes on in the same curve
+    numbers = {"epoch/epoch": 1, "epoch/val_top1": 50.0, "epoch/indicators/a/b": 1}
+    axes = {"step": 7, "epoch": 1, "images_seen": 70}
+    assert wandb.named("log")[0] == {"numbers": {**numbers, **axes}}
+    assert wandb.named("finish")[0] == {"exit_code": 0}
+
+
+def test_wandb_is_told_what_the_config_says_of_the_run(wandb, record):
+    words = ["log.group=study", "log.tags=a, b c,", "log.notes=7 up", "log.project=p", "seed=3"]
+    record(["log.wandb=online", *words])
+    (init,) = wandb.named("init")
+    expected = {"group": "study", "tags": ["a", "b c"], "notes": "7 up", "project": "p"}
+    assert {key: init[key] for key in expected} == expected
+    assert init["config"]["seed"] == 3 and init["config"]["versions"].startswith("Python")
+
+
+@pytest.mark.parametrize(("exit_code", "sent"), [(0, True), (130, False)])
+def test_wandb_gets_the_best_checkpoint_of_a_whole_run(wandb, record, tmp_path, exit_code, sent):
+    best = tmp_path / "quickstart/checkpoints/best.pt"
+    best.parent.mkdir(parents=True)
+    best.write_bytes(b"weights")
+    record(["log.wandb=online", "log.artifacts=best"], exit_code=exit_code)
+    assert wandb.named("log_artifact") == ([{"files": [str(best)]}] if sent else [])
+    assert wandb.named("finish") == [{"exit_code": exit_code}]
+
+
+def test_wandb_without_a_server_records_offline(wandb, record, warnings):
+    wandb.fails = ("init online",)
+    folder = record(["log.wandb=online"], (STEP, 5))
+    (warning,) = warnings()
+    assert warning.startswith("wandb records offline (no init today)")
+    assert warning.endswith(f"wandb sync {folder}/wandb/offline-run-*")
+    assert [each["mode"] for each in wandb.named("init")] == ["online", "offline"]
+    assert len(wandb.named("log")) == 1
+
+
+@pytest.mark.parametrize("fails", ["init", "log", "finish"])
+def test_a_wandb_failure_is_one_warning(wandb, record, fails, warnings):
+    wandb.fails = (fails,)
+    record(["log.wandb=offline"], *((STEP, step) for step in range(3)), exit_code=1)
+    assert warnings() == [f"wandb is off for this run: no {fails} today"]
+    assert len(wandb.named(fails)) == 1
+
+
+def test_a_divergence_is_an_alert(wandb, tmp_path):
+    words = [f"run.dir={tmp_path}", "log.wandb=online"]
+    (tmp_path / "quickstart").mkdir()
+    (tracker,) = open_trackers(load_config(ROOT / "configs/quickstart.yaml", words))
+    tracker.alert("the loss is nan in step 3")
+    assert wandb.named("alert") == [
+        {"title": "quickstart ended", "text": "the loss is nan in step 3"}
+    ]
+
+
+def test_planted_links_are_not_followed(wandb, record, tmp_path):
+    folder = tmp_path / "quickstart"
+    folder.mkdir()
+    for name in ("wandb_id", ".wandb_id.tmp"):
+        (folder / name).symlink_to(tmp_path / "nothing")
+    record(["log.wandb=offline"])
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "override", "name"),
+    [
+        ("wandb", "log.wandb=offline", "wandb"),
+        ("torch.utils.tensorboard", "log.tensorboard=true", "TensorBoard"),
+    ],
+)
+def test_a_tracker_that_is_not_installed_is_one_warning(
+    record, monkeypatch, warnings, module, override, name
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    folder = record([override], (STEP, 5), (STEP, 6))
+    assert len(warnings()) == 1 and f"{name} is off" in warnings()[0]
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_what_is_not_asked_for_is_not_even_imported(record, monkeypatch, warnings):
+    for module in ("wandb", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, module, None)
+    folder = record([], (STEP, 5))
+    assert warnings() == [] and [each.name for each in folder.iterdir()] == ["metrics.jsonl"]
+
+
+def history(path):
+    """The records of a .wandb file: 7 bytes of header, then a LevelDB log in blocks of 32 KiB."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, parts = path.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        parts += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record, parts = Record.FromString(parts), b""
+            yield record
+
+
+@pytest.mark.slow
+def test_wandbs_file_keeps_what_a_resumed_run_repeats(record, monkeypatch):
+    """A real file of wandb's: nested figures, axes of ours, and steps that fall."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    steps = [({**STEP, "step": step}, step) for step in (5, 6, 3, 4)]
+    last = {"kind": "epoch", "epoch": 0, "indicators": {"total": {"error": 2.5}}}
+    folder = record(["log.wandb=offline", "log.tags=a,b"], *steps, (last, 6))
+    records = list(history(next(folder.glob("wandb/offline-run-*/*.wandb"))))
+    found = [
+        {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in r.history.item}
+        for r in records
+        if r.WhichOneof("record_type") == "history"
+    ]
+    assert [each["step"] for each in found] == [5, 6, 3, 4, 6]
+    assert [each["images_seen"] for each in found] == [50, 60, 30, 40, 60]
+    assert all(each["step/loss"] == 0.5 for each in found[:4])
+    assert found[4]["epoch/indicators/total/error"] == 2.5 and found[4]["epoch"] == 0
+    axes = {r.metric.glob_name or r.metric.name: r.metric.step_metric for r in records
+            if r.WhichOneof("record_type") == "metric"}  # fmt: skip
+    assert axes["step/*"] == "step" and axes["epoch/*"] == "epoch"
+    assert ["a", "b"] in [list(r.run.tags) for r in records]
+
+
+def test_tensorboards_files_hold_the_numbers(record):
+    """What a resumed run repeats takes the place of what was there."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    steps = [({**STEP, "loss": float(step)}, step) for step in (5, 6)]
+    record(["log.tensorboard=true"], *steps)
+    folder = record(["log.tensorboard=true"], ({**STEP, "loss": -6.0}, 6), (EPOCH, 7))
+    found = EventAccumulator(str(folder / "tensorboard"))
+    found.Reload()
+    values = [(each.step, each.value) for each in found.Scalars("step/loss")]
+    assert values == [(5, 5.0), (6, -6.0)]
+    assert [each.value for each in found.Scalars("epoch/indicators/a/b")] == [1.0]
