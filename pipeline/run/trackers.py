@@ -122,6 +122,7 @@ class Wandb:
                 _reason(error),
                 config.run_folder / "wandb" / "offline-run-*",
             )
+            wandb.teardown()  # or its service would say that the run is begun
             self.run = self._begin("offline")
         for metric, options in AXES.items():
             self.run.define_metric(metric, **options)

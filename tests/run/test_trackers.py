@@ -64,6 +64,9 @@ def wandb(monkeypatch):
                 finish=lambda exit_code: self._do("finish", exit_code=exit_code),
             )
 
+        def teardown(self):
+            self._do("teardown")
+
         def Artifact(self, name, type):
             files: list = []
             return SimpleNamespace(files=files, add_file=files.append)
