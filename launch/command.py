@@ -45,12 +45,12 @@ def _run(main: Main) -> NoReturn:
         main(sys.argv[1:])
     except (UserError, Diverged) as error:
         _report(error)
-        sys.exit(2 if isinstance(error, UserError) else 3)
+        sys.exit(2 if isinstance(error, UserError) else error.exit_code)
     except Interrupted as stop:
         _explain(stop)
         if _place()[0] == 0 or not stop.together:
             _say(str(stop))
-        sys.exit(128 + stop.signal)
+        sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         _say("interrupted")
         sys.exit(130)

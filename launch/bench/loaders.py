@@ -4,6 +4,7 @@ They run one after the other, because both read ahead.
 """
 
 import itertools
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from launch.bench.results import Row, row
 from launch.bench.timing import take_turns
 from pipeline.data.loader import Loader
 from pipeline.data.open import open_folder
-from pipeline.data.tree import scan
+from pipeline.data.tree import ImageFolder, scan
 from pipeline.run.config import Config
 from pipeline.run.errors import UserError
 
@@ -33,15 +34,21 @@ def throughput(config: Config, device: torch.device, rounds: int, suffix: str = 
 
     Raises UserError where ``data.path`` is not set or holds no images.
     """
-    if config.data.path is None:
-        raise UserError("data.path is not set: give a tree with train/ of class folders (DATA=)")
-    folder = scan(Path(config.data.path), "train", config.data.exclude)
+    folder = _training_images(config.data.path, config.data.exclude)
     batch, workers = config.data.batch_size, config.data.workers
     case = f"{folder.root.name}/{batch}x3x{config.data.size}x{config.data.size}/workers{workers}"
     opened = open_folder(folder, config, device, train=True)
     rate = WINDOW * (opened.images // len(opened)) / _windows(opened, rounds, device)
     provider = "torchvision" if config.data.loader == "torchvision" else "ours"
     return row(case + suffix, provider, "loader", "throughput", "images/s", rate)
+
+
+@cache
+def _training_images(path: str | None, exclude: str | None) -> ImageFolder:
+    """The training images of the tree at ``path``, whose files are listed once for all settings."""
+    if path is None:
+        raise UserError("data.path is not set: give a tree with train/ of class folders (DATA=)")
+    return scan(Path(path), "train", exclude)
 
 
 def _windows(loader: Loader, rounds: int, device: torch.device) -> Tensor:

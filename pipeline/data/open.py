@@ -67,11 +67,11 @@ def open_tree(config: Config, device: torch.device, splits: Sequence[str]) -> li
 
 def open_synthetic(config: Config, device: torch.device, splits: Sequence[str]) -> list[Loader]:
     """The loaders of the drawn data set; it is drawn first where ``data.path`` is not set."""
-    path = config.data.path
-    root = synthetic.default_root() if path is None else Path(path)
-    if path is None:
-        exclude.read(config.data.exclude, "train", root)  # a wrong list is told before it draws
-        synthetic.draw(root)
+    if config.data.path is not None:
+        return _open_folders(Path(config.data.path), config, device, splits)
+    root = synthetic.default_root()
+    exclude.read(config.data.exclude, "train", root)  # a wrong list is told before it draws
+    synthetic.draw(root)
     return _open_folders(root, config, device, splits)
 
 

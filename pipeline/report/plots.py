@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from pipeline.report import heatmaps
 from pipeline.report.runs import Record, Run, read_run
 from pipeline.run.console import logger
+from pipeline.run.errors import first_line
 from pipeline.run.files import write_atomically
 
 FEW_EPOCHS = 30  # up to here every epoch gets a dot
@@ -49,7 +50,7 @@ def draw_run(folder: Path) -> Path | None:
     except ImportError:
         logger.warning("no picture of the training: matplotlib is not installed")
     except Exception as error:  # matplotlib raises what it likes
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         logger.warning("no picture of the training: %s", reason)
     else:
         return path

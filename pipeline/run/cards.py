@@ -10,7 +10,7 @@ import torch
 
 from kernels._triton import launcher_fault
 from pipeline.run.console import logger
-from pipeline.run.errors import UserError
+from pipeline.run.errors import UserError, first_line
 
 OLDEST = (7, 5)  # the compute capability from which torch and Triton have kernels
 FILLED = 0.1  # the share of a GPU's memory that others may hold without a word
@@ -114,13 +114,19 @@ def note(device: torch.device, choice: str) -> None:
     gpus, shown = torch.cuda.device_count(), os.environ.get(VISIBLE, "")
     if len([name for name in shown.split(",") if name.strip() not in ("", "-1")]) > gpus:
         logger.warning("%s=%s names a GPU that is not there; %d are seen", VISIBLE, shown, gpus)
-    free, total = torch.cuda.mem_get_info(device)
-    held = total - free - torch.cuda.memory_reserved(device)
-    if held > FILLED * total:
+    if held := held_by_others(device):
+        total = torch.cuda.mem_get_info(device)[1]
         logger.warning(
             "GPU %d: other processes hold %.1f of its %.1f GiB; nvidia-smi lists them",
             *(device.index, held / 2**30, total / 2**30),
         )
+
+
+def held_by_others(device: torch.device) -> int:
+    """The bytes of the GPU ``device`` that other processes hold, or 0 where that is little."""
+    free, total = torch.cuda.mem_get_info(device)
+    held = total - free - torch.cuda.memory_reserved(device)
+    return held if held > FILLED * total else 0
 
 
 def _dotted(capability: tuple[int, int]) -> str:
@@ -146,8 +152,3 @@ def _check_launcher() -> None:
         what = f"Triton cannot build what launches its kernels ({first_line(fault)})"
         remedy = "see what the compiler says above"
     raise UserError(f"{what}; {ON_THE_CPU}, or {remedy}")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of the words of ``error``, or its name where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -29,11 +29,13 @@ class UserError(ValueError):
 
 
 class Diverged(RuntimeError):
-    """The training produced a value that is not finite. The message says where; exit code 3."""
+    """The training produced a value that is not finite. The message says where."""
+
+    exit_code = 3
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to stop, and it did; the exit code is 128 + ``signal``.
+    """A signal asked the run to stop, and it did; ``exit_code`` is 128 + ``signal``.
 
     ``together`` says that all processes of the run stopped so, after saving. It is no Exception,
     because it may be raised anywhere and no handler of mistakes should catch it.
@@ -42,3 +44,9 @@ class Interrupted(BaseException):
     def __init__(self, signal: int, message: str, *, together: bool = True) -> None:
         super().__init__(message)
         self.signal, self.together = signal, together
+        self.exit_code = 128 + signal
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the words of ``error``, or its name where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from pipeline.run.config import Config, to_dict
 from pipeline.run.console import logger
+from pipeline.run.errors import first_line
 from pipeline.run.files import open_file, write_atomically
 from pipeline.run.versions import versions
 
@@ -95,11 +96,7 @@ class Guarded:
             yield
         except Exception as error:
             self.tracker = None
-            logger.warning("%s is off for this run: %s", self.name, _reason(error))
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+            logger.warning("%s is off for this run: %s", self.name, first_line(error))
 
 
 class Wandb:
@@ -119,7 +116,7 @@ class Wandb:
                 raise
             logger.warning(
                 "wandb records offline (%s); send it afterwards: wandb sync %s",
-                _reason(error),
+                first_line(error),
                 config.run_folder / "wandb" / "offline-run-*",
             )
             wandb.teardown()  # or its service would say that the run is begun

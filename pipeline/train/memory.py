@@ -16,9 +16,9 @@ from torch import nn
 
 from models.layers import NormBinarize
 from pipeline.data.loader import Batch, image_dtype
-from pipeline.data.open import DATASETS
+from pipeline.data.open import DATASETS, expected_images
 from pipeline.run import processes
-from pipeline.run.cards import FILLED, ON_THE_CPU
+from pipeline.run.cards import ON_THE_CPU, held_by_others
 from pipeline.run.config import Config
 from pipeline.run.errors import UserError
 from pipeline.train.gradients import add_gradients
@@ -81,7 +81,7 @@ class Work:
     def batch(self, images: int) -> Batch:
         """A batch of so many black images."""
         is_resident = DATASETS[self.config.data.dataset].is_resident
-        side = 32 if is_resident else self.config.data.size
+        side, _ = expected_images(self.config)
         dtype = image_dtype(self.config.train.precision, self.device, resident=is_resident)
         black = torch.zeros(images, 3, side, side, dtype=dtype, device=self.device)
         labels = torch.zeros(images, dtype=torch.int64, device=self.device)
@@ -224,8 +224,7 @@ def _free(device: torch.device) -> int:
 
 def _room(device: torch.device) -> str:
     """How much memory is free, and how much of it others hold where that is much."""
-    free, total = torch.cuda.mem_get_info(device)
-    held = total - free - torch.cuda.memory_reserved(device)
+    total, held = torch.cuda.mem_get_info(device)[1], held_by_others(device)
     others = f" (other processes, which nvidia-smi lists, hold {held / GIB:.1f})"
     said = f"GPU {device.index} has {_free(device) / GIB:.1f} of {total / GIB:.1f} GiB free"
-    return said + (others if held > FILLED * total else "")
+    return said + (others if held else "")

@@ -127,10 +127,10 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
         exit_code = 0
     except Diverged as error:
         recorder.alert(str(error))
-        exit_code = 3
+        exit_code = error.exit_code
         raise
     except Interrupted as error:
-        exit_code = 128 + error.signal
+        exit_code = error.exit_code
         raise
     finally:
         recorder.close(exit_code)

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import os
 from types import SimpleNamespace
 
@@ -11,14 +10,6 @@ import pytest
 from pipeline.run import console
 from pipeline.run.errors import UserError
 from pipeline.run.recorder import JsonLines, Recorder
-
-
-@pytest.fixture
-def warnings(monkeypatch, caplog):
-    """The warnings so far."""
-    monkeypatch.setattr(console.logger, "propagate", True)
-    caplog.set_level(logging.WARNING, console.logger.name)
-    return lambda: caplog.messages
 
 
 def test_json_lines_go_on_where_the_checkpoint_was(tmp_path):

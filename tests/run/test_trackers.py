@@ -1,13 +1,11 @@
 """wandb and TensorBoard: the numbers that they get, and that no failure of theirs ends a run."""
 
 import json
-import logging
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-from pipeline.run import console
 from pipeline.run.config import load_config
 from pipeline.run.recorder import Recorder
 from pipeline.run.trackers import open_trackers
@@ -15,14 +13,6 @@ from tests import ROOT
 
 STEP = {"kind": "step", "step": 5, "epoch": 0, "loss": 0.5}
 EPOCH = {"kind": "epoch", "epoch": 1, "val_top1": 50.0, "indicators": {"a": {"b": 1}}}
-
-
-@pytest.fixture
-def warnings(monkeypatch, caplog):
-    """The warnings so far."""
-    monkeypatch.setattr(console.logger, "propagate", True)
-    caplog.set_level(logging.WARNING, console.logger.name)
-    return lambda: caplog.messages
 
 
 @pytest.fixture

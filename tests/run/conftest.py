@@ -1,0 +1,15 @@
+"""What several tests of runs take."""
+
+import logging
+
+import pytest
+
+from pipeline.run import console
+
+
+@pytest.fixture
+def warnings(monkeypatch, caplog):
+    """The warnings so far."""
+    monkeypatch.setattr(console.logger, "propagate", True)
+    caplog.set_level(logging.WARNING, console.logger.name)
+    return lambda: caplog.messages
