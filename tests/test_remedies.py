@@ -80,7 +80,7 @@ PASSES = "passes the words of another error on"
 NOT_FOLLOWED = {
     "launch/bench/collectives.py:measure": OTHERS,
     "launch/bench/kernels.py:benchmark": "takes minutes: make bench-kernels DEVICE=cpu",
-    "launch/bench/loaders.py:throughput": FILES,
+    "launch/bench/loaders.py:_training_images": FILES,
     "launch/bench/starts.py:_start": "the run that failed says what is wrong",
     "pipeline/data/cifar_files.py:_load_official": "data.download=true needs the network",
     "pipeline/data/cifar_files.py:load_cifar10": FILES,
