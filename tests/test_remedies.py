@@ -87,6 +87,7 @@ NOT_FOLLOWED = {
     "pipeline/data/open.py:build_loaders": OTHERS,
     "pipeline/data/plan.py:check_batch_size": "a training makes the batch smaller before",
     "pipeline/run/cards.py:current": DEVICE,
+    "pipeline/run/cards.py:check_number": DEVICE,
     "pipeline/run/cards.py:take": DEVICE,
     "pipeline/run/checkpoint.py:content_of": "no network is that large",
     "pipeline/run/files.py:write_atomically": ROOM,

@@ -81,7 +81,7 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
     config, problems = request.config, Problems()
     device = torch.device("cpu")  # where there is no other, the rest is checked
     with problems.noted():
-        device = get_device(config)
+        device = get_device(config, only_check=only_check > 0)
     start_console()
     cards.note(device, config.train.device)
     logger.info("%s: reading %s", config.run_folder, config.data.path or config.data.dataset)
