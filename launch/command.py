@@ -45,7 +45,7 @@ def _run(main: Main) -> NoReturn:
         main(sys.argv[1:])
     except (UserError, Diverged) as error:
         _report(error)
-        sys.exit(2 if isinstance(error, UserError) else error.exit_code)
+        sys.exit(error.exit_code)
     except Interrupted as stop:
         _explain(stop)
         if _place()[0] == 0 or not stop.together:

@@ -26,7 +26,7 @@ OPTIONAL = {
     "nvidia": {"pipeline/data/loader_dali.py"},
     "safetensors": {"pipeline/run/archive.py"},
     "triton": {"kernels/_triton.py"},
-    "wandb": {"pipeline/run/trackers.py"},
+    "wandb": {"pipeline/run/wandb_run.py"},
 }
 FILES = sorted(
     path

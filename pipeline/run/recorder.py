@@ -12,9 +12,11 @@ except ImportError:  # Windows
 from pipeline.run.config import Config
 from pipeline.run.console import check_file, logger
 from pipeline.run.errors import UserError
-from pipeline.run.files import free_name
+from pipeline.run.files import free_name, write_atomically
 from pipeline.run.lines import LineFile
-from pipeline.run.trackers import Tracker, flatten, open_trackers
+from pipeline.run.origin import FILE as ORIGIN
+from pipeline.run.origin import origin_of
+from pipeline.run.trackers import Tracker, open_trackers, points
 
 
 class Recorder:
@@ -26,13 +28,16 @@ class Recorder:
         self.batch_size = 0
 
     def open(self, config: Config, size: int = 0, seen: int | None = None) -> None:
-        """Begin or go on: metrics.jsonl in the run's folder, cut to ``size`` bytes, and trackers.
+        """Begin or go on: metrics.jsonl in the run's folder, cut to ``size`` bytes, origin.json,
+        and trackers.
 
-        ``seen``: how long the file was when the run was looked at.
+        ``seen``: how long the first one was when the run was looked at.
         """
         folder = config.run_folder
         self.lines = JsonLines(folder / "metrics.jsonl", size, seen)
-        self.trackers = open_trackers(config)
+        origin = origin_of(config)
+        write_atomically(folder / ORIGIN, json.dumps(origin, indent=2).encode())
+        self.trackers = open_trackers(config, origin)
         self.batch_size = config.data.batch_size
 
     def write(self, record: dict[str, Any], step: int) -> None:
@@ -41,11 +46,8 @@ class Recorder:
         Raises UserError where metrics.jsonl or log.txt cannot be written; the lines are tried again
         with the next record.
         """
-        axes = {"step": step, "images_seen": step * self.batch_size}
-        if "epoch" in record:
-            axes["epoch"] = record["epoch"]
         for tracker in self.trackers:
-            tracker.write(flatten(record, record["kind"]), axes)
+            tracker.write(*points(record, step, self.batch_size))
         if self.lines:
             try:
                 self.lines.write(record)

@@ -5,29 +5,15 @@ more.
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.run.config import Config, to_dict
+from pipeline.run.config import Config
 from pipeline.run.console import logger
 from pipeline.run.errors import first_line
-from pipeline.run.files import open_file, write_atomically
-from pipeline.run.versions import versions
-
-# What wandb plots over what, and which value stands for the whole run.
-AXES: dict[str, dict[str, str]] = {
-    "step": {},
-    "epoch": {},
-    "images_seen": {},
-    "step/*": {"step_metric": "step"},
-    "epoch/*": {"step_metric": "epoch"},
-    "epoch/val_top1": {"step_metric": "epoch", "summary": "max"},
-    "epoch/val_loss": {"step_metric": "epoch", "summary": "min"},
-}
-PATIENCE = 30  # seconds for wandb's server to answer
+from pipeline.run.wandb_run import record_live
 
 
 class Tracker(Protocol):
@@ -44,11 +30,11 @@ class Tracker(Protocol):
         """End the run, whose command exits with ``exit_code``."""
 
 
-def open_trackers(config: Config) -> list[Tracker]:
-    """The trackers that ``config`` asks for."""
+def open_trackers(config: Config, origin: Mapping[str, Any]) -> list[Tracker]:
+    """The trackers that ``config`` asks for, of a run that has this ``origin``."""
     found: list[Tracker] = []
     if config.log.wandb != "disabled":
-        found.append(Guarded("wandb", lambda: Wandb(config)))
+        found.append(Guarded("wandb", lambda: record_live(config, origin)))
     if config.log.tensorboard:
         found.append(Guarded("TensorBoard", lambda: TensorBoard(config.run_folder)))
     return found
@@ -64,6 +50,17 @@ def flatten(record: Mapping[str, Any], name: str) -> dict[str, float]:
         elif isinstance(value, int | float):
             numbers[f"{name}/{key}"] = value
     return numbers
+
+
+def points(
+    record: Mapping[str, Any], step: int, batch_size: int
+) -> tuple[dict[str, float], dict[str, int]]:
+    """What trackers are given of ``record``, which was made after ``step`` steps of ``batch_size``
+    images: the numbers and the axes of ``Tracker.write``."""
+    axes = {"step": step, "images_seen": step * batch_size}
+    if "epoch" in record:
+        axes["epoch"] = record["epoch"]
+    return flatten(record, record["kind"]), axes
 
 
 class Guarded:
@@ -97,72 +94,6 @@ class Guarded:
         except Exception as error:
             self.tracker = None
             logger.warning("%s is off for this run: %s", self.name, first_line(error))
-
-
-class Wandb:
-    """Weights & Biases. A run keeps its identity, in the file ``wandb_id``, when it goes on.
-
-    Without a server or a key that it takes, an online run is recorded offline.
-    """
-
-    def __init__(self, config: Config) -> None:
-        import wandb
-
-        self.package, self.config = wandb, config
-        try:
-            self.run = self._begin(config.log.wandb)
-        except Exception as error:
-            if config.log.wandb != "online":
-                raise
-            logger.warning(
-                "wandb records offline (%s); send it afterwards: wandb sync %s",
-                first_line(error),
-                config.run_folder / "wandb" / "offline-run-*",
-            )
-            wandb.teardown()  # or its service would say that the run is begun
-            self.run = self._begin("offline")
-        for metric, options in AXES.items():
-            self.run.define_metric(metric, **options)
-
-    def _begin(self, mode: str) -> Any:
-        log, folder = self.config.log, self.config.run_folder
-        return self.package.init(
-            project=log.project,
-            name=folder.name,
-            dir=folder,
-            config={**to_dict(self.config), "versions": versions()},
-            id=_identity(folder),
-            group=log.group,
-            job_type="train",
-            notes=log.notes,
-            tags=[tag.strip() for tag in (log.tags or "").split(",") if tag.strip()],
-            resume="allow",
-            mode=mode,  # type: ignore[arg-type]
-            settings={"init_timeout": PATIENCE},
-        )
-
-    def write(self, numbers: Mapping[str, float], axes: Mapping[str, int]) -> None:
-        # wandb's own step would drop what a resumed run repeats: it must never fall.
-        self.run.log({**numbers, **axes})
-
-    def alert(self, text: str) -> None:
-        self.run.alert(title=f"{self.config.run_folder.name} ended", text=text)
-
-    def finish(self, exit_code: int) -> None:
-        best = self.config.run_folder / "checkpoints" / "best.pt"
-        if self.config.log.artifacts == "best" and exit_code == 0 and best.exists():
-            artifact = self.package.Artifact(f"{self.run.id}-best", type="model")
-            artifact.add_file(str(best))
-            self.run.log_artifact(artifact)
-        self.run.finish(exit_code=exit_code)
-
-
-def _identity(folder: Path) -> str:
-    file = folder / "wandb_id"
-    if not file.exists():
-        write_atomically(file, os.urandom(6).hex().encode())
-    with open_file(file) as found:
-        return found.read(64).decode()
 
 
 class TensorBoard:

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,23 +118,29 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
     recorder = Recorder()
     trainer = Trainer(config, model, loaders, device, store, stop, recorder)
     open_folder(config, recorder, start, seen)
-    if start:
-        _go_on(trainer, start, order)
-    describe(trainer, device)
+    with _recorded(recorder), shortage_explained():
+        if start:
+            _go_on(trainer, start, order)
+        describe(trainer, device)
+        trainer.fit()
+    return Outcome(config, trainer.state.best, trainer.state.last)
+
+
+@contextlib.contextmanager
+def _recorded(recorder: Recorder) -> Iterator[None]:
+    """Within this context a training is under way; its records end with the exit code that its
+    command has then, and a divergence is told at once."""
     exit_code = 1
     try:
-        trainer.fit()
+        yield
         exit_code = 0
-    except Diverged as error:
-        recorder.alert(str(error))
+    except (UserError, Diverged, Interrupted) as error:
         exit_code = error.exit_code
-        raise
-    except Interrupted as error:
-        exit_code = error.exit_code
+        if isinstance(error, Diverged):
+            recorder.alert(str(error))
         raise
     finally:
         recorder.close(exit_code)
-    return Outcome(config, trainer.state.best, trainer.state.last)
 
 
 def _finished(config: Config, start: Start) -> Outcome:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.run.commands import command_line
 from pipeline.run.config import load_config
 from pipeline.run.recorder import Recorder
 from pipeline.run.trackers import open_trackers
@@ -94,6 +95,7 @@ def test_wandb_is_told_what_the_config_says_of_the_run(wandb, record):
     expected = {"group": "study", "tags": ["a", "b c"], "notes": "7 up", "project": "p"}
     assert {key: init[key] for key in expected} == expected
     assert init["config"]["seed"] == 3 and init["config"]["versions"].startswith("Python")
+    assert {"host", "cpu", "gpu", "gpus", "commit"} <= init["config"].keys()
 
 
 @pytest.mark.parametrize(("exit_code", "sent"), [(0, True), (130, False)])
@@ -111,7 +113,7 @@ def test_wandb_without_a_server_records_offline(wandb, record, warnings):
     folder = record(["log.wandb=online"], (STEP, 5))
     (warning,) = warnings()
     assert warning.startswith("wandb records offline (no init today)")
-    assert warning.endswith(f"wandb sync {folder}/wandb/offline-run-*")
+    assert warning.endswith(command_line("sync", str(folder)))
     assert [each["mode"] for each in wandb.named("init")] == ["online", "offline"]
     assert len(wandb.named("log")) == 1
 
@@ -127,7 +129,7 @@ def test_a_wandb_failure_is_one_warning(wandb, record, fails, warnings):
 def test_a_divergence_is_an_alert(wandb, tmp_path):
     words = [f"run.dir={tmp_path}", "log.wandb=online"]
     (tmp_path / "quickstart").mkdir()
-    (tracker,) = open_trackers(load_config(ROOT / "configs/quickstart.yaml", words))
+    (tracker,) = open_trackers(load_config(ROOT / "configs/quickstart.yaml", words), {})
     tracker.alert("the loss is nan in step 3")
     assert wandb.named("alert") == [
         {"title": "quickstart ended", "text": "the loss is nan in step 3"}
@@ -163,7 +165,8 @@ def test_what_is_not_asked_for_is_not_even_imported(record, monkeypatch, warning
     for module in ("wandb", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, module, None)
     folder = record([], (STEP, 5))
-    assert warnings() == [] and [each.name for each in folder.iterdir()] == ["metrics.jsonl"]
+    assert warnings() == []
+    assert {each.name for each in folder.iterdir()} == {"metrics.jsonl", "origin.json"}
 
 
 def history(path):

@@ -1,0 +1,113 @@
+"""A run in Weights & Biases: what it is called there, what is told of it, and how it is plotted."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.run.commands import command_line
+from pipeline.run.config import Config, to_dict
+from pipeline.run.console import logger
+from pipeline.run.errors import first_line
+from pipeline.run.files import open_file, write_atomically
+
+# What wandb plots over what, and which value stands for the whole run.
+AXES: dict[str, dict[str, Any]] = {
+    "step": {},
+    "epoch": {},
+    "images_seen": {},
+    "step/*": {"step_metric": "step"},
+    "epoch/*": {"step_metric": "epoch"},
+    "epoch/val_top1": {"step_metric": "epoch", "summary": "max"},
+    "epoch/val_loss": {"step_metric": "epoch", "summary": "min"},
+}
+PATIENCE = 30  # seconds for wandb's server to answer
+
+
+def record_live(config: Config, origin: Mapping[str, Any]) -> "Wandb":
+    """The run of ``config`` in wandb, which a training is about to go on with.
+
+    Without a server or a key that it takes, an online run is recorded offline. Raises whatever
+    wandb raises.
+    """
+    mode = config.log.wandb
+    try:
+        return Wandb(config, origin, mode, resume="allow")
+    except Exception as error:
+        if mode != "online":
+            raise
+        logger.warning(
+            "wandb records offline (%s); send it afterwards: %s",
+            first_line(error),
+            command_line("sync", str(config.run_folder)),
+        )
+        _forget()
+        return Wandb(config, origin, "offline", resume="allow")
+
+
+def _forget() -> None:
+    """End wandb's service, which would say of a run that failed to begin that it has begun."""
+    import wandb
+
+    wandb.teardown()
+
+
+class Wandb:
+    """Takes the numbers of the run of ``config``, which has this ``origin``: see ``Tracker``.
+
+    ``mode``: "online" or "offline". ``options`` are more of those that wandb.init takes. A run has
+    the same identity, in the file ``wandb_id`` of its folder, whenever it is recorded.
+    """
+
+    def __init__(
+        self, config: Config, origin: Mapping[str, Any], mode: str, **options: Any
+    ) -> None:
+        import wandb
+
+        log, folder = config.log, config.run_folder
+        settings = {"init_timeout": PATIENCE, **options.pop("settings", {})}
+        self.package, self.config = wandb, config
+        self.run: Any = wandb.init(
+            project=log.project,
+            name=folder.name,
+            dir=folder,
+            config={**to_dict(config), **origin},
+            id=_identity(folder),
+            group=log.group,
+            job_type="train",
+            notes=log.notes,
+            tags=[tag.strip() for tag in (log.tags or "").split(",") if tag.strip()],
+            mode=mode,  # type: ignore[arg-type]
+            settings=settings,
+            **options,
+        )
+        for metric, axis in AXES.items():
+            self.run.define_metric(metric, **axis)
+
+    def write(self, numbers: Mapping[str, float], axes: Mapping[str, int]) -> None:
+        # wandb's own step would drop what a resumed run repeats: it must never fall.
+        self.run.log({**numbers, **axes})
+
+    def alert(self, text: str) -> None:
+        self.run.alert(title=f"{self.config.run_folder.name} ended", text=text)
+
+    def finish(self, exit_code: int) -> None:
+        if self.config.log.artifacts == "best" and exit_code == 0:
+            self.add_best()
+        self.run.finish(exit_code=exit_code)
+
+    def add_best(self) -> None:
+        """Send the best checkpoint, if there is one."""
+        best = self.config.run_folder / "checkpoints" / "best.pt"
+        if best.exists():
+            artifact = self.package.Artifact(f"{self.run.id}-best", type="model")
+            artifact.add_file(str(best))
+            self.run.log_artifact(artifact)
+
+
+def _identity(folder: Path) -> str:
+    file = folder / "wandb_id"
+    if not file.exists():
+        write_atomically(file, os.urandom(6).hex().encode())
+    with open_file(file) as found:
+        return found.read(64).decode()
