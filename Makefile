@@ -1,17 +1,19 @@
 # What a person gives stays as it was typed: make itself would expand each $ in it. Only a line break
-# has no way through a recipe. ARGS and CMD are lists of words, in which a shell takes quotes away; in
-# ARGS, what a shell would run or expand is refused.
+# has no way through a recipe. ARGS, RUNS and CMD are lists of words, in which a shell takes quotes away;
+# in ARGS and RUNS, what a shell would run or expand is refused.
 define break
 
 
 endef
 typed = $(if $(findstring $(break),$(value $(1))),$(error $(1) holds a line break; give it without))$(value $(1))
-given = DATA CONFIG GPUS DEVICE ARGS CMD MINUTES JOBS IMAGE BASE_IMAGE PYTHON BASE_PYTHON
+given = DATA RUNS CONFIG GPUS DEVICE ARGS CMD MINUTES JOBS IMAGE BASE_IMAGE PYTHON BASE_PYTHON
 $(foreach name,$(.VARIABLES),$(if $(filter command environment,$(firstword $(origin $(name)))),\
   $(if $(or $(filter $(name),$(given)),$(filter command,$(firstword $(origin $(name))))),\
   $(eval override $(name) := $$(call typed,$(name))))))
-$(foreach sign,$$ ` ; & | < >,$(if $(findstring $(sign),$(ARGS)),$(error ARGS holds $(sign), which a \
-  shell would take for its own; give that value in a config, or to ./reste train)))
+remedy_ARGS = give that value in a config, or to ./reste train
+remedy_RUNS = give it to ./reste compare
+$(foreach name,ARGS RUNS,$(foreach sign,$$ ` ; & | < >,$(if $(findstring $(sign),$($(name))),\
+  $(error $(name) holds $(sign), which a shell would take for its own; $(remedy_$(name))))))
 
 # PYTHON=... takes that interpreter as it is; without it, .venv is made once and kept up to date.
 VENV := .venv
@@ -56,7 +58,7 @@ mount_data = --mount type=bind,source="$$(CDPATH= cd -- $(call quote,$(DATA)) &&
 
 .PHONY: help setup quickstart test test-all test-versions lock test-gpu soak lint format \
 	imagenet-r18 imagenet-r34 cifar10-r20 cifar10-r20-bireal cifar10-r18 cifar10-vgg-small \
-	bench-kernels bench-train bench-loader scaling docker-build image-check docker-run
+	compare bench-kernels bench-train bench-loader scaling docker-build image-check docker-run
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' Makefile
@@ -114,6 +116,9 @@ cifar10-r18: $(READY)  ## CIFAR-10, ResNet-18
 
 cifar10-vgg-small: $(READY)  ## CIFAR-10, VGG-small
 	$(call train,cifar10_vgg_small)
+
+compare: $(READY)  ## RUNS="runs/a runs/b": settings, results and curves side by side
+	$(RESTE) compare $(RUNS) $(ARGS)
 
 bench-kernels: $(READY)  ## microbenchmarks of the kernels (DEVICE=cpu|cuda)
 	$(call bench,kernels,imagenet_resnet18)

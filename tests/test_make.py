@@ -84,7 +84,29 @@ def test_args_that_a_shell_would_run_are_refused(house, sign):
     assert not (house / "made").exists()
 
 
-@pytest.mark.parametrize("name", ["DATA", "CONFIG", "ARGS", "GPUS", "CMD"])
+def test_runs_are_words_that_a_shell_may_quote_or_expand(house):
+    for name in ("a b", "größer", "c"):
+        (house / "runs" / name).mkdir(parents=True)
+    compare = [*RESTE, "compare"]
+    given = """RUNS=runs/c 'runs/a b' "it's" """
+    assert arguments(house, "compare", given) == [*compare, "runs/c", "runs/a b", "it's"]
+    assert sorted(arguments(house, "compare", "RUNS=runs/*")[4:]) == [
+        f"runs/{name}" for name in ("a b", "c", "größer")
+    ]
+    assert arguments(house, "compare", "RUNS=a", "ARGS=--metric lr") == [
+        *compare,
+        "a",
+        "--metric",
+        "lr",
+    ]
+    for sign in ("$(touch made)", "`touch made`", "; touch made"):
+        done = make(house, "PYTHON=./python", "compare", f"RUNS=a {sign}")
+        assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+        assert f"RUNS holds {sign[0]}, which a shell would take for its own; give" in done.stderr
+    assert not (house / "made").exists()
+
+
+@pytest.mark.parametrize("name", ["DATA", "CONFIG", "ARGS", "GPUS", "CMD", "RUNS"])
 def test_a_line_break_is_refused(house, name):
     done = make(house, "PYTHON=./python", "cifar10-r20", f"{name}=a\ntouch made")
     assert done.returncode == 2 and f"{name} holds a line break; give it without" in done.stderr

@@ -541,6 +541,24 @@ def _no_room_for_a_thread(house: House) -> None:
     house.train("data.workers=2", "--check")
 
 
+@provokes("pipeline/report/compare.py:compared")
+@provokes("pipeline/report/compare.py:_lacking")
+@provokes("pipeline/report/compare.py:_unwritable")
+@provokes("pipeline/report/gathering.py:_read")
+def _runs_that_cannot_be_compared(house: House) -> None:
+    house.train()
+    run, other = f"{house.folder}/runs/tiny", house.folder / "other"
+    assert message_of(lambda: reste.main(["compare", str(other)])).endswith("; give a run's folder")
+    other.mkdir()
+    (other / "metrics.jsonl").write_text("{}")
+    assert message_of(lambda: reste.main(["compare", str(other)])).endswith("; give a run's folder")
+    said = message_of(lambda: reste.main(["compare", run, "--metric", "top1"]))
+    metric = advice(r"choose one of .*(val_top1)", said)
+    said = message_of(lambda: reste.main(["compare", run, "--out", f"{house.config}/x"]))
+    option = advice(r"name another folder with (--out)$", said)
+    reste.main(["compare", run, "--metric", metric, option, "comparison"])
+
+
 @provokes("pipeline/report/runs.py:_record")
 @provokes("pipeline/report/runs.py:read_records")
 def _records_that_are_none(house: House) -> None:

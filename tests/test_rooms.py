@@ -24,9 +24,10 @@ OPTIONAL = {
     "apex": {"pipeline/train/optimizer.py"},
     "matplotlib": {"launch/bench/results.py", "pipeline/report/pictures.py"},
     "nvidia": {"pipeline/data/loader_dali.py"},
+    "plotly": {"pipeline/report/page.py"},
     "safetensors": {"pipeline/run/archive.py"},
     "triton": {"kernels/_triton.py"},
-    "wandb": {"pipeline/run/wandb_run.py"},
+    "wandb": {"pipeline/report/wandb_runs.py", "pipeline/run/wandb_run.py"},
 }
 FILES = sorted(
     path

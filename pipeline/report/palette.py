@@ -22,7 +22,7 @@ COLOURS = {
 FURTHER = ("#117733", "#aa4499", "#cc6677", "#6666cc")
 UNKNOWN = "#57606a"  # where nobody says which estimator it was
 # The dashes of lines that share a colour, by plotly's names; matplotlib's are in ``ON_OFF``.
-DASHES = ("solid", "dash", "dot", "dashdot")
+DASHES = ("solid", "dash", "dashdot", "dot")
 ON_OFF = {"solid": "-", "dash": (0, (4, 2)), "dot": (0, (1, 1.5)), "dashdot": (0, (5, 1.5, 1, 1.5))}
 
 

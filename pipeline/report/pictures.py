@@ -1,6 +1,7 @@
 """What all pictures by matplotlib have in common: their colours, their type, and the PNG file."""
 
 import io
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,7 +32,8 @@ def png(draw: Callable[[Any], None], height: float, theme: Theme = LIGHT) -> byt
     from matplotlib.figure import Figure
 
     file = io.BytesIO()
-    with matplotlib.rc_context(_style(theme)):
+    with matplotlib.rc_context(_style(theme)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name; it becomes a box
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         draw(figure)
         figure.savefig(file, format="png", dpi=200, metadata={"Software": None})

@@ -7,6 +7,7 @@ others, and nothing is filled in.
 
 import json
 import math
+import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,7 @@ from typing import Any
 from pipeline.run import plain_yaml
 from pipeline.run.config_types import read_number
 from pipeline.run.errors import UserError
+from pipeline.run.files import open_file
 
 METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
@@ -58,7 +60,7 @@ def read_run(path: Path) -> Run:
     Raises:
         UserError: the file is missing, cannot be read, or holds a line that is no record.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # also where it may not be looked at, or its name is too long
         return Run(path.resolve().name, read_records(path / METRICS), read_config(path / CONFIG))
     return Run(path.stem, read_records(path))
 
@@ -95,7 +97,7 @@ def _text(value: Any) -> str:
 
 def _number(value: Any) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number else math.nan
+    return float(value) if is_number and abs(value) < 1e300 else math.nan
 
 
 def read_records(path: Path) -> list[Record]:
@@ -105,7 +107,8 @@ def read_records(path: Path) -> list[Record]:
         UserError: as ``read_run`` does.
     """
     try:
-        *lines, rest = path.read_bytes().split(b"\n")
+        with open_file(path) as file:
+            *lines, rest = file.read().split(b"\n")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; give a run's folder") from None
     records = [_record(line, f"{path}, line {n}") for n, line in enumerate(lines, 1)]
@@ -118,7 +121,7 @@ def read_records(path: Path) -> list[Record]:
 def _record(line: bytes, place: str) -> Record:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
         raise UserError(f"{place} is no JSON object; give a {METRICS} as a training writes it")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch import __main__ as launcher
-from launch import benchmark, evaluate, prepare, summary, train
+from launch import benchmark, compare, evaluate, prepare, summary, train
 from launch.command import Parser, command, find_config, whole
 from pipeline.run.commands import command_line
 from pipeline.run.errors import UserError
@@ -28,6 +28,7 @@ exit 3
 PARSERS = {
     "train": train.PARSER,
     "evaluate": evaluate.PARSER,
+    "compare": compare.PARSER,
     "summary": summary.PARSER,
     "prepare verify": prepare.VERIFY,
     **{f"benchmark {name}": parser for name, parser in benchmark.PARSERS.items()},
@@ -199,7 +200,7 @@ def test_help(words, parser, monkeypatch, capsys):
 
 def test_every_command_is_tested():
     found = {f"{name} {word}" for name in ("prepare", "benchmark") for word in choices(name)}
-    assert set(PARSERS) == {"train", "evaluate", "summary", *found}
+    assert set(PARSERS) == {"train", "evaluate", "compare", "summary", *found}
 
 
 def choices(name):
@@ -211,7 +212,10 @@ def choices(name):
     ("words", "message"),
     [
         ("trian quickstart", "there is no command RESTE trian; did you mean train?"),
-        ("xyz", "there is no command RESTE xyz; usage: RESTE {train,evaluate,summary,prepare,"),
+        (
+            "xyz",
+            "there is no command RESTE xyz; usage: RESTE {train,evaluate,compare,summary,prepare,",
+        ),
         ("--verbose", "there is no command RESTE --verbose; usage: RESTE {train,"),
         ("prepare", "a word is missing; usage: RESTE prepare {verify} ..."),
         ("prepare verfy x", "there is no command RESTE prepare verfy; did you mean verify?"),
@@ -225,6 +229,9 @@ def choices(name):
         ("train quickstart --check=x", "--check: x is no whole number of at least 1; usage: "),
         ("train quikstart", "is it a name in configs/; did you mean quickstart?"),
         ("evaluate", "CHECKPOINT is missing; usage: RESTE evaluate CHECKPOINT [key=value ...]"),
+        ("compare", "RUN is missing; usage: RESTE compare RUN... [--metric NAME] [--out FOLDER] ["),
+        ("compare a --watch=0", "--watch: 0 is no whole number of at least 1; usage: "),
+        ("compare a --wand=x", "--wand is no option; did you mean --wandb?"),
         ("summary", "CONFIG|CHECKPOINT is missing; usage: RESTE summary CONFIG|CHECKPOINT [key"),
         ("summary quikstart", "is it a name in configs/; did you mean quickstart?"),
         ("summary quickstart --jsn", "--jsn is no option; did you mean --json?"),

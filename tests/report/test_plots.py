@@ -19,27 +19,10 @@ from pipeline.report.plots import (
 )
 from pipeline.report.runs import Run, read_run
 from tests import ROOT
+from tests.report.fixtures import epochs
 
 PNG = b"\x89PNG\r\n"
 RUNS = sorted(ROOT.glob("docs/results/*.jsonl"))
-
-
-def epochs(count, **parameters):
-    """Records of ``count`` epochs; a parameter has a value for each of them."""
-    return [
-        {
-            "kind": "epoch",
-            "epoch": epoch,
-            "lr": 0.1 / (epoch + 1),
-            **{name: values[epoch] for name, values in parameters.items()},
-            **{f"{split}_loss": 2 / (epoch + 1) for split in ("train", "val")},
-            **{f"{split}_top1": 10.0 * epoch for split in ("train", "val")},
-            "images_per_second": 100.0 + epoch,
-            "data_wait": 0.1 * epoch,
-            "seconds": 2.0 + epoch,
-        }
-        for epoch in range(count)
-    ]
 
 
 @pytest.fixture
