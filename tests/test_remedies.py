@@ -50,6 +50,7 @@ KEYS = {
 }
 # Errors whose remedy another test follows.
 FOLLOWED = {
+    "pipeline/report/sync.py:_explained": "test_what_wandb_does_not_take_has_a_way_out",
     "pipeline/run/recorder.py:__init__": "test_a_run_that_another_process_finishes_is_kept",
     "pipeline/data/image.py:bad_image": "test_the_command_to_find_bad_images_works",
     "pipeline/run/cards.py:_check_launcher": "test_tritons_own_faults",
@@ -86,6 +87,8 @@ NOT_FOLLOWED = {
     "pipeline/data/cifar_files.py:load_cifar10": FILES,
     "pipeline/data/open.py:build_loaders": OTHERS,
     "pipeline/data/plan.py:check_batch_size": "a training makes the batch smaller before",
+    "pipeline/report/sync.py:_config_of": FILES,
+    "pipeline/report/sync.py:send": "the run writes records as it goes on",
     "pipeline/run/cards.py:current": DEVICE,
     "pipeline/run/cards.py:check_number": DEVICE,
     "pipeline/run/cards.py:take": DEVICE,

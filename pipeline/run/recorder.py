@@ -12,7 +12,7 @@ except ImportError:  # Windows
 from pipeline.run.config import Config
 from pipeline.run.console import check_file, logger
 from pipeline.run.errors import UserError
-from pipeline.run.files import free_name, write_atomically
+from pipeline.run.files import free_name, open_file, write_atomically
 from pipeline.run.lines import LineFile
 from pipeline.run.origin import FILE as ORIGIN
 from pipeline.run.origin import origin_of
@@ -101,6 +101,20 @@ class JsonLines:
     def size(self) -> int:
         """The length of the file in bytes."""
         return self.file.size()
+
+
+def is_training(folder: Path) -> bool:
+    """Whether a process, as far as its lock is seen here, trains the run in ``folder``."""
+    if fcntl is None:
+        return False
+    try:
+        with open_file(folder / "metrics.jsonl") as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:  # there is no file, or no lock on its file system
+        return False
+    return False
 
 
 def _lock(lines: LineFile) -> None:

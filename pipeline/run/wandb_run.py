@@ -21,6 +21,7 @@ AXES: dict[str, dict[str, Any]] = {
     "epoch/val_top1": {"step_metric": "epoch", "summary": "max"},
     "epoch/val_loss": {"step_metric": "epoch", "summary": "min"},
 }
+IDENTITY = "wandb_id"  # a file in the run's folder
 PATIENCE = 30  # seconds for wandb's server to answer
 
 
@@ -41,11 +42,11 @@ def record_live(config: Config, origin: Mapping[str, Any]) -> "Wandb":
             first_line(error),
             command_line("sync", str(config.run_folder)),
         )
-        _forget()
+        forget()
         return Wandb(config, origin, "offline", resume="allow")
 
 
-def _forget() -> None:
+def forget() -> None:
     """End wandb's service, which would say of a run that failed to begin that it has begun."""
     import wandb
 
@@ -56,7 +57,8 @@ class Wandb:
     """Takes the numbers of the run of ``config``, which has this ``origin``: see ``Tracker``.
 
     ``mode``: "online" or "offline". ``options`` are more of those that wandb.init takes. A run has
-    the same identity, in the file ``wandb_id`` of its folder, whenever it is recorded.
+    the same identity whenever it is recorded. Without the option ``resume`` it begins anew: row by
+    row it takes the place of what wandb has.
     """
 
     def __init__(
@@ -96,6 +98,11 @@ class Wandb:
             self.add_best()
         self.run.finish(exit_code=exit_code)
 
+    def close(self, exit_code: int) -> None:
+        """End the run, and wait until its last row is sent or on the disk."""
+        self.run.finish(exit_code=exit_code)
+        self.package.teardown()
+
     def add_best(self) -> None:
         """Send the best checkpoint, if there is one."""
         best = self.config.run_folder / "checkpoints" / "best.pt"
@@ -104,9 +111,14 @@ class Wandb:
             artifact.add_file(str(best))
             self.run.log_artifact(artifact)
 
+    def rows(self) -> int:
+        """How many rows of numbers wandb's server has of the run."""
+        path = f"{self.run.entity}/{self.run.project}/{self.run.id}"
+        return int(self.package.Api().run(path).lastHistoryStep) + 1
+
 
 def _identity(folder: Path) -> str:
-    file = folder / "wandb_id"
+    file = folder / IDENTITY
     if not file.exists():
         write_atomically(file, os.urandom(6).hex().encode())
     with open_file(file) as found:

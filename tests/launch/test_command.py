@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch import __main__ as launcher
-from launch import benchmark, compare, evaluate, prepare, summary, train
+from launch import benchmark, compare, evaluate, prepare, summary, sync, train
 from launch.command import Parser, command, find_config, whole
 from pipeline.run.commands import command_line
 from pipeline.run.errors import UserError
@@ -30,6 +30,7 @@ PARSERS = {
     "evaluate": evaluate.PARSER,
     "compare": compare.PARSER,
     "summary": summary.PARSER,
+    "sync": sync.PARSER,
     "prepare verify": prepare.VERIFY,
     **{f"benchmark {name}": parser for name, parser in benchmark.PARSERS.items()},
 }
@@ -200,7 +201,7 @@ def test_help(words, parser, monkeypatch, capsys):
 
 def test_every_command_is_tested():
     found = {f"{name} {word}" for name in ("prepare", "benchmark") for word in choices(name)}
-    assert set(PARSERS) == {"train", "evaluate", "compare", "summary", *found}
+    assert set(PARSERS) == {"train", "evaluate", "compare", "summary", "sync", *found}
 
 
 def choices(name):
@@ -214,7 +215,7 @@ def choices(name):
         ("trian quickstart", "there is no command RESTE trian; did you mean train?"),
         (
             "xyz",
-            "there is no command RESTE xyz; usage: RESTE {train,evaluate,compare,summary,prepare,",
+            "there is no command RESTE xyz; usage: RESTE {train,evaluate,compare,summary,sync,",
         ),
         ("--verbose", "there is no command RESTE --verbose; usage: RESTE {train,"),
         ("prepare", "a word is missing; usage: RESTE prepare {verify} ..."),
@@ -235,6 +236,8 @@ def choices(name):
         ("summary", "CONFIG|CHECKPOINT is missing; usage: RESTE summary CONFIG|CHECKPOINT [key"),
         ("summary quikstart", "is it a name in configs/; did you mean quickstart?"),
         ("summary quickstart --jsn", "--jsn is no option; did you mean --json?"),
+        ("sync", "RUN is missing; usage: RESTE sync RUN... [--offline] [--best]"),
+        ("sync a --ofline", "--ofline is no option; did you mean --offline?"),
         ("evaluate gone.pt --check", "--check is no option; "),
         ("prepare verify", "DATA is missing; usage: RESTE prepare verify DATA [--report FILE]"),
         ("prepare verify a b", "b is one word too many; usage: RESTE prepare verify"),

@@ -1,8 +1,7 @@
 """wandb and TensorBoard: the numbers that they get, and that no failure of theirs ends a run."""
 
-import json
+import importlib
 import sys
-from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +10,7 @@ from pipeline.run.config import load_config
 from pipeline.run.recorder import Recorder
 from pipeline.run.trackers import open_trackers
 from tests import ROOT
+from tests.run.fake_wandb import history, transactions
 
 STEP = {"kind": "step", "step": 5, "epoch": 0, "loss": 0.5}
 EPOCH = {"kind": "epoch", "epoch": 1, "val_top1": 50.0, "indicators": {"a": {"b": 1}}}
@@ -34,46 +34,6 @@ def record(tmp_path):
         return config.run_folder
 
     return do
-
-
-@pytest.fixture
-def wandb(monkeypatch):
-    """A stand-in for the package; ``fails`` names what raises, and in which mode."""
-
-    class Package:
-        fails: tuple = ()
-        calls: list = []
-
-        def init(self, **options):
-            self._do("init", **options)
-            return SimpleNamespace(
-                id=options["id"],
-                define_metric=lambda name, **options: None,
-                log=lambda numbers: self._do("log", numbers=numbers),
-                alert=lambda title, text: self._do("alert", title=title, text=text),
-                log_artifact=lambda artifact: self._do("log_artifact", files=artifact.files),
-                finish=lambda exit_code: self._do("finish", exit_code=exit_code),
-            )
-
-        def teardown(self):
-            self._do("teardown")
-
-        def Artifact(self, name, type):
-            files: list = []
-            return SimpleNamespace(files=files, add_file=files.append)
-
-        def _do(self, name, /, **what):
-            self.calls.append((name, what))
-            if name in self.fails or f"{name} {what.get('mode')}" in self.fails:
-                raise RuntimeError(f"no {name} today\nsecond line")
-
-        def named(self, name):
-            return [what for each, what in self.calls if each == name]
-
-    package = Package()
-    package.calls = []
-    monkeypatch.setitem(sys.modules, "wandb", package)
-    return package
 
 
 def test_wandb_gets_the_numbers_and_one_identity(wandb, record):
@@ -169,24 +129,6 @@ def test_what_is_not_asked_for_is_not_even_imported(record, monkeypatch, warning
     assert {each.name for each in folder.iterdir()} == {"metrics.jsonl", "origin.json"}
 
 
-def history(path):
-    """The records of a .wandb file: 7 bytes of header, then a LevelDB log in blocks of 32 KiB."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    content, at, parts = path.read_bytes(), 7, b""
-    while at + 7 <= len(content):
-        left = 32768 - at % 32768
-        if left < 7:
-            at += left
-            continue
-        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
-        parts += content[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            record, parts = Record.FromString(parts), b""
-            yield record
-
-
 @pytest.mark.slow
 def test_wandbs_file_keeps_what_a_resumed_run_repeats(record, monkeypatch):
     """A real file of wandb's: nested figures, axes of ours, and steps that fall."""
@@ -195,12 +137,9 @@ def test_wandbs_file_keeps_what_a_resumed_run_repeats(record, monkeypatch):
     steps = [({**STEP, "step": step}, step) for step in (5, 6, 3, 4)]
     last = {"kind": "epoch", "epoch": 0, "indicators": {"total": {"error": 2.5}}}
     folder = record(["log.wandb=offline", "log.tags=a,b"], *steps, (last, 6))
-    records = list(history(next(folder.glob("wandb/offline-run-*/*.wandb"))))
-    found = [
-        {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in r.history.item}
-        for r in records
-        if r.WhichOneof("record_type") == "history"
-    ]
+    importlib.import_module("wandb").teardown()  # until then its service may hold the last rows
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    records, found = list(transactions(file)), history(file)
     assert [each["step"] for each in found] == [5, 6, 3, 4, 6]
     assert [each["images_seen"] for each in found] == [50, 60, 30, 40, 60]
     assert all(each["step/loss"] == 0.5 for each in found[:4])
