@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launch.command import HELP, Main, choose, command, summary
 
-COMMANDS = ("train", "evaluate", "summary", "prepare", "benchmark")  # files of this folder
+COMMANDS = ("train", "study", "evaluate", "summary", "prepare", "benchmark")  # files of this folder
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch import __main__ as launcher
-from launch import benchmark, evaluate, prepare, summary, train
+from launch import benchmark, evaluate, prepare, study, summary, train
 from launch.command import Parser, command, find_config, whole
 from pipeline.run.commands import command_line
 from pipeline.run.errors import UserError
@@ -27,6 +27,7 @@ exit 3
 """
 PARSERS = {
     "train": train.PARSER,
+    "study": study.PARSER,
     "evaluate": evaluate.PARSER,
     "summary": summary.PARSER,
     "prepare verify": prepare.VERIFY,
@@ -199,7 +200,7 @@ def test_help(words, parser, monkeypatch, capsys):
 
 def test_every_command_is_tested():
     found = {f"{name} {word}" for name in ("prepare", "benchmark") for word in choices(name)}
-    assert set(PARSERS) == {"train", "evaluate", "summary", *found}
+    assert set(PARSERS) == {"train", "study", "evaluate", "summary", *found}
 
 
 def choices(name):
@@ -211,7 +212,7 @@ def choices(name):
     ("words", "message"),
     [
         ("trian quickstart", "there is no command RESTE trian; did you mean train?"),
-        ("xyz", "there is no command RESTE xyz; usage: RESTE {train,evaluate,summary,prepare,"),
+        ("xyz", "there is no command RESTE xyz; usage: RESTE {train,study,evaluate,"),
         ("--verbose", "there is no command RESTE --verbose; usage: RESTE {train,"),
         ("prepare", "a word is missing; usage: RESTE prepare {verify} ..."),
         ("prepare verfy x", "there is no command RESTE prepare verfy; did you mean verify?"),
@@ -224,6 +225,9 @@ def choices(name):
         ("train quickstart --check=0", "--check: 0 is no whole number of at least 1; usage: "),
         ("train quickstart --check=x", "--check: x is no whole number of at least 1; usage: "),
         ("train quikstart", "is it a name in configs/; did you mean quickstart?"),
+        ("study", "STUDY is missing; usage: RESTE study STUDY [key=value ...] [--jobs N]"),
+        ("study estimator", "is it a name in configs/studies/; did you mean estimators?"),
+        ("study estimators --jobs 0", "--jobs: 0 is no whole number between 1 and 64; usage: "),
         ("evaluate", "CHECKPOINT is missing; usage: RESTE evaluate CHECKPOINT [key=value ...]"),
         ("summary", "CONFIG|CHECKPOINT is missing; usage: RESTE summary CONFIG|CHECKPOINT [key"),
         ("summary quikstart", "is it a name in configs/; did you mean quickstart?"),
@@ -305,7 +309,7 @@ def test_a_command_line_works_from_where_the_person_stands(tmp_path, monkeypatch
 
 SOURCES = [
     path
-    for pattern in ("README.md", "docs/*.md", "configs/*.yaml", "Makefile", "launch/clusters/*")
+    for pattern in ("README.md", "docs/*.md", "configs/**/*.yaml", "Makefile", "launch/clusters/*")
     for path in ROOT.glob(pattern)
 ]
 CODE = [
