@@ -22,7 +22,7 @@ MAY_IMPORT = {
 # Packages that not every machine has, and the only files that import them.
 OPTIONAL = {
     "apex": {"pipeline/train/optimizer.py"},
-    "matplotlib": {"launch/bench/results.py", "pipeline/report/plots.py"},
+    "matplotlib": {"launch/bench/results.py", "pipeline/report/pictures.py"},
     "nvidia": {"pipeline/data/loader_dali.py"},
     "safetensors": {"pipeline/run/archive.py"},
     "triton": {"kernels/_triton.py"},

@@ -32,9 +32,9 @@ def values(epochs: list[Record], kind: str, name: str) -> list[list[float]]:
     return [[table[layer][name] for table in tables] for layer in layers(epochs, kind)]
 
 
-def size(epochs: list[Record]) -> tuple[float, float]:
-    """Width and height of the picture in inches."""
-    return 8.4, sum(1.0 + 0.13 * max(len(layers(epochs, kind)), 4) for kind in _kinds(epochs))
+def height(epochs: list[Record]) -> float:
+    """The height of the picture in inches."""
+    return sum(1.0 + 0.13 * max(len(layers(epochs, kind)), 4) for kind in _kinds(epochs))
 
 
 def draw(figure: Any, epochs: list[Record]) -> None:

@@ -1,35 +1,29 @@
 """The pictures of a training, drawn by matplotlib where that is installed."""
 
-import io
-from collections.abc import Callable
+import math
 from itertools import cycle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.report import heatmaps
+from pipeline.report.palette import DASHES, ON_OFF, colour_of
+from pipeline.report.pictures import LIGHT, Theme, marker, over_epochs, png
 from pipeline.report.runs import Record, Run, read_run
 from pipeline.run.console import logger
 from pipeline.run.errors import first_line
 from pipeline.run.files import write_atomically
 
-FEW_EPOCHS = 30  # up to here every epoch gets a dot
+COLUMNS = 3  # of panels
 TITLES = {"loss": "cross-entropy (nats)", "top1": "top-1 (%)"}
-OTHER_NUMBERS = ("epoch", "lr", "images_per_second", "data_wait", "seconds")
-
-
-class Theme(NamedTuple):
-    """The colours of a picture: its background, its words, its grid, and its lines."""
-
-    background: str
-    text: str
-    grid: str
-    train: str
-    val: str
-    parameters: tuple[str, ...]
-
-
-LIGHT = Theme("#ffffff", "#24292f", "#e4e8ec", "#8c959f", "#0969da", ("#bc4c00", "#8250df"))
-DARK = Theme("#0d1117", "#d1d7e0", "#2a313c", "#8b949e", "#58a6ff", ("#f0883e", "#bc8cff"))
+# Figures of an epoch that are neither metrics nor parameters of the estimator: the title of their
+# panel, and what they are multiplied with there.
+FURTHER = {
+    "lr": ("learning rate", 1),
+    "images_per_second": ("images per second", 1),
+    "data_wait": ("waiting for data (% of the time)", 100),
+}
+OTHER_NUMBERS = ("epoch", "seconds", *FURTHER)
+Lines = dict[str, list[float]]  # by their labels: a value for each epoch
 
 
 def draw_run(folder: Path) -> Path | None:
@@ -58,7 +52,7 @@ def draw_run(folder: Path) -> Path | None:
 
 
 def training(run: Run, theme: Theme = LIGHT) -> bytes:
-    """A PNG file of metrics and the estimator's changing parameters over the epochs.
+    """A PNG file of a run over its epochs: see ``panels``.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -66,7 +60,8 @@ def training(run: Run, theme: Theme = LIGHT) -> bytes:
     """
     if not run.epochs:
         raise ValueError(f"{run.name} has not finished an epoch")
-    return _png(lambda figure: _draw(figure, run, theme), (8.4, 2.9), theme)
+    rows = math.ceil(len(panels(run.epochs)) / COLUMNS)
+    return png(lambda figure: _draw(figure, run, theme), 0.4 + 2.3 * rows, theme)
 
 
 def indicators(run: Run, theme: Theme = LIGHT) -> bytes:
@@ -75,7 +70,7 @@ def indicators(run: Run, theme: Theme = LIGHT) -> bytes:
     Raises ImportError where matplotlib is not installed.
     """
     epochs = watched(run)
-    return _png(lambda figure: heatmaps.draw(figure, epochs), heatmaps.size(epochs), theme)
+    return png(lambda figure: heatmaps.draw(figure, epochs), heatmaps.height(epochs), theme)
 
 
 def watched(run: Run) -> list[Record]:
@@ -83,17 +78,25 @@ def watched(run: Run) -> list[Record]:
     return [epoch for epoch in run.epochs if "total" in epoch.get("indicators", ())]
 
 
-def _png(draw: Callable[[Any], None], size: tuple[float, float], theme: Theme) -> bytes:
-    """A PNG file of what ``draw`` draws into a figure of ``size`` inches."""
-    import matplotlib
-    from matplotlib.figure import Figure
+def panels(epochs: list[Record]) -> dict[str, Lines]:
+    """What is drawn, by the titles of the panels: the metrics, the estimator's parameters
+    that change, the learning rate, images per second, and the share of the time spent waiting for
+    data."""
+    parameters = changing_parameters(epochs)
+    drawn = {TITLES.get(name, name): _splits(epochs, name) for name in metrics(epochs)}
+    drawn[f"estimator: {', '.join(parameters)}"] = parameters
+    drawn |= {title: _further(epochs, name) for name, (title, _) in FURTHER.items()}
+    return {title: lines for title, lines in drawn.items() if lines}
 
-    file = io.BytesIO()
-    with matplotlib.rc_context(_style(theme)):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure)
-        figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
-    return file.getvalue()
+
+def _splits(epochs: list[Record], name: str) -> Lines:
+    return {split: [epoch[f"{split}_{name}"] for epoch in epochs] for split in ("train", "val")}
+
+
+def _further(epochs: list[Record], name: str) -> Lines:
+    """The line of one of ``FURTHER``; none where an epoch does not have it."""
+    factor = FURTHER[name][1]
+    return {name: [factor * e[name] for e in epochs]} if all(name in e for e in epochs) else {}
 
 
 def changing_parameters(epochs: list[Record]) -> dict[str, list[float]]:
@@ -116,81 +119,56 @@ def metrics(epochs: list[Record]) -> list[str]:
 
 
 def _draw(figure: Any, run: Run, theme: Theme) -> None:
-    names, parameters = metrics(run.epochs), changing_parameters(run.epochs)
-    widths = [1.0] * len(names) + [0.6] * bool(parameters)
-    panels = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
+    drawn, colour = panels(run.epochs), colour_of(run.estimator)
+    rows = math.ceil(len(drawn) / COLUMNS)
+    grid = figure.subplots(rows, COLUMNS, sharex=True, squeeze=False)
     figure.suptitle(run.name, x=0.01, ha="left", weight="bold")
-    for axes, name in zip(panels, names, strict=False):
-        _draw_metric(axes, name, run.epochs, theme)
-    panels[0].legend(loc="upper right")
-    if parameters:
-        _draw_parameters(panels[-1], parameters, theme)
-    for axes in panels:
-        axes.set_xlabel("epochs done")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+    for axes, (title, lines) in zip(grid.flat, drawn.items(), strict=False):
+        axes.set_title(title)
+        _draw_lines(axes, lines, colour, theme)
+        if title == TITLES["top1"]:
+            _mark_best(axes, lines["val"], colour, theme)
+    _label(grid, len(drawn))
 
 
-def _draw_metric(axes: Any, name: str, epochs: list[Record], theme: Theme) -> None:
-    axes.set_title(TITLES.get(name, name))
-    for split, colour in (("train", theme.train), ("val", theme.val)):
-        _line(axes, [epoch[f"{split}_{name}"] for epoch in epochs], colour, split)
-    if name == "top1":
-        _mark_best(axes, epochs, theme)
+def _label(grid: Any, count: int) -> None:
+    """Label what is below, and leave out the panels after the first ``count``."""
+    for axes in grid.flat[count:]:
+        axes.remove()
+    for axes in grid.flat[max(count - COLUMNS, 0) : count]:
+        axes.tick_params(labelbottom=True)
+        over_epochs(axes)
 
 
-def _draw_parameters(axes: Any, parameters: dict[str, list[float]], theme: Theme) -> None:
-    axes.set_title(f"estimator: {', '.join(parameters)}")
-    for (name, values), colour in zip(parameters.items(), cycle(theme.parameters), strict=False):
-        _line(axes, values, colour, name)
-    everything = sum(parameters.values(), [])
+def _draw_lines(axes: Any, lines: Lines, colour: str, theme: Theme) -> None:
+    done = range(1, len(next(iter(lines.values()))) + 1)
+    dashes = cycle(DASHES)
+    for label, values in lines.items():
+        is_aside = label == "train"
+        style = (
+            {"color": theme.aside} if is_aside else {"color": colour, "ls": ON_OFF[next(dashes)]}
+        )
+        axes.plot(done, values, marker=marker(len(values)), label=label, **style)
+    if len(lines) > 1:
+        axes.legend(loc="best")
+    _scale(axes, lines)
+
+
+def _scale(axes: Any, lines: Lines) -> None:
+    """Logarithmic for what spans a wide range, and from 0 for a speed and a share of the time."""
+    everything = sum(lines.values(), [])
     if min(everything) > 0 and max(everything) > 100 * min(everything):
         axes.set_yscale("log")
         axes.minorticks_off()
-    if len(parameters) > 1:
-        axes.legend()
+    elif not lines.keys().isdisjoint(("images_per_second", "data_wait")):
+        axes.set_ylim(bottom=0)
 
 
-def _line(axes: Any, values: list[float], colour: str, label: str) -> None:
-    done = range(1, len(values) + 1)
-    axes.plot(done, values, color=colour, marker="." * (len(values) <= FEW_EPOCHS), label=label)
-
-
-def _mark_best(axes: Any, epochs: list[Record], theme: Theme) -> None:
-    best = max(epochs, key=lambda epoch: epoch["val_top1"])
-    axes.axhline(best["val_top1"], color=theme.val, linewidth=0.8, linestyle=(0, (2, 3)))
+def _mark_best(axes: Any, values: list[float], colour: str, theme: Theme) -> None:
+    best = max(values)
+    axes.axhline(best, color=colour, linewidth=0.8, linestyle=(0, (2, 3)))
     axes.annotate(
-        f"best val {best['val_top1']:.2f} %", (1, best["val_top1"]),
-        xycoords=axes.get_yaxis_transform(), xytext=(0, 6), textcoords="offset points",
-        ha="right", color=theme.val, bbox={"facecolor": theme.background, "linewidth": 0, "pad": 0},
+        f"best val {best:.2f} %", (1, best), xycoords=axes.get_yaxis_transform(), xytext=(0, 6),
+        textcoords="offset points", ha="right",
+        bbox={"facecolor": theme.background, "linewidth": 0, "pad": 0},
     )  # fmt: skip
-
-
-def _style(theme: Theme) -> Any:
-    return {
-        "figure.facecolor": theme.background,
-        "savefig.facecolor": theme.background,
-        "axes.facecolor": theme.background,
-        "axes.edgecolor": theme.grid,
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "axes.ymargin": 0.1,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlelocation": "left",
-        "axes.titlesize": 9.5,
-        "axes.labelsize": 9,
-        "axes.labelcolor": theme.text,
-        "figure.titlesize": 11,
-        "font.size": 9,
-        "grid.color": theme.grid,
-        "legend.frameon": False,
-        "lines.linewidth": 1.5,
-        "lines.markersize": 7,
-        "text.color": theme.text,
-        "text.usetex": False,
-        "xtick.color": theme.grid,
-        "ytick.color": theme.grid,
-        "xtick.labelcolor": theme.text,
-        "ytick.labelcolor": theme.text,
-    }

@@ -7,12 +7,13 @@ import sys
 import pytest
 
 from pipeline.report import heatmaps
+from pipeline.report.pictures import DARK
 from pipeline.report.plots import (
-    DARK,
     changing_parameters,
     draw_run,
     indicators,
     metrics,
+    panels,
     training,
     watched,
 )
@@ -59,6 +60,20 @@ def test_a_metric_of_training_and_evaluation_gets_a_panel():
     records = [{**record, **further} for record in epochs(2)]
     assert metrics(records) == ["loss", "top1", "margin"]
     assert training(Run("any", records)).startswith(PNG)
+
+
+def test_schedule_and_speed_get_panels_too():
+    records = epochs(3, o=[1, 2, 3], t=[1.5] * 3)
+    assert panels(records) == {
+        "cross-entropy (nats)": {"train": [2, 1, 2 / 3], "val": [2, 1, 2 / 3]},
+        "top-1 (%)": {"train": [0, 10, 20], "val": [0, 10, 20]},
+        "estimator: o": {"o": [1, 2, 3]},
+        "learning rate": {"lr": [0.1, 0.05, 0.1 / 3]},
+        "images per second": {"images_per_second": [100, 101, 102]},
+        "waiting for data (% of the time)": {"data_wait": [0, 10, 20]},
+    }
+    of_another_version = [{k: v for k, v in each.items() if k != "data_wait"} for each in records]
+    assert len(panels(of_another_version)) == 5 and len(panels(epochs(3))) == 5
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
