@@ -35,7 +35,8 @@ PARSER.add_argument("--report", action="store_true", help="only draw tables and 
 def main(arguments: Sequence[str]) -> None:
     """Do the study that ``arguments`` name."""
     options = PARSER.parse(arguments)
-    from pipeline.report.study import listing, write_report
+    from pipeline.report.study import write_report
+    from pipeline.report.study_table import listing
     from pipeline.run.console import start_console
     from pipeline.run.study import check_folder, read_study
     from pipeline.run.trials import exit_code, run_trials

@@ -25,17 +25,18 @@ from pipeline.run.resume import differences, recorded_epochs
 class Trial:
     """One training of a study.
 
-    ``label``: its settings but for the seed, in words: trials that share it form a group.
-    ``words``: what the command ``train`` takes for it.
+    ``settings``: the keys that matter in it and have another value than in the recipe, with those
+    values in words; the estimator's name and the seed are left out. ``words``: what the command
+    ``train`` takes for it.
     """
 
-    label: str
+    settings: Mapping[str, str]
     config: Config
     words: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        """The name of its folder in the study's."""
+        """The name of its folder in that of the study."""
         return str(self.config.run.name)
 
     @property
@@ -91,25 +92,37 @@ def _trial(base: Config, settings: Mapping[str, Any], words: Sequence[str]) -> T
     """The trial with ``settings`` over ``base``, which is what ``words`` say."""
     own = _pairs(settings)
     config = make_config(to_dict(base), own)
-    parts = _parts(base, config)
-    words_of_name = (part.replace(" ", "", 1) for part in (*parts, f"seed {config.seed}"))
-    name = "-".join(quote(word, safe="+") for word in words_of_name)
+    settings_in_words = _settings(base, config)
+    told = {**settings_in_words, "seed": str(config.seed)}
+    name = quote(in_words(config.estimator.name, told, "-", ""), safe="+")
     place = {"run.dir": str(base.run_folder), "run.name": name}
-    return Trial(", ".join(parts), config.changed(place), (*words, *own, *_pairs(place)))
+    return Trial(settings_in_words, config.changed(place), (*words, *own, *_pairs(place)))
 
 
-def _parts(base: Config, config: Config) -> list[str]:
-    """The estimator of ``config``, and what else matters in it and is other than in ``base``."""
+def _settings(base: Config, config: Config) -> dict[str, str]:
+    """The ``settings`` of a trial with ``config`` whose recipe is ``base``."""
     options = [f"estimator.{name}" for name in config.estimator_options]
-    usual, values = flatten(base), flatten(config)
-    found = [
-        f"{key.rpartition('.')[2]} {str(value).removesuffix('.0')}"
-        for key, value in values.items()
+    usual = flatten(base)
+    return {
+        key: written(value)
+        for key, value in flatten(config).items()
         if value != usual[key]
         and key != "seed"
         and (not key.startswith("estimator.") or key in options)
-    ]
-    return [config.estimator.name, *found]
+    }
+
+
+def written(value: object) -> str:
+    """A value of a config as a person writes it."""
+    return str(value).removesuffix(".0")
+
+
+def in_words(
+    estimator: str, settings: Mapping[str, str], between: str = ", ", gap: str = " "
+) -> str:
+    """The estimator and the settings: of each the last word of its key, a ``gap``, its value."""
+    parts = [f"{key.rpartition('.')[2]}{gap}{value}" for key, value in settings.items()]
+    return between.join([estimator, *parts])
 
 
 def check_folder(study: Study) -> None:

@@ -152,11 +152,15 @@ class Runner:
                     passed_on = self.stop.signal
                     self._signal(passed_on)
                 self._collect()
-                self.estimate.tell_when_known()
+                self.estimate.tell_when_known(self.left())
                 time.sleep(TURN)
         finally:
             self._signal(signal.SIGTERM)  # of a mistake of ours: nothing is left behind
         return self.failures
+
+    def left(self) -> list[Trial]:
+        """The trials at work and those that wait."""
+        return [*(process.trial for process in self.running.values()), *self.waiting]
 
     def _start(self) -> None:
         """Begin trials in the places that are free."""
@@ -185,8 +189,8 @@ class Runner:
             self.failures.append(Failure(trial, code, process.reason))
             logger.warning("%s ended with %d; alone: %s", trial.name, code, command_of(trial))
         self.redraw()
-        if self.waiting or self.running:
-            self.estimate.tell()
+        if not self.stop.signal:
+            self.estimate.tell(self.left())
 
 
 def share(place: int, jobs: int) -> dict[str, str]:

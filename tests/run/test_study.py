@@ -44,8 +44,8 @@ def test_what_is_the_same_is_one_trial(read, tmp_path):
     groups = ["reste", "ste", "reste-o_end1", "reste-o_end5"]  # 3 is the recipe's; ste has none
     assert names(study) == [f"{group}-seed{seed}" for seed in (1, 2) for group in groups]
     assert study.folder == tmp_path / "runs/mine"
-    labels = [trial.label for trial in study.trials]
-    assert labels == 2 * ["reste", "ste", "reste, o_end 1", "reste, o_end 5"]
+    settings = [trial.settings for trial in study.trials[:4]]
+    assert settings == [{}, {}, {"estimator.o_end": "1"}, {"estimator.o_end": "5"}]
 
 
 def test_a_trial_is_what_train_makes_of_its_words(read):
