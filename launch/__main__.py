@@ -8,7 +8,7 @@ from pathlib import Path
 from launch.command import HELP, Main, choose, command, summary
 
 # Files of this folder.
-COMMANDS = ("train", "evaluate", "compare", "summary", "sync", "prepare", "benchmark")
+COMMANDS = ("train", "evaluate", "study", "compare", "summary", "sync", "prepare", "benchmark")
 
 
 def main(arguments: Sequence[str]) -> None:

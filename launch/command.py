@@ -245,13 +245,14 @@ def choose(
         raise UserError(f"{what}; usage: {line} {{{','.join(choices)}}} ...")
 
 
-def find_config(text: str) -> Path:
-    """The config that ``text`` names: a file, relative to where the person stands, or one of
-    configs/ by its name. Raises UserError with the nearest name where there is none."""
+def find_config(text: str, folder: str = "configs") -> Path:
+    """The YAML file that ``text`` names: a file, relative to where the person stands, or one in
+    this ``folder`` of the checkout by its name. Raises UserError with the nearest name where there
+    is none."""
     if os.path.exists(text) and not os.path.isdir(text):
         return Path(text)
-    known = {path.stem: path for path in sorted((ROOT / "configs").glob("*.yaml"))}
+    known = {path.stem: path for path in sorted((ROOT / folder).glob("*.yaml"))}
     if text in known:
         return known[text]
     hint = nearest(Path(text).stem, known) or f"names are {', '.join(known)}"
-    raise UserError(f"config {text}: there is no such file, nor is it a name in configs/; {hint}")
+    raise UserError(f"config {text}: there is no such file, nor is it a name in {folder}/; {hint}")

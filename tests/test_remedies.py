@@ -69,6 +69,9 @@ FOLLOWED = {
     "pipeline/run/resume.py:_check_new": "test_a_finished_run_is_trained_longer",
     "pipeline/run/resume.py:check_data": "test_other_images_go_on_in_a_new_run",
     "pipeline/run/resume.py:check_classes": "test_renamed_classes_are_refused",
+    "pipeline/run/plan.py:read_plan": "test_a_file_that_is_wrong_says_how_it_is_written",
+    "pipeline/run/plan.py:check_keys": "test_a_key_that_cannot_stand_there_is_named",
+    "pipeline/run/study.py:check_folder": "test_another_folder_takes_other_settings",
     "pipeline/run/resume.py:check_place": "test_other_metrics_go_on_from_the_end_of_an_epoch",
 }  # fmt: skip
 FILES = "the person's own files are to be mended, or named"
@@ -100,6 +103,7 @@ NOT_FOLLOWED = {
     "pipeline/run/recorder.py:write": ROOM,
     "pipeline/run/rendezvous.py:_meet": OTHERS,
     "pipeline/run/rendezvous.py:_open_store": OTHERS,
+    "pipeline/run/trials.py:check": PASSES,
     "pipeline/train/graph.py:record": DEVICE,
     "pipeline/train/memory.py:shortage_explained": DEVICE,
     "pipeline/train/trainer.py:_record": PASSES,
