@@ -100,14 +100,14 @@ def test_the_curves_are_drawn_and_nothing_is_asked_for(shown):
 
 
 def test_a_curve_tells_its_values_where_the_mouse_is(shown):
-    browser = shown(comparison(run("größer b")))
+    browser = shown(comparison(run("größer %{y} b")))
     box = browser.value(AREA)
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2  # the third of five epochs
     browser.mouse("mouseMoved", x, y - 5)
     browser.mouse("mouseMoved", x, y)
     browser.wait("document.querySelectorAll('#curves .hoverlayer .hovertext').length > 0")
     text = browser.value("document.querySelector('#curves .hoverlayer').textContent")
-    assert "größer b" in text and "3 epochs: 20" in text
+    assert "größer %{y} b" in text and "3 epochs: 20" in text
 
 
 def test_a_click_on_a_name_switches_its_curves(shown):
