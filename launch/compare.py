@@ -3,6 +3,9 @@
 A table in the terminal, and in a folder comparison.md, .csv, .png and .html, a page with curves
 that one can hover, zoom and switch off. Runs that differ in their seed alone get a mean and its
 deviation. Runs may still be training, or come from other versions.
+
+"at" is the epoch of the best value, images/s that of the median epoch; the size has binary weights
+packed into bits, and OPs are per image (docs/counting.md).
 """
 
 from collections.abc import Sequence

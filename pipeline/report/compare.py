@@ -44,11 +44,12 @@ def compare(request: Request, count: Count, say: Callable[[str], None], watch: i
     costs = Costs(count)
     while True:
         comparison = compared(request, costs)
-        for line in comparison.left_out:
+        written, missing = write(comparison, request.out)
+        if watch and sys.stdout.isatty():
+            say(CLEAR)
+        for line in (*comparison.left_out, *missing):
             logger.warning(line)
-        written = write(comparison, request.out)
-        clear = CLEAR if watch and sys.stdout.isatty() else ""
-        say("\n".join([clear + in_words(comparison), "", *map(str, written)]))
+        say("\n".join([in_words(comparison), "", *map(str, written)]))
         if not watch or all(is_finished(run) for run in comparison.runs):
             return
         time.sleep(watch)
@@ -82,29 +83,29 @@ def _lacking(runs: Sequence[Run], metric: str) -> list[str]:
     lacking = [run.name for run in begun if not any(value == value for value in run.series(metric))]
     if begun and len(lacking) == len(begun):
         names = dict.fromkeys(name for run in begun for name in run.epochs[-1])
-        choice = ", ".join(name for name in names if any(v == v for v in begun[-1].series(name)))
-        raise UserError(f"--metric: no run has {metric}; choose one of {choice}")
+        known = [n for n in names if any(v == v for run in begun for v in run.series(n))]
+        raise UserError(f"--metric: no run has {metric}; choose one of {', '.join(known)}")
     return [f"{name} has no {metric}: it has no curve there" for name in lacking]
 
 
-def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write comparison.csv, .png, .html and .md to ``folder``; returns those that could be made.
+def write(comparison: Comparison, folder: Path) -> tuple[list[Path], list[str]]:
+    """Write comparison.csv, .png, .html and .md to ``folder``; returns those that could be made,
+    and a line for each that needs a package which is missing.
 
-    What needs a package that is missing is left out with a warning. Raises UserError where a file
-    cannot be written.
+    Raises UserError where a file cannot be written.
     """
     makers: dict[str, Callable[[Comparison], bytes]] = {
         "csv": in_csv, "png": overlay, "html": page, "md": in_markdown,
     }  # fmt: skip
-    written = []
+    written, missing = [], []
     for suffix, make in makers.items():
         path = folder / f"comparison.{suffix}"
         try:
             _put(path, make(comparison))
             written.append(path)
         except ImportError as error:
-            logger.warning("no %s: %s; make setup installs it", path, first_line(error))
-    return written
+            missing.append(f"no {path}: {first_line(error)}; make setup installs it")
+    return written, missing
 
 
 def _make_folder(folder: Path) -> None:

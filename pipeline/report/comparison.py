@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.report.figures import Figures, is_finished, mean_and_deviation, planned
-from pipeline.report.groups import Group, differing
+from pipeline.report.groups import MISSING, Group, differing
 from pipeline.report.runs import Run
 from pipeline.report.summary import short
 
 Rows = list[list[str]]  # of a table, its head first
-MISSING = "–"
 HEADS = ("best", "at", "last", "epochs", "images/s", "hours", "size", "OPs")
 
 

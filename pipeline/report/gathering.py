@@ -8,6 +8,8 @@ from pathlib import Path
 from pipeline.report.runs import METRICS, Run, read_run
 from pipeline.run.errors import UserError
 
+UNKNOWN = "its settings and its size are unknown"
+
 
 def gather(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
     """The runs in folders or metrics files, each once, and a line for each that is left out or of
@@ -24,11 +26,9 @@ def gather(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
             runs[key] = _read(place)
         except UserError as error:
             left_out.append(f"left out: {shown(error)}")
-    left_out += [
-        f"{shown(key)} has no config.yaml that can be read; its settings and its size are unknown"
-        for key, run in runs.items()
-        if not run.config
-    ]
+            continue
+        if not runs[key].config:
+            left_out.append(f"{shown(path)} has no config.yaml that can be read: {UNKNOWN}")
     return [replace(run, name=name_of(key, list(runs))) for key, run in runs.items()], left_out
 
 

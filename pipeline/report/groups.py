@@ -7,6 +7,7 @@ from typing import NamedTuple
 from pipeline.report.runs import Run
 
 PLACE = ("run.name", "run.dir")  # where a run lies says nothing about its training
+MISSING = "–"  # what nobody knows
 APART = ("seed", *PLACE)  # in what the runs of a group may differ
 
 
@@ -31,8 +32,9 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
         settings = frozenset(item for item in run.config.items() if item[0] not in APART)
         found.setdefault(settings or run.name, []).append(run)
     labels = [_label(group) for group in found.values()]
+    keys = [key for key in differing(runs) if key not in APART]
     return [
-        Group(label if labels.count(label) == 1 else _first_of(group), group)
+        Group(label if labels.count(label) == 1 else _settings(group, keys), group)
         for label, group in zip(labels, found.values(), strict=True)
     ]
 
@@ -40,8 +42,9 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 def _label(runs: Sequence[Run]) -> str:
     """The name of a run alone; of several what all their names begin with, and a star."""
     prefix = os.path.commonprefix([run.name for run in runs])
-    return prefix if len(runs) == 1 else f"{prefix}*" if prefix else _first_of(runs)
+    return prefix if len(runs) == 1 else f"{prefix}*" if prefix else f"{len(runs)} runs"
 
 
-def _first_of(runs: Sequence[Run]) -> str:
-    return f"{runs[0].name} and {len(runs) - 1} more"
+def _settings(runs: Sequence[Run], keys: Sequence[str]) -> str:
+    """What tells a group from others whose names begin alike."""
+    return ", ".join(f"{key}={runs[0].config.get(key, MISSING)}" for key in keys)

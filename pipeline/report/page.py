@@ -106,7 +106,7 @@ def _trace(curve: Curve, points: Points, panel: int) -> dict[str, Any]:
         "legendgroup": name,
         "line": {"color": curve.colour, "dash": curve.dash, "width": 1 if curve.is_thin else 2},
         "opacity": 0.6 if curve.is_thin else 1,
-        "hovertemplate": f"{name}<br>%{{x}} epochs: %{{y:.5g}}<extra></extra>",
+        "hovertemplate": "%{fullData.name}<br>%{x} epochs: %{y:.5g}<extra></extra>",
     }
 
 

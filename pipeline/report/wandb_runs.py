@@ -5,6 +5,7 @@ from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.report.gathering import shown
 from pipeline.report.runs import Record, Run, flat
 from pipeline.run.errors import first_line
 from pipeline.run.files import open_file
@@ -35,7 +36,7 @@ def runs_of_project(project: str, known: Container[str] = ()) -> tuple[list[Run]
         for found in wandb.Api(timeout=PATIENCE).runs(project):
             if found.id in known:
                 continue
-            run = Run(f"{found.name} ({found.id})", _epochs(found), flat(_settings(found)))
+            run = Run(shown(f"{found.name} ({found.id})"), _epochs(found), flat(_settings(found)))
             if run.epochs:
                 runs.append(run)
             else:

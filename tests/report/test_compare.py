@@ -173,6 +173,13 @@ def test_watching_draws_until_all_runs_are_finished(runs, said, tmp_path):
     assert (path / "metrics.jsonl").read_text().startswith(lines)
 
 
+def test_a_terminal_is_cleared_before_it_is_drawn_anew(runs, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    said.compare(list(runs.iterdir()), tmp_path / "out")
+    said.compare(list(runs.iterdir()), tmp_path / "out", watch=1)
+    assert said[1] == module.CLEAR and said[0] == said[2] and len(said) == 3
+
+
 @pytest.mark.slow
 def test_two_hundred_runs_take_less_than_half_a_minute(said, tmp_path):
     """Those of a study: 10 settings and 20 seeds, of 200 epochs."""

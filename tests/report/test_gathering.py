@@ -99,9 +99,8 @@ def test_a_run_without_settings_is_shown(run):
     (run / "config.yaml").unlink()
     found, left_out = names(run)
     assert found == ["mine"]
-    assert left_out == [
-        f"{run} has no config.yaml that can be read; its settings and its size are unknown"
-    ]
+    unknown = "its settings and its size are unknown"
+    assert left_out == [f"{run} has no config.yaml that can be read: {unknown}"]
 
 
 def test_a_run_that_has_just_begun_is_shown(run):

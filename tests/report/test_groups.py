@@ -40,7 +40,7 @@ def test_runs_without_settings_stay_alone():
 def test_groups_have_labels_of_their_own():
     runs = [run(f"x-{i}", lr=lr) for i, lr in enumerate(["0.1", "0.1", "0.2", "0.2"])]
     assert labels(*runs) == [
-        ("x-0 and 1 more", ["x-0", "x-1"]),
-        ("x-2 and 1 more", ["x-2", "x-3"]),
+        ("lr=0.1", ["x-0", "x-1"]),
+        ("lr=0.2", ["x-2", "x-3"]),
     ]
-    assert labels(run("a", lr="1"), run("b", lr="1")) == [("a and 1 more", ["a", "b"])]
+    assert labels(run("a", lr="1"), run("b", lr="1")) == [("2 runs", ["a", "b"])]
