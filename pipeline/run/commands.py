@@ -20,6 +20,12 @@ def command_line(*words: str) -> str:
     return interpreter + shlex.join([launcher, *words])
 
 
+def shipped_configs() -> dict[str, Path]:
+    """The files in configs/ by their names, but for that of a sweep, which is no config."""
+    files = sorted((ROOT / "configs").glob("*.yaml"))
+    return {path.stem: path for path in files if path.stem != "sweep"}
+
+
 def _is_found() -> bool:
     """Whether ``reste`` takes this interpreter without being told."""
     environment = ROOT / ".venv"
