@@ -330,6 +330,13 @@ class LogConfig(Section):
         description="epochs between estimates of the time of finish; 0: none",
         json_schema_extra=also("time_estimate"),
     )
+    histograms: Integer = Field(
+        0,
+        ge=0,
+        description="epochs between histograms of the latent weights of each layer, in "
+        "metrics.jsonl, wandb and TensorBoard; 0: none",
+        json_schema_extra=also("histogram", "hist", "weights"),
+    )
     wandb: Literal["disabled", "offline", "online"] = Field(
         "disabled", description="Weights & Biases", json_schema_extra=also("wandb_mode")
     )

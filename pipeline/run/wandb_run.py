@@ -4,11 +4,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from pipeline.run.commands import command_line
 from pipeline.run.config import Config, to_dict
 from pipeline.run.console import logger
 from pipeline.run.errors import first_line
 from pipeline.run.files import write_atomically
+from pipeline.run.points import Histogram, Value
 from pipeline.run.sweep import IDENTITY, identity_in, is_to_go_on, trial
 
 # What wandb plots over what, and which value stands for the whole run.
@@ -18,6 +21,7 @@ AXES: dict[str, dict[str, Any]] = {
     "images_seen": {},
     "step/*": {"step_metric": "step"},
     "epoch/*": {"step_metric": "epoch"},
+    "histograms/*": {"step_metric": "epoch"},
     "epoch/val_top1": {"step_metric": "epoch", "summary": "max"},
     "epoch/val_loss": {"step_metric": "epoch", "summary": "min"},
 }
@@ -84,9 +88,15 @@ class Wandb:
         for metric, axis in AXES.items():
             self.run.define_metric(metric, **axis)
 
-    def write(self, numbers: Mapping[str, float], axes: Mapping[str, int]) -> None:
+    def write(self, values: Mapping[str, Value], axes: Mapping[str, int]) -> None:
         # wandb's own step would drop what a resumed run repeats: it must never fall.
-        self.run.log({**numbers, **axes})
+        self.run.log({**{name: self._shown(value) for name, value in values.items()}, **axes})
+
+    def _shown(self, value: Value) -> Any:
+        if isinstance(value, Histogram):
+            shape = np.array(value.counts), np.array(value.edges())
+            return self.package.Histogram(np_histogram=shape)
+        return value
 
     def alert(self, text: str) -> None:
         self.run.alert(title=f"{self.config.run_folder.name} ended", text=text)

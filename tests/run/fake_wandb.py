@@ -42,6 +42,9 @@ class Package:
         files: list = []
         return SimpleNamespace(files=files, add_file=files.append)
 
+    def Histogram(self, np_histogram):
+        return tuple(each.tolist() for each in np_histogram)
+
     def Api(self):
         return SimpleNamespace(run=lambda path: SimpleNamespace(lastHistoryStep=self.last_step))
 
