@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.run import ending, environment
-from pipeline.run.commands import ROOT, command_line
+from pipeline.run.commands import command_line, shipped_configs
 from pipeline.run.errors import Diverged, Interrupted, UserError
 from pipeline.run.streams import forgive_failures, give
 
@@ -251,7 +251,7 @@ def find_config(text: str, folder: str = "configs") -> Path:
     is none."""
     if os.path.exists(text) and not os.path.isdir(text):
         return Path(text)
-    known = {path.stem: path for path in sorted((ROOT / folder).glob("*.yaml"))}
+    known = shipped_configs(folder)
     if text in known:
         return known[text]
     hint = nearest(Path(text).stem, known) or f"names are {', '.join(known)}"

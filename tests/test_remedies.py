@@ -51,6 +51,7 @@ KEYS = {
 # Errors whose remedy another test follows.
 FOLLOWED = {
     "pipeline/report/sync.py:_explained": "test_what_wandb_does_not_take_has_a_way_out",
+    "pipeline/run/sweep.py:check_folder": "test_one_name_for_every_trial_is_refused",
     "pipeline/run/recorder.py:__init__": "test_a_run_that_another_process_finishes_is_kept",
     "pipeline/data/image.py:bad_image": "test_the_command_to_find_bad_images_works",
     "pipeline/run/cards.py:_check_launcher": "test_tritons_own_faults",

@@ -15,9 +15,10 @@ from pipeline.run.console import logger
 from pipeline.run.errors import UserError, first_line
 from pipeline.run.files import open_file
 from pipeline.run.origin import FILE as ORIGIN
+from pipeline.run.points import points
 from pipeline.run.recorder import is_training
-from pipeline.run.trackers import points
-from pipeline.run.wandb_run import IDENTITY, Wandb, forget
+from pipeline.run.sweep import IDENTITY
+from pipeline.run.wandb_run import Wandb, forget
 
 # What wandb would say of the machine that sends, which is not the one that trained.
 SETTINGS = {

@@ -1,6 +1,7 @@
 """What a run records: metrics.jsonl always, and its numbers in the trackers that are asked for."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from pipeline.run.files import free_name, open_file, write_atomically
 from pipeline.run.lines import LineFile
 from pipeline.run.origin import FILE as ORIGIN
 from pipeline.run.origin import origin_of
-from pipeline.run.trackers import Tracker, open_trackers, points
+from pipeline.run.points import points
+from pipeline.run.trackers import Tracker, open_trackers
 
 
 class Recorder:
@@ -57,6 +59,11 @@ class Recorder:
                     f"cannot write {error.filename}: {error.strerror}; repair that or make room, "
                     "and start it again to go on"
                 ) from None
+
+    def write_all(self, records: Iterable[dict[str, Any]], step: int) -> None:
+        """Add ``records``, all made after ``step`` steps, as ``write`` does."""
+        for record in records:
+            self.write(record, step)
 
     def size(self) -> int:
         """The length of metrics.jsonl in bytes."""

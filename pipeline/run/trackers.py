@@ -10,17 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from pipeline.run.config import Config
 from pipeline.run.console import logger
 from pipeline.run.errors import first_line
+from pipeline.run.points import Histogram, Value
 from pipeline.run.wandb_run import record_live
 
 
 class Tracker(Protocol):
-    """Takes the numbers of a run. Its methods may raise whatever they like: see ``Guarded``."""
+    """Takes the figures of a run. Its methods may raise whatever they like: see ``Guarded``."""
 
-    def write(self, numbers: Mapping[str, float], axes: Mapping[str, int]) -> None:
-        """Add ``numbers``, by names such as "epoch/val_top1". ``axes``: the steps and the images
+    def write(self, values: Mapping[str, Value], axes: Mapping[str, int]) -> None:
+        """Add ``values``, by names such as "epoch/val_top1". ``axes``: the steps and the images
         that the training has taken by then, and the epoch, from 0, where there is one."""
 
     def alert(self, text: str) -> None:
@@ -40,29 +43,6 @@ def open_trackers(config: Config, origin: Mapping[str, Any]) -> list[Tracker]:
     return found
 
 
-def flatten(record: Mapping[str, Any], name: str) -> dict[str, float]:
-    """The numbers of a record, nested ones included, by names such as "epoch/val_top1" for those
-    of one that is called ``name``."""
-    numbers: dict[str, float] = {}
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            numbers |= flatten(value, f"{name}/{key}")
-        elif isinstance(value, int | float):
-            numbers[f"{name}/{key}"] = value
-    return numbers
-
-
-def points(
-    record: Mapping[str, Any], step: int, batch_size: int
-) -> tuple[dict[str, float], dict[str, int]]:
-    """What trackers are given of ``record``, which was made after ``step`` steps of ``batch_size``
-    images: the numbers and the axes of ``Tracker.write``."""
-    axes = {"step": step, "images_seen": step * batch_size}
-    if "epoch" in record:
-        axes["epoch"] = record["epoch"]
-    return flatten(record, record["kind"]), axes
-
-
 class Guarded:
     """The tracker that ``begin`` gives; the first failure is one warning and ends it."""
 
@@ -72,10 +52,10 @@ class Guarded:
         with self._guard():
             self.tracker = begin()
 
-    def write(self, numbers: Mapping[str, float], axes: Mapping[str, int]) -> None:
+    def write(self, values: Mapping[str, Value], axes: Mapping[str, int]) -> None:
         with self._guard():
             if self.tracker:
-                self.tracker.write(numbers, axes)
+                self.tracker.write(values, axes)
 
     def alert(self, text: str) -> None:
         with self._guard():
@@ -106,12 +86,32 @@ class TensorBoard:
         self.begin = partial(SummaryWriter, str(folder / "tensorboard"))
         self.writer: SummaryWriter | None = None
 
-    def write(self, numbers: Mapping[str, float], axes: Mapping[str, int]) -> None:
+    def write(self, values: Mapping[str, Value], axes: Mapping[str, int]) -> None:
         if self.writer is None:
             self.writer = self.begin(purge_step=axes["step"])
-        for name, value in numbers.items():
-            self.writer.add_scalar(name, value, axes["step"])
+        for name, value in values.items():
+            if isinstance(value, Histogram):
+                self._add_histogram(name, value, axes["step"])
+            else:
+                self.writer.add_scalar(name, value, axes["step"])
         self.writer.flush()
+
+    def _add_histogram(self, name: str, histogram: Histogram, step: int) -> None:
+        """Its sums are those of the middles of the bins."""
+        assert self.writer
+        edges, counts = np.array(histogram.edges()), np.array(histogram.counts)
+        middles = (edges[1:] + edges[:-1]) / 2
+        self.writer.add_histogram_raw(
+            name,
+            min=-histogram.limit,
+            max=histogram.limit,
+            num=counts.sum(),
+            sum=counts @ middles,
+            sum_squares=counts @ middles**2,
+            bucket_limits=edges[1:].tolist(),
+            bucket_counts=counts.tolist(),
+            global_step=step,
+        )
 
     def alert(self, text: str) -> None:
         if self.writer:

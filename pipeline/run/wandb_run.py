@@ -2,14 +2,17 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline.run.commands import command_line
 from pipeline.run.config import Config, to_dict
 from pipeline.run.console import logger
 from pipeline.run.errors import first_line
-from pipeline.run.files import open_file, write_atomically
+from pipeline.run.files import write_atomically
+from pipeline.run.points import Histogram, Value
+from pipeline.run.sweep import IDENTITY, identity_in, is_to_go_on, trial
 
 # What wandb plots over what, and which value stands for the whole run.
 AXES: dict[str, dict[str, Any]] = {
@@ -18,10 +21,10 @@ AXES: dict[str, dict[str, Any]] = {
     "images_seen": {},
     "step/*": {"step_metric": "step"},
     "epoch/*": {"step_metric": "epoch"},
+    "histograms/*": {"step_metric": "epoch"},
     "epoch/val_top1": {"step_metric": "epoch", "summary": "max"},
     "epoch/val_loss": {"step_metric": "epoch", "summary": "min"},
 }
-IDENTITY = "wandb_id"  # a file in the run's folder
 PATIENCE = 30  # seconds for wandb's server to answer
 
 
@@ -70,25 +73,30 @@ class Wandb:
         settings = {"init_timeout": PATIENCE, **options.pop("settings", {})}
         self.package, self.config = wandb, config
         self.run: Any = wandb.init(
-            project=log.project,
             name=folder.name,
             dir=folder,
             config={**to_dict(config), **origin},
-            id=_identity(folder),
             group=log.group,
             job_type="train",
             notes=log.notes,
             tags=[tag.strip() for tag in (log.tags or "").split(",") if tag.strip()],
             mode=mode,  # type: ignore[arg-type]
             settings=settings,
+            **_place(config),
             **options,
         )
         for metric, axis in AXES.items():
             self.run.define_metric(metric, **axis)
 
-    def write(self, numbers: Mapping[str, float], axes: Mapping[str, int]) -> None:
+    def write(self, values: Mapping[str, Value], axes: Mapping[str, int]) -> None:
         # wandb's own step would drop what a resumed run repeats: it must never fall.
-        self.run.log({**numbers, **axes})
+        self.run.log({**{name: self._shown(value) for name, value in values.items()}, **axes})
+
+    def _shown(self, value: Value) -> Any:
+        if isinstance(value, Histogram):
+            shape = np.array(value.counts), np.array(value.edges())
+            return self.package.Histogram(np_histogram=shape)
+        return value
 
     def alert(self, text: str) -> None:
         self.run.alert(title=f"{self.config.run_folder.name} ended", text=text)
@@ -96,6 +104,8 @@ class Wandb:
     def finish(self, exit_code: int) -> None:
         if self.config.log.artifacts == "best" and exit_code == 0:
             self.add_best()
+        if is_to_go_on(exit_code):
+            self.run.mark_preempting()  # the sweep gives it to another agent
         self.run.finish(exit_code=exit_code)
 
     def close(self, exit_code: int) -> None:
@@ -117,9 +127,10 @@ class Wandb:
         return int(self.package.Api().run(path).lastHistoryStep) + 1
 
 
-def _identity(folder: Path) -> str:
-    file = folder / IDENTITY
-    if not file.exists():
-        write_atomically(file, os.urandom(6).hex().encode())
-    with open_file(file) as found:
-        return found.read(64).decode()
+def _place(config: Config) -> dict[str, Any]:
+    """Where wandb keeps the run: the agent of a sweep has said that already."""
+    identity = identity_in(config)
+    if not identity:
+        identity = trial() or os.urandom(6).hex()
+        write_atomically(config.run_folder / IDENTITY, identity.encode())
+    return {} if trial() else {"project": config.log.project, "id": identity}

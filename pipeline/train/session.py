@@ -11,7 +11,7 @@ import torch
 from pipeline.data.batch import divide_batch
 from pipeline.data.loader import Loader
 from pipeline.data.open import build_loaders, settle_data
-from pipeline.run import best, cards, processes, restart
+from pipeline.run import best, cards, processes, restart, sweep
 from pipeline.run.checkpoint import CheckpointStore
 from pipeline.run.classes import names_of, order_of
 from pipeline.run.commands import command_line
@@ -65,6 +65,7 @@ def train(config: Config, only_check: int = 0, words: Sequence[str] = ()) -> Out
     UserError, Diverged, or Interrupted after saving.
     """
     with StopSignal() as stop:
+        sweep.end_with_agent()
         try:
             with shortage_explained():
                 return _train(Request(config, words), stop, only_check)
@@ -87,6 +88,7 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
     logger.info("%s: reading %s", config.run_folder, config.data.path or config.data.dataset)
     config = divide_batch(config, only_check or processes.size())
     processes.agree({k: v for k, v in flatten(config).items() if k not in MAY_DIFFER})
+    processes.alike(lambda: sweep.check_folder(config))
     again = not only_check and not problems.found and restart.is_restart(config)
     store = CheckpointStore(config.run_folder / "checkpoints", config.checkpoint.keep)
     request = request._replace(config=config)

@@ -22,14 +22,15 @@ class Package:
     def init(self, **options):
         self._do("init", **options)
         return SimpleNamespace(
-            id=options["id"],
+            id=options.get("id"),
             entity="me",
-            project=options["project"],
-            url=f"https://wandb/{options['id']}",
+            project=options.get("project"),
+            url="https://wandb/me/reste/runs/mine",
             dir=f"{options['dir']}/wandb/offline-run-1/files",
             define_metric=lambda name, **options: self._do("define_metric", name=name, **options),
             log=lambda numbers: self._do("log", numbers=numbers),
             alert=lambda title, text: self._do("alert", title=title, text=text),
+            mark_preempting=lambda: self._do("mark_preempting"),
             log_artifact=lambda artifact: self._do("log_artifact", files=artifact.files),
             finish=lambda exit_code: self._do("finish", exit_code=exit_code),
         )
@@ -40,6 +41,9 @@ class Package:
     def Artifact(self, name, type):
         files: list = []
         return SimpleNamespace(files=files, add_file=files.append)
+
+    def Histogram(self, np_histogram):
+        return tuple(each.tolist() for each in np_histogram)
 
     def Api(self):
         return SimpleNamespace(run=lambda path: SimpleNamespace(lastHistoryStep=self.last_step))

@@ -48,6 +48,18 @@ def test_wandb_gets_the_numbers_and_one_identity(wandb, record):
     assert wandb.named("finish")[0] == {"exit_code": 0}
 
 
+HISTOGRAMS = {"kind": "histograms", "epoch": 1,
+              "weights": {"conv": {"limit": 0.5, "counts": [1, 0, 2, 1]}}}  # fmt: skip
+
+
+def test_wandb_gets_histograms(wandb, record):
+    record(["log.wandb=offline"], (HISTOGRAMS, 7))
+    shown = ([1, 0, 2, 1], [-0.5, -0.25, 0, 0.25, 0.5])
+    values = {"histograms/epoch": 1, "histograms/weights/conv": shown}
+    axes = {"step": 7, "epoch": 1, "images_seen": 70}
+    assert wandb.named("log") == [{"numbers": {**values, **axes}}]
+
+
 def test_wandb_is_told_what_the_config_says_of_the_run(wandb, record):
     words = ["log.group=study", "log.tags=a, b c,", "log.notes=7 up", "log.project=p", "seed=3"]
     record(["log.wandb=online", *words])
@@ -136,14 +148,18 @@ def test_wandbs_file_keeps_what_a_resumed_run_repeats(record, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     steps = [({**STEP, "step": step}, step) for step in (5, 6, 3, 4)]
     last = {"kind": "epoch", "epoch": 0, "indicators": {"total": {"error": 2.5}}}
-    folder = record(["log.wandb=offline", "log.tags=a,b"], *steps, (last, 6))
+    folder = record(["log.wandb=offline", "log.tags=a,b"], *steps, (last, 6), (HISTOGRAMS, 6))
     importlib.import_module("wandb").teardown()  # until then its service may hold the last rows
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     records, found = list(transactions(file)), history(file)
-    assert [each["step"] for each in found] == [5, 6, 3, 4, 6]
-    assert [each["images_seen"] for each in found] == [50, 60, 30, 40, 60]
+    assert [each["step"] for each in found] == [5, 6, 3, 4, 6, 6]
+    assert [each["images_seen"] for each in found] == [50, 60, 30, 40, 60, 60]
     assert all(each["step/loss"] == 0.5 for each in found[:4])
     assert found[4]["epoch/indicators/total/error"] == 2.5 and found[4]["epoch"] == 0
+    kind, counts, edges = (
+        found[5][f"histograms/weights/conv/{part}"] for part in ("_type", "values", "bins")
+    )
+    assert (kind, counts, edges) == ("histogram", [1, 0, 2, 1], [-0.5, -0.25, 0, 0.25, 0.5])
     axes = {r.metric.glob_name or r.metric.name: r.metric.step_metric for r in records
             if r.WhichOneof("record_type") == "metric"}  # fmt: skip
     assert axes["step/*"] == "step" and axes["epoch/*"] == "epoch"
@@ -157,9 +173,15 @@ def test_tensorboards_files_hold_the_numbers(record):
 
     steps = [({**STEP, "loss": float(step)}, step) for step in (5, 6)]
     record(["log.tensorboard=true"], *steps)
-    folder = record(["log.tensorboard=true"], ({**STEP, "loss": -6.0}, 6), (EPOCH, 7))
+    ends = [({**STEP, "loss": -6.0}, 6), (HISTOGRAMS, 7), (EPOCH, 7)]
+    folder = record(["log.tensorboard=true"], *ends)
     found = EventAccumulator(str(folder / "tensorboard"))
     found.Reload()
     values = [(each.step, each.value) for each in found.Scalars("step/loss")]
     assert values == [(5, 5.0), (6, -6.0)]
     assert [each.value for each in found.Scalars("epoch/indicators/a/b")] == [1.0]
+    (histogram,) = found.Histograms("histograms/weights/conv")
+    shown = histogram.histogram_value
+    assert (histogram.step, shown.num, shown.min, shown.max) == (7, 4, -0.5, 0.5)
+    assert shown.bucket == [1, 0, 2, 1] and shown.bucket_limit == [-0.25, 0, 0.25, 0.5]
+    assert shown.sum == -0.375 + 2 * 0.125 + 0.375
