@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +51,13 @@ def test_a_report_alone_trains_nothing(words, tmp_path, capsys):
     ]  # fmt: skip
 
 
+def advice(pattern, text):
+    """What ``text`` says in the place of the group in ``pattern``."""
+    found = re.search(pattern, text)
+    assert found, text
+    return found[1]
+
+
 def run(words):
     return subprocess.Popen(
         [ROOT / "reste", "study", *words],
@@ -72,8 +80,9 @@ def test_a_killed_and_a_diverged_training(words, tmp_path):
     os.kill(int(child), signal.SIGKILL)
     out, err = process.communicate()
     assert process.returncode == 1, err
-    assert "warning: reste-seed7 ended with 137; alone: " in err
-    assert "warning: reste-lr1000000-seed7 ended with 3; alone: " in err
+    assert "warning: reste-seed7 ended with 137 (" in err
+    command = advice(r"lr1000000-seed7 ended with 3 \(error: .*\); alone: (.*)", err)
+    assert "ended with 137" in (tmp_path / "runs/mine/log.txt").read_text()
     assert "reste, lr 0.1        0 of 1" in out
 
     process = run(words)
@@ -81,4 +90,5 @@ def test_a_killed_and_a_diverged_training(words, tmp_path):
     assert process.returncode == 3, err
     assert "reste-seed7  going on after epoch " in err
     assert "reste, lr 0.1        1 of 1" in out
+    assert subprocess.run(command, shell=True, capture_output=True).returncode == 3
     assert [epoch["epoch"] for epoch in read_run(folder).epochs] == [0, 1, 2, 3]

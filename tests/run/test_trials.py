@@ -14,7 +14,7 @@ from launch.command import find_config
 from pipeline.run import trials
 from pipeline.run.errors import Interrupted, UserError
 from pipeline.run.study import read_study
-from pipeline.run.trials import exit_code, run_trials, share
+from pipeline.run.trials import exit_code, run_trials, share, tell
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 # What stands for a training. It goes on after the epochs that are recorded; ste diverges, dsq is
@@ -93,7 +93,8 @@ def test_what_fails_leaves_the_others_alone(read, caplog):
     assert failures[0].reason == "error: the loss is not finite"
     assert len(drawn) == 3 and study.trials[2].is_finished
     assert "reste-seed1234  a line of reste-seed1234" in caplog.messages
-    assert "ste-seed1234 ended with 3; alone: " in caplog.text
+    tell(failures)
+    assert "ste-seed1234 ended with 3 (error: the loss is not finite); alone: " in caplog.text
     assert exit_code(failures) == 1 and exit_code(failures[:1]) == 3
 
 
