@@ -208,7 +208,7 @@ def share(place: int, jobs: int) -> dict[str, str]:
     threads, unless the person has set them, and one of the GPUs that this process may use."""
     if jobs == 1:
         return {}
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, torch.get_num_threads() // jobs)
     gpus = _gpus()
     return {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
