@@ -37,9 +37,9 @@ def main(arguments: Sequence[str]) -> None:
     options = PARSER.parse(arguments)
     from pipeline.report.study import write_report
     from pipeline.report.study_table import listing
-    from pipeline.run.console import start_console
+    from pipeline.run.console import start_console, start_file
     from pipeline.run.study import check_folder, read_study
-    from pipeline.run.trials import exit_code, run_trials
+    from pipeline.run.trials import exit_code, run_trials, tell
 
     path = find_config(options.study, STUDIES)
     study = read_study(path, options.overrides, find_config)
@@ -49,8 +49,11 @@ def main(arguments: Sequence[str]) -> None:
     if options.report:
         return answer(write_report(study))
     check_folder(study)
+    write_report(study)  # first: it says whether the folder can be written
+    start_file(study.folder / "log.txt")
     failures = run_trials(study, options.jobs, lambda: write_report(study))
     answer(write_report(study))
+    tell(failures)
     if failures:
         raise SystemExit(exit_code(failures))
 

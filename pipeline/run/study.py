@@ -14,6 +14,7 @@ from urllib.parse import quote
 from pipeline.run import plain_yaml
 from pipeline.run.commands import command_line
 from pipeline.run.config import Config, flatten, load_config, make_config, to_dict
+from pipeline.run.config_keys import shown
 from pipeline.run.errors import UserError
 from pipeline.run.files import free_name
 from pipeline.run.plan import check_keys, read_plan
@@ -114,7 +115,9 @@ def _settings(base: Config, config: Config) -> dict[str, str]:
 
 def written(value: object) -> str:
     """A value of a config as a person writes it."""
-    return str(value).removesuffix(".0")
+    if value is None or isinstance(value, bool):
+        return shown(value)
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def in_words(

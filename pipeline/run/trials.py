@@ -111,13 +111,23 @@ def run_trials(study: Study, jobs: int, redraw: Callable[[], object]) -> list[Fa
     Interrupted where a signal asked to stop, when the trials at work have saved and ended.
     """
     with StopSignal("interrupted before a trial began") as stop:
-        for trial in study.open[:1]:
+        waiting = study.open
+        logger.info("%s: %d trials, %d to do", study.folder, len(study.trials), len(waiting))
+        for trial in waiting[:1]:
             check(trial)
         stop.can_save = True
         failures = Runner(study, jobs, stop, redraw).run()
         if stop.signal:
             raise Interrupted(stop.signal, "interrupted; start it again to go on")
     return failures
+
+
+def tell(failures: Sequence[Failure]) -> None:
+    """Say which trials failed, and with which command each is done by itself."""
+    for trial, code, reason in failures:
+        logger.warning(
+            "%s ended with %d (%s); alone: %s", trial.name, code, reason, command_of(trial)
+        )
 
 
 def exit_code(failures: Sequence[Failure]) -> int:
@@ -187,7 +197,7 @@ class Runner:
             self.estimate.besides.append(process.besides())
         elif not self.stop.signal:
             self.failures.append(Failure(trial, code, process.reason))
-            logger.warning("%s ended with %d; alone: %s", trial.name, code, command_of(trial))
+            logger.warning("%s ended with %d", trial.name, code)
         self.redraw()
         if not self.stop.signal:
             self.estimate.tell(self.left())
@@ -198,7 +208,7 @@ def share(place: int, jobs: int) -> dict[str, str]:
     threads, unless the person has set them, and one of the GPUs that this process may use."""
     if jobs == 1:
         return {}
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, torch.get_num_threads() // jobs)
     gpus = _gpus()
     return {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),

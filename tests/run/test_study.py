@@ -70,6 +70,12 @@ def test_any_value_makes_a_folder_of_its_own(read):
     )
     assert len(names(study)) == 10 and not [name for name in names(study) if "/" in name]
     assert names(study)[0] == "reste-patha%2Fb-lr0.001-seed1234"
+    study = read(
+        "{config: cifar10_resnet20, overrides: {data.path: v1.0},"
+        "runs: [{data.path: [v2.0, null], data.augment: [true, false]}]}"
+    )
+    assert names(study)[2:] == ["reste-pathnull-seed1234", "reste-pathnull-augmentfalse-seed1234"]
+    assert names(study)[0] == "reste-pathv2.0-seed1234"
 
 
 def test_no_two_keys_look_alike_in_a_name():
