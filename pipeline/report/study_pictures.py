@@ -14,7 +14,7 @@ from pipeline.report.study_groups import Group
 from pipeline.run.study import in_words
 
 OPTION = "o_end"  # the option over which accuracy is drawn
-BARS = "mean and standard deviation over the seeds"
+FAR = 1000.0  # a factor between values beyond which there are too many words at 1, 2 and 5
 COLUMNS = 4  # estimators beside each other
 LIMIT = 2.3  # the surrogates are drawn from -LIMIT to LIMIT
 DASHES = {"start": ":", "middle": "--", "end": "-"}  # of the curves, by the time in the training
@@ -39,26 +39,34 @@ def draw_plane(groups: Groups, figure: Any) -> None:
     """A point for each group, with its standard deviations: the estimating error to the right, the
     gradient stability upwards. Gradients are steadier where that is smaller."""
     axes = figure.subplots()
-    axes.set_title(BARS)
+    axes.set_title(seeds(groups))
     axes.set_xlabel("estimating error, the norm of sign(w) - f(w)")
     axes.set_ylabel("gradient stability, the variance of |g|")
-    _count_by_factors(axes)
     colours = [colour_of(group.estimator) for group in groups]
     places = [(group.figures["error"], group.figures["stability"]) for group in groups]
     for (x, y), colour in zip(places, colours, strict=True):
         _points(axes, x.mean, y.mean, colour, xerr=x.deviation, yerr=y.deviation)
     means = [(x.mean, y.mean) for x, y in places]
+    _count_by_factors(axes)
     label(axes, means, [group.label for group in groups], colours)
 
 
+def seeds(groups: Groups) -> str:
+    """What the points and bars of a picture are, in words."""
+    has_bars = any(group.finished > 1 for group in groups)
+    return "mean and standard deviation over the seeds" if has_bars else "one seed"
+
+
 def _count_by_factors(axes: Any) -> None:
-    """Let the values upwards grow by factors, as 1, 2, 5, 10."""
+    """Let the values upwards grow by factors, with words at 1, 2, 5, 10 or, where they go far, at
+    powers of 10."""
     axes.set_yscale("log")
     axes.minorticks_off()
-    axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
+    axes.margins(0.1)
+    low, high = axes.get_ylim()
+    axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5) if high < FAR * low else (1,))
     axes.yaxis.set_major_formatter("{x:.0e}")
     axes.grid(visible=True, axis="both")
-    axes.margins(0.1)
 
 
 def _points(axes: Any, x: Any, y: Any, colour: str, **options: Any) -> None:
@@ -82,7 +90,7 @@ def over_option(groups: Groups) -> list[Group]:
 def draw_option(groups: Groups, figure: Any) -> None:
     """The best and the last accuracy over the values of ``OPTION``, with standard deviations."""
     axes = figure.subplots()
-    axes.set_title(BARS)
+    axes.set_title(seeds(groups))
     values = [group.options[OPTION] for group in groups]
     aside = 0.004 * (values[-1] - values[0])  # so that no bar hides another
     colour = colour_of(groups[0].estimator)

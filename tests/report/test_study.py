@@ -5,6 +5,7 @@ import io
 import json
 import statistics
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -12,9 +13,10 @@ from kernels import ESTIMATORS
 from launch.command import find_config
 from pipeline.report import estimator_curves
 from pipeline.report.estimator_curves import curves_of
+from pipeline.report.pictures import png
 from pipeline.report.study import draw, write_report
-from pipeline.report.study_groups import groups
-from pipeline.report.study_pictures import in_plane, over_option, with_curves
+from pipeline.report.study_groups import Figure, groups
+from pipeline.report.study_pictures import draw_plane, in_plane, over_option, seeds, with_curves
 from pipeline.report.study_table import comma_separated, listing, markdown, plain
 from pipeline.run.study import read_study
 
@@ -105,6 +107,29 @@ def test_trials_of_other_settings_are_not_in_one_curve(tmp_path):
     found = groups(study)
     assert "reste, o_end 5, lr 0.2" in [group.label for group in found]
     assert over_option(found) == [] and len(with_curves(found)) == 4
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0, 1e9])
+def test_the_plane_has_words_at_its_values(study, factor):
+    """However far the values lie apart."""
+    pytest.importorskip("matplotlib")
+    found = groups(study)
+    stability = Figure(found[0].figures["stability"].mean * factor, None)
+    apart = replace(found[0], figures={**found[0].figures, "stability": stability})
+    shown = []
+
+    def draw_and_look(figure):
+        draw_plane([apart, found[1]], figure)
+        axes = figure.axes[0]
+        low, high = axes.get_ylim()
+        shown.extend(tick for tick in axes.get_yticks() if low <= tick <= high)
+
+    assert png(draw_and_look, 3).startswith(PNG) and 1 <= len(shown) <= 15
+
+
+def test_one_seed_is_called_so(study):
+    found = groups(study)
+    assert seeds(found[3:]) == "one seed" and "standard deviation" in seeds(found)
 
 
 def test_the_report_is_written(study):
