@@ -176,6 +176,21 @@ def test_watching_draws_until_all_runs_are_finished(runs, said, tmp_path):
     assert (path / "metrics.jsonl").read_text().startswith(lines)
 
 
+def test_a_watch_draws_only_what_has_changed(said, tmp_path, monkeypatch):
+    path = write_run(tmp_path / "running", epochs(1), FINISHED)
+    naps = []
+
+    def nap(seconds):
+        naps.append(seconds)
+        if len(naps) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.time, "sleep", nap)
+    with pytest.raises(KeyboardInterrupt):
+        said.compare([path], tmp_path / "out", watch=7)
+    assert naps == [7, 7, 7] and len(said) == 1
+
+
 def test_a_terminal_is_cleared_before_it_is_drawn_anew(runs, said, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     said.compare(list(runs.iterdir()), tmp_path / "out")
