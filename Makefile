@@ -46,7 +46,7 @@ arguments = $(1) $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)
 # torchrun answers every failure with a long report of its own, so a mistake is looked for first.
 is_number = case $(call quote,$(GPUS)) in *[!0-9]* | 0*) echo 'error: GPUS is no number of GPUs' >&2; exit 2 ;; esac
 is_several = $(if $(GPUS),$(subst =1=,,=$(GPUS)=))
-train = $(if $(is_several),$(is_number) && $(RESTE) train $(arguments) --check=$(GPUS) && \
+train = $(if $(is_several),$(is_number) && LOCAL_WORLD_SIZE=$(GPUS) $(RESTE) train $(arguments) --check=$(GPUS) && \
   $(TORCHRUN) -m launch.train $(arguments),$(RESTE) train $(arguments))
 bench = $(RESTE) benchmark $(1) $(if $(CONFIG),$(call quote,$(CONFIG)),$(2)) $(if $(DEVICE),$(call quote,train.device=$(DEVICE))) \
   $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)

@@ -7,14 +7,8 @@ from pathlib import Path
 
 from launch.command import HELP, Main, choose, command, summary
 
-COMMANDS = (
-    "train",
-    "evaluate",
-    "compare",
-    "summary",
-    "prepare",
-    "benchmark",
-)  # files of this folder
+# Files of this folder.
+COMMANDS = ("train", "evaluate", "study", "compare", "summary", "sync", "prepare", "benchmark")
 
 
 def main(arguments: Sequence[str]) -> None:

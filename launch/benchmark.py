@@ -32,14 +32,14 @@ def _measure(name: str, options: argparse.Namespace) -> None:
         sweep,
         training,
     )
-    from pipeline.run import processes, rendezvous
+    from pipeline.run import origin, processes, rendezvous
     from pipeline.run.config import load_config
     from pipeline.run.device import get_device
     from pipeline.train.precision import settle_precision
 
     if name == "scaling":
         return scaling.report()
-    commit = results.commit()  # first: what is measured, not the plots that it draws
+    commit = origin.commit()  # first: what is measured, not the plots that it draws
     path = find_config(options.config)
     config = load_config(path, options.overrides)
     device = get_device(config)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.run import ending, environment
-from pipeline.run.commands import ROOT, command_line
+from pipeline.run.commands import command_line, shipped_configs
 from pipeline.run.errors import Diverged, Interrupted, UserError
 from pipeline.run.streams import forgive_failures, give
 
@@ -45,7 +45,7 @@ def _run(main: Main) -> NoReturn:
         main(sys.argv[1:])
     except (UserError, Diverged) as error:
         _report(error)
-        sys.exit(2 if isinstance(error, UserError) else error.exit_code)
+        sys.exit(error.exit_code)
     except Interrupted as stop:
         _explain(stop)
         if _place()[0] == 0 or not stop.together:
@@ -245,13 +245,14 @@ def choose(
         raise UserError(f"{what}; usage: {line} {{{','.join(choices)}}} ...")
 
 
-def find_config(text: str) -> Path:
-    """The config that ``text`` names: a file, relative to where the person stands, or one of
-    configs/ by its name. Raises UserError with the nearest name where there is none."""
+def find_config(text: str, folder: str = "configs") -> Path:
+    """The YAML file that ``text`` names: a file, relative to where the person stands, or one in
+    this ``folder`` of the checkout by its name. Raises UserError with the nearest name where there
+    is none."""
     if os.path.exists(text) and not os.path.isdir(text):
         return Path(text)
-    known = {path.stem: path for path in sorted((ROOT / "configs").glob("*.yaml"))}
+    known = shipped_configs(folder)
     if text in known:
         return known[text]
     hint = nearest(Path(text).stem, known) or f"names are {', '.join(known)}"
-    raise UserError(f"config {text}: there is no such file, nor is it a name in configs/; {hint}")
+    raise UserError(f"config {text}: there is no such file, nor is it a name in {folder}/; {hint}")

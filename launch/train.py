@@ -32,9 +32,11 @@ def main(arguments: Sequence[str]) -> None:
     from pipeline.report.plots import draw_run
     from pipeline.run import processes, rendezvous
     from pipeline.run.config import load_config
+    from pipeline.run.sweep import run_name
     from pipeline.train.session import summarise, train
 
-    config = load_config(find_config(options.config), options.overrides)
+    path = find_config(options.config)
+    config = load_config(path, options.overrides, name=run_name(path.stem))
     outcome = train(config, options.check, (options.config, *options.overrides))
     if outcome:
         if processes.is_main():

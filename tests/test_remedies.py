@@ -50,6 +50,8 @@ KEYS = {
 }
 # Errors whose remedy another test follows.
 FOLLOWED = {
+    "pipeline/report/sync.py:_explained": "test_what_wandb_does_not_take_has_a_way_out",
+    "pipeline/run/sweep.py:check_folder": "test_one_name_for_every_trial_is_refused",
     "pipeline/run/recorder.py:__init__": "test_a_run_that_another_process_finishes_is_kept",
     "pipeline/data/image.py:bad_image": "test_the_command_to_find_bad_images_works",
     "pipeline/run/cards.py:_check_launcher": "test_tritons_own_faults",
@@ -68,6 +70,9 @@ FOLLOWED = {
     "pipeline/run/resume.py:_check_new": "test_a_finished_run_is_trained_longer",
     "pipeline/run/resume.py:check_data": "test_other_images_go_on_in_a_new_run",
     "pipeline/run/resume.py:check_classes": "test_renamed_classes_are_refused",
+    "pipeline/run/plan.py:read_plan": "test_a_file_that_is_wrong_says_how_it_is_written",
+    "pipeline/run/plan.py:check_keys": "test_a_key_that_cannot_stand_there_is_named",
+    "pipeline/run/study.py:check_folder": "test_another_folder_takes_other_settings",
     "pipeline/run/resume.py:check_place": "test_other_metrics_go_on_from_the_end_of_an_epoch",
 }  # fmt: skip
 FILES = "the person's own files are to be mended, or named"
@@ -86,7 +91,10 @@ NOT_FOLLOWED = {
     "pipeline/data/cifar_files.py:load_cifar10": FILES,
     "pipeline/data/open.py:build_loaders": OTHERS,
     "pipeline/data/plan.py:check_batch_size": "a training makes the batch smaller before",
+    "pipeline/report/sync.py:_config_of": FILES,
+    "pipeline/report/sync.py:send": "the run writes records as it goes on",
     "pipeline/run/cards.py:current": DEVICE,
+    "pipeline/run/cards.py:check_number": DEVICE,
     "pipeline/run/cards.py:take": DEVICE,
     "pipeline/run/checkpoint.py:content_of": "no network is that large",
     "pipeline/run/files.py:write_atomically": ROOM,
@@ -96,6 +104,7 @@ NOT_FOLLOWED = {
     "pipeline/run/recorder.py:write": ROOM,
     "pipeline/run/rendezvous.py:_meet": OTHERS,
     "pipeline/run/rendezvous.py:_open_store": OTHERS,
+    "pipeline/run/trials.py:check": PASSES,
     "pipeline/train/graph.py:record": DEVICE,
     "pipeline/train/memory.py:shortage_explained": DEVICE,
     "pipeline/train/trainer.py:_record": PASSES,

@@ -27,7 +27,7 @@ OPTIONAL = {
     "plotly": {"pipeline/report/page.py"},
     "safetensors": {"pipeline/run/archive.py"},
     "triton": {"kernels/_triton.py"},
-    "wandb": {"pipeline/report/wandb_runs.py", "pipeline/run/trackers.py"},
+    "wandb": {"pipeline/report/wandb_runs.py", "pipeline/run/wandb_run.py"},
 }
 FILES = sorted(
     path

@@ -2,7 +2,6 @@
 
 import csv
 import datetime
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 
 from kernels._triton import HAS_TRITON, triton
-from pipeline.run.commands import ROOT
 from pipeline.run.console import logger
 
 RESULTS = Path("docs/results")
@@ -32,7 +30,7 @@ def row(case: str, provider: str, mode: str, metric: str, unit: str, values: Ten
 def write(bench: str, rows: list[Row], device: torch.device, commit: str) -> None:
     """Print ``rows`` and append them to the device's CSV.
 
-    ``commit``: what ``commit()`` gave before anything was measured.
+    ``commit``: what ``origin.commit()`` gave before anything was measured.
     """
     common: Row = {
         "date": datetime.date.today().isoformat(),
@@ -82,20 +80,3 @@ def save(figure: Any, path: Path) -> None:
     """Write a figure to ``path``, whose folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, metadata={"Software": None})
-
-
-def commit() -> str:
-    """The commit of the checkout, with "-dirty" if anything but results has changed since; empty
-    where git does not know it."""
-    try:
-        name = _git("describe", "--always")
-    except OSError:  # there is no git
-        return ""
-    if name.returncode:
-        return ""
-    changed = _git("diff", "--quiet", "HEAD", "--", ".", ":(exclude)docs/results").returncode
-    return name.stdout.strip() + ("-dirty" if changed else "")
-
-
-def _git(*words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, encoding="utf-8")

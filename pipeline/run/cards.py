@@ -58,18 +58,22 @@ def take(local: int, processes: int) -> None:
 
     Raises UserError where there are fewer GPUs than processes.
     """
-    gpus, processes = torch.cuda.device_count(), max(processes, local + 1)
-    shown = os.environ.get(VISIBLE)
-    seen = f" ({VISIBLE}={shlex.quote(shown)})" if shown else ""
-    if processes > gpus:  # all of them say so
-        raise UserError(
-            f"{processes} processes on this machine have {gpus} GPUs{seen}; start as many "
-            f"processes as it has GPUs, or {ON_THE_CPU}"
-        )
+    check_number(max(processes, local + 1))  # all of them say so
     try:
         torch.cuda.set_device(local)
     except RuntimeError as error:
         raise UserError.alone(_why_it_does_not_begin(local, error)) from None
+
+
+def check_number(processes: int) -> None:
+    """Raise UserError where this machine has fewer GPUs than ``processes``."""
+    gpus, shown = torch.cuda.device_count(), os.environ.get(VISIBLE)
+    if processes > gpus:
+        seen = f" ({VISIBLE}={shlex.quote(shown)})" if shown else ""
+        raise UserError(
+            f"{processes} processes on this machine have {gpus} GPUs{seen}; start as many "
+            f"processes as it has GPUs, or {ON_THE_CPU}"
+        )
 
 
 def current() -> torch.device:

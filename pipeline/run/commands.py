@@ -20,6 +20,13 @@ def command_line(*words: str) -> str:
     return interpreter + shlex.join([launcher, *words])
 
 
+def shipped_configs(folder: str = "configs") -> dict[str, Path]:
+    """The YAML files in this ``folder`` of the checkout by their names, but for that of a sweep,
+    which is no config."""
+    files = sorted((ROOT / folder).glob("*.yaml"))
+    return {path.stem: path for path in files if path.stem != "sweep"}
+
+
 def _is_found() -> bool:
     """Whether ``reste`` takes this interpreter without being told."""
     environment = ROOT / ".venv"

@@ -330,6 +330,13 @@ class LogConfig(Section):
         description="epochs between estimates of the time of finish; 0: none",
         json_schema_extra=also("time_estimate"),
     )
+    histograms: Integer = Field(
+        0,
+        ge=0,
+        description="epochs between histograms of the latent weights of each layer, in "
+        "metrics.jsonl, wandb and TensorBoard; 0: none",
+        json_schema_extra=also("histogram", "hist", "weights"),
+    )
     wandb: Literal["disabled", "offline", "online"] = Field(
         "disabled", description="Weights & Biases", json_schema_extra=also("wandb_mode")
     )
@@ -421,14 +428,17 @@ class Config(Section):
         return make_config(nested)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The config of a YAML file, changed by ``key=value`` strings.
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, name: str | None = None
+) -> Config:
+    """The config of a YAML file, changed by ``key=value`` strings. Where run.name is unset, it is
+    ``name``, or that of the file.
 
     Raises:
         UserError: the file cannot be read or is no plain YAML, or as ``make_config`` raises it.
     """
     path = Path(path)
-    return make_config(plain_yaml.load(path), overrides, name=path.stem)
+    return make_config(plain_yaml.load(path), overrides, name=name or path.stem)
 
 
 def make_config(

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 import time
 import warnings
@@ -126,7 +127,7 @@ class ProgressBar:
             leave=False,
             dynamic_ncols=True,
             colour="green",
-            disable=not sys.stderr.isatty() or not processes.is_main(),
+            disable=not (processes.is_main() and _has_room_for_a_bar()),
             bar_format="{desc} {bar} {n_fmt}/{total_fmt} {postfix} {remaining} left",
         )
 
@@ -162,6 +163,17 @@ class ProgressBar:
             )
         else:
             self.bar.set_postfix_str(text)
+
+
+def _has_room_for_a_bar() -> bool:
+    """Whether stderr is a terminal, and not one that says it is 0 columns wide, as those do which
+    nobody has given a size: a bar would stay empty there."""
+    if not sys.stderr.isatty():
+        return False
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):  # it is none of the system's; tqdm assumes a width
+        return True
 
 
 def _in_words(values: dict[str, float]) -> str:

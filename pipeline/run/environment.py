@@ -37,6 +37,11 @@ def world_size() -> int:
     return number("WORLD_SIZE", 1, MOST_PROCESSES, default=1)
 
 
+def processes_here() -> int:
+    """How many of them are on this machine; 0 where nothing says so."""
+    return number("LOCAL_WORLD_SIZE", 1, MOST_PROCESSES, default=0)
+
+
 def restarts() -> int:
     """How often torchrun has started its processes again."""
     return number("TORCHELASTIC_RESTART_COUNT", 0, 10**9 - 1, default=0)

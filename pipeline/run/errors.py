@@ -3,13 +3,14 @@
 
 class UserError(ValueError):
     """What the user gave is wrong. The message is one line that names the key or the file and
-    the remedy; a command prints it behind ``error: `` and exits with code 2.
+    the remedy; a command prints it behind ``error: `` and exits with ``exit_code``.
 
     ``is_shared`` says that all processes raise the same one, ``is_alone`` that only this one can
     know of it, as of another that did not come. ``mistakes`` are the messages of several errors
     that this one joins; empty where it is a single one.
     """
 
+    exit_code = 2
     is_shared = is_alone = False
     mistakes: tuple[str, ...] = ()
 

@@ -1,6 +1,7 @@
 """What a run records: metrics.jsonl always, and its numbers in the trackers that are asked for."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ except ImportError:  # Windows
 from pipeline.run.config import Config
 from pipeline.run.console import check_file, logger
 from pipeline.run.errors import UserError
-from pipeline.run.files import free_name
+from pipeline.run.files import free_name, open_file, write_atomically
 from pipeline.run.lines import LineFile
-from pipeline.run.trackers import Tracker, flatten, open_trackers
+from pipeline.run.origin import FILE as ORIGIN
+from pipeline.run.origin import origin_of
+from pipeline.run.points import points
+from pipeline.run.trackers import Tracker, open_trackers
 
 
 class Recorder:
@@ -26,13 +30,16 @@ class Recorder:
         self.batch_size = 0
 
     def open(self, config: Config, size: int = 0, seen: int | None = None) -> None:
-        """Begin or go on: metrics.jsonl in the run's folder, cut to ``size`` bytes, and trackers.
+        """Begin or go on: metrics.jsonl in the run's folder, cut to ``size`` bytes, origin.json,
+        and trackers.
 
-        ``seen``: how long the file was when the run was looked at.
+        ``seen``: how long the first one was when the run was looked at.
         """
         folder = config.run_folder
         self.lines = JsonLines(folder / "metrics.jsonl", size, seen)
-        self.trackers = open_trackers(config)
+        origin = origin_of(config)
+        write_atomically(folder / ORIGIN, json.dumps(origin, indent=2).encode())
+        self.trackers = open_trackers(config, origin)
         self.batch_size = config.data.batch_size
 
     def write(self, record: dict[str, Any], step: int) -> None:
@@ -41,11 +48,8 @@ class Recorder:
         Raises UserError where metrics.jsonl or log.txt cannot be written; the lines are tried again
         with the next record.
         """
-        axes = {"step": step, "images_seen": step * self.batch_size}
-        if "epoch" in record:
-            axes["epoch"] = record["epoch"]
         for tracker in self.trackers:
-            tracker.write(flatten(record, record["kind"]), axes)
+            tracker.write(*points(record, step, self.batch_size))
         if self.lines:
             try:
                 self.lines.write(record)
@@ -55,6 +59,11 @@ class Recorder:
                     f"cannot write {error.filename}: {error.strerror}; repair that or make room, "
                     "and start it again to go on"
                 ) from None
+
+    def write_all(self, records: Iterable[dict[str, Any]], step: int) -> None:
+        """Add ``records``, all made after ``step`` steps, as ``write`` does."""
+        for record in records:
+            self.write(record, step)
 
     def size(self) -> int:
         """The length of metrics.jsonl in bytes."""
@@ -99,6 +108,20 @@ class JsonLines:
     def size(self) -> int:
         """The length of the file in bytes."""
         return self.file.size()
+
+
+def is_training(folder: Path) -> bool:
+    """Whether a process, as far as its lock is seen here, trains the run in ``folder``."""
+    if fcntl is None:
+        return False
+    try:
+        with open_file(folder / "metrics.jsonl") as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:  # there is no file, or no lock on its file system
+        return False
+    return False
 
 
 def _lock(lines: LineFile) -> None:

@@ -18,7 +18,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from pipeline.run import cards
 from pipeline.run.console import logger
-from pipeline.run.environment import ALONE, MOST_PROCESSES, number, world_size
+from pipeline.run.environment import ALONE, number, processes_here, world_size
 from pipeline.run.errors import UserError
 from pipeline.run.processes import end_with_parent, rank, size
 
@@ -55,7 +55,7 @@ def start(device: str, timeout: float, folder: Path) -> None:
             f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set; start them with "
             f"torchrun, or train in one process after: unset {ALONE}"
         )
-    on_this_machine = number("LOCAL_WORLD_SIZE", 1, MOST_PROCESSES, default=0)
+    on_this_machine = processes_here()
     if device == "cuda":
         local = number("LOCAL_RANK", 0, size - 1)
         cards.take(local, on_this_machine)

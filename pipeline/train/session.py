@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from pipeline.data.batch import divide_batch
 from pipeline.data.loader import Loader
 from pipeline.data.open import build_loaders, settle_data
-from pipeline.run import best, cards, processes, restart
+from pipeline.run import best, cards, processes, restart, sweep
 from pipeline.run.checkpoint import CheckpointStore
 from pipeline.run.classes import names_of, order_of
 from pipeline.run.commands import command_line
@@ -65,6 +65,7 @@ def train(config: Config, only_check: int = 0, words: Sequence[str] = ()) -> Out
     UserError, Diverged, or Interrupted after saving.
     """
     with StopSignal() as stop:
+        sweep.end_with_agent()
         try:
             with shortage_explained():
                 return _train(Request(config, words), stop, only_check)
@@ -81,12 +82,13 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
     config, problems = request.config, Problems()
     device = torch.device("cpu")  # where there is no other, the rest is checked
     with problems.noted():
-        device = get_device(config)
+        device = get_device(config, only_check=only_check > 0)
     start_console()
     cards.note(device, config.train.device)
     logger.info("%s: reading %s", config.run_folder, config.data.path or config.data.dataset)
     config = divide_batch(config, only_check or processes.size())
     processes.agree({k: v for k, v in flatten(config).items() if k not in MAY_DIFFER})
+    processes.alike(lambda: sweep.check_folder(config))
     again = not only_check and not problems.found and restart.is_restart(config)
     store = CheckpointStore(config.run_folder / "checkpoints", config.checkpoint.keep)
     request = request._replace(config=config)
@@ -118,23 +120,29 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
     recorder = Recorder()
     trainer = Trainer(config, model, loaders, device, store, stop, recorder)
     open_folder(config, recorder, start, seen)
-    if start:
-        _go_on(trainer, start, order)
-    describe(trainer, device)
+    with _recorded(recorder), shortage_explained():
+        if start:
+            _go_on(trainer, start, order)
+        describe(trainer, device)
+        trainer.fit()
+    return Outcome(config, trainer.state.best, trainer.state.last)
+
+
+@contextlib.contextmanager
+def _recorded(recorder: Recorder) -> Iterator[None]:
+    """Within this context a training is under way; its records end with the exit code that its
+    command has then, and a divergence is told at once."""
     exit_code = 1
     try:
-        trainer.fit()
+        yield
         exit_code = 0
-    except Diverged as error:
-        recorder.alert(str(error))
+    except (UserError, Diverged, Interrupted) as error:
         exit_code = error.exit_code
-        raise
-    except Interrupted as error:
-        exit_code = error.exit_code
+        if isinstance(error, Diverged):
+            recorder.alert(str(error))
         raise
     finally:
         recorder.close(exit_code)
-    return Outcome(config, trainer.state.best, trainer.state.last)
 
 
 def _finished(config: Config, start: Start) -> Outcome:

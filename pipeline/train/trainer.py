@@ -5,6 +5,7 @@ import math
 import platform
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pipeline.run.signals import StopSignal
 from pipeline.train.evaluation import Evaluation
 from pipeline.train.gradients import add_gradients
 from pipeline.train.graph import make_graphs
+from pipeline.train.histograms import histogram_records
 from pipeline.train.memory import explained, training
 from pipeline.train.metrics import METRICS
 from pipeline.train.optimizer import set_learning_rate
@@ -92,7 +94,8 @@ class Trainer:
             validated, seconds = self._evaluate()
             speed = self._images_per_second()
             record = epoch_record(state, rate, trained, validated, speed, seconds)
-            processes.alike(lambda: self.recorder.write(record, self.step))
+            records = chain(histogram_records(state, self.config.log.histograms), [record])
+            processes.alike(lambda: self.recorder.write_all(records, self.step))
         self._finish_epoch(record, time.perf_counter() - began)
 
     def _set_schedules(self) -> float:

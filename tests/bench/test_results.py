@@ -1,7 +1,6 @@
 """The CSV files that measurements go to."""
 
 import csv
-import subprocess
 
 import torch
 
@@ -22,24 +21,3 @@ def test_rows_are_appended_to_the_devices_csv(tmp_path, monkeypatch, capsys):
     assert (lines[0]["p20"], lines[0]["p50"], lines[0]["p80"]) == ("2.0", "3.5", "5.0")
     assert lines[0]["gpu"] == "cpu" and lines[0]["commit"] == "abc1234"
     assert "ours  step  throughput  images/s  2.0  3.5  5.0" in capsys.readouterr().out
-
-
-def test_a_commit_is_dirty_if_more_than_results_has_changed(tmp_path, monkeypatch):
-    def git(*words):
-        name = ("-c", "user.name=a", "-c", "user.email=a@b")
-        subprocess.run(["git", *name, *words], cwd=tmp_path, check=True, capture_output=True)
-
-    monkeypatch.setattr(results, "ROOT", tmp_path)
-    assert results.commit() == ""
-    (tmp_path / "docs/results").mkdir(parents=True)
-    for path in ("code.py", "docs/results/train.png"):
-        (tmp_path / path).write_text("1")
-    git("init")
-    git("add", ".")
-    git("commit", "-m", "first")
-    clean = results.commit()
-    assert len(clean) >= 7 and not clean.endswith("-dirty")
-    (tmp_path / "docs/results/train.png").write_text("2")  # what a benchmark draws
-    assert results.commit() == clean
-    (tmp_path / "code.py").write_text("2")
-    assert results.commit() == f"{clean}-dirty"

@@ -77,13 +77,11 @@ def test_central_windows_equal_torchvisions():
     for resize, size in ((256, 224), (224, 224), (232, 224), (37, 20)):
         hw = np.stack([height, width], axis=1).astype(np.float64)
         start, end = run(lambda hw, r=resize, s=size: _central_window(hw, r, s), hw)
-        for (h, w), begin, stop in zip(hw.astype(int).tolist(), start, end, strict=True):
-            short = min(h, w)
-            resized = np.array([int(resize * h / short), int(resize * w / short)])
-            margin = [round((side - size) / 2.0) for side in resized.tolist()]
-            scale = np.array([h, w]) / resized
-            assert begin == pytest.approx(margin * scale, rel=1e-6, abs=1e-6)
-            assert stop == pytest.approx((margin + np.array(size)) * scale, rel=1e-6)
+        resized = np.trunc(resize * hw / hw.min(axis=1, keepdims=True))
+        margin = np.rint((resized - size) / 2.0)  # as round does: halves to the even number
+        scale = hw / resized
+        np.testing.assert_allclose(start, margin * scale, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(end, (margin + size) * scale, rtol=1e-6)
 
 
 SIZES = [(90, 120), (121, 80), (64, 64), (200, 41), (33, 300), (24, 20)]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import RidgeClassifier
 
 from pipeline.data import synthetic
 from pipeline.run.errors import UserError
@@ -82,5 +82,5 @@ def test_linear_classifiers_stay_below_40_per_cent(drawn, features):
     for split in ("train", "val"):
         files = sorted((drawn / split).rglob("*.JPEG"))
         data[split] = np.stack([features(p) for p in files]), [p.parent.name for p in files]
-    model = LogisticRegression(C=0.1, max_iter=300).fit(*data["train"])
+    model = RidgeClassifier(alpha=10.0).fit(*data["train"])
     assert model.score(*data["val"]) < 0.4

@@ -1,8 +1,7 @@
 """Runs that are broken at random moments end as if nothing had happened.
 
-Each fault costs two or more starts of all processes. The quick tests keep the one that torchrun has
-to notice by itself, a killed process; tests/run/test_processes.py stops a run and goes on with it.
-The other faults are slow tests.
+Each fault costs two or more starts of all processes, so these tests are slow ones. Of the quick
+tests, tests/run/test_processes.py stops a run and goes on with it.
 """
 
 import os
@@ -14,7 +13,10 @@ import pytest
 
 from tests.faults.harness import MEETINGS, Run, check_same, trial
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
+    pytest.mark.slow,
+]
 
 
 def seed_of(size, meeting):
@@ -43,14 +45,10 @@ SAYS = {
 }
 
 
-OTHERS = [(fault, "make") for fault in SAYS if fault != "SIGKILL"]
-OTHERS += [("SIGKILL", "two nodes"), ("signal", "standalone")]
+TRIED = [*((fault, "make") for fault in SAYS), ("SIGKILL", "two nodes"), ("signal", "standalone")]
 
 
-@pytest.mark.parametrize(
-    ("fault", "meeting"),
-    [("SIGKILL", "make"), *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS)],
-)
+@pytest.mark.parametrize(("fault", "meeting"), TRIED)
 def test_a_run_survives(lab, fault, meeting):
     name = f"{fault}_{meeting}"
     result = trial(lab, seed_of(2, meeting), [fault], name, earliest=7)  # an epoch was saved
@@ -61,7 +59,6 @@ def test_a_run_survives(lab, fault, meeting):
         assert words in said
 
 
-@pytest.mark.slow
 def test_a_signal_in_evaluation(lab):
     run = Run(lab, "evaluation", 2, module="tests.faults.poison", overrides=("poison=evaluation",))
     assert "saved" in run.start().finish(1).said
@@ -70,7 +67,6 @@ def test_a_signal_in_evaluation(lab):
     check_same(run.start().finish(), lab.reference(1), 1e-9)  # and on without torchrun
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "words"),
     [("loss", "the training loss is not finite since step 7 (epoch 1)"),
@@ -85,7 +81,6 @@ def test_what_is_not_finite_on_one_rank_stops_all_for_good(lab, kind, words):
     assert run.lines() == 8  # and does no step
 
 
-@pytest.mark.slow
 def test_a_new_run_that_torchrun_restarts_is_its_own(lab):
     """run.resume=none refuses the runs of others."""
     run = Run(lab, "fresh", 2, overrides=("run.resume=none",)).start()
@@ -95,7 +90,6 @@ def test_a_new_run_that_torchrun_restarts_is_its_own(lab):
     assert "holds a run already" in run.start().finish(1).said
 
 
-@pytest.mark.slow
 def test_two_processes_do_not_train_the_same_run(lab):
     run = Run(lab, "twice", 1).start()
     assert run.wait_until(lambda: run.lines() > 1)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch import __main__ as launcher
-from launch import benchmark, compare, evaluate, prepare, summary, train
+from launch import benchmark, compare, evaluate, prepare, study, summary, sync, train
 from launch.command import Parser, command, find_config, whole
 from pipeline.run.commands import command_line
 from pipeline.run.errors import UserError
@@ -27,9 +27,11 @@ exit 3
 """
 PARSERS = {
     "train": train.PARSER,
+    "study": study.PARSER,
     "evaluate": evaluate.PARSER,
     "compare": compare.PARSER,
     "summary": summary.PARSER,
+    "sync": sync.PARSER,
     "prepare verify": prepare.VERIFY,
     **{f"benchmark {name}": parser for name, parser in benchmark.PARSERS.items()},
 }
@@ -200,7 +202,7 @@ def test_help(words, parser, monkeypatch, capsys):
 
 def test_every_command_is_tested():
     found = {f"{name} {word}" for name in ("prepare", "benchmark") for word in choices(name)}
-    assert set(PARSERS) == {"train", "evaluate", "compare", "summary", *found}
+    assert set(PARSERS) == {"train", "evaluate", "study", "compare", "summary", "sync", *found}
 
 
 def choices(name):
@@ -212,10 +214,7 @@ def choices(name):
     ("words", "message"),
     [
         ("trian quickstart", "there is no command RESTE trian; did you mean train?"),
-        (
-            "xyz",
-            "there is no command RESTE xyz; usage: RESTE {train,evaluate,compare,summary,prepare,",
-        ),
+        ("xyz", "there is no command RESTE xyz; usage: RESTE {train,evaluate,study,"),
         ("--verbose", "there is no command RESTE --verbose; usage: RESTE {train,"),
         ("prepare", "a word is missing; usage: RESTE prepare {verify} ..."),
         ("prepare verfy x", "there is no command RESTE prepare verfy; did you mean verify?"),
@@ -228,6 +227,9 @@ def choices(name):
         ("train quickstart --check=0", "--check: 0 is no whole number of at least 1; usage: "),
         ("train quickstart --check=x", "--check: x is no whole number of at least 1; usage: "),
         ("train quikstart", "is it a name in configs/; did you mean quickstart?"),
+        ("study", "STUDY is missing; usage: RESTE study STUDY [key=value ...] [--jobs N]"),
+        ("study estimator", "is it a name in configs/studies/; did you mean estimators?"),
+        ("study estimators --jobs 0", "--jobs: 0 is no whole number between 1 and 64; usage: "),
         ("evaluate", "CHECKPOINT is missing; usage: RESTE evaluate CHECKPOINT [key=value ...]"),
         ("compare", "RUN is missing; usage: RESTE compare RUN... [--metric NAME] [--out FOLDER] ["),
         ("compare a --watch=0", "--watch: 0 is no whole number of at least 1; usage: "),
@@ -235,6 +237,8 @@ def choices(name):
         ("summary", "CONFIG|CHECKPOINT is missing; usage: RESTE summary CONFIG|CHECKPOINT [key"),
         ("summary quikstart", "is it a name in configs/; did you mean quickstart?"),
         ("summary quickstart --jsn", "--jsn is no option; did you mean --json?"),
+        ("sync", "RUN is missing; usage: RESTE sync RUN... [--offline] [--best]"),
+        ("sync a --ofline", "--ofline is no option; did you mean --offline?"),
         ("evaluate gone.pt --check", "--check is no option; "),
         ("prepare verify", "DATA is missing; usage: RESTE prepare verify DATA [--report FILE]"),
         ("prepare verify a b", "b is one word too many; usage: RESTE prepare verify"),
@@ -312,7 +316,7 @@ def test_a_command_line_works_from_where_the_person_stands(tmp_path, monkeypatch
 
 SOURCES = [
     path
-    for pattern in ("README.md", "docs/*.md", "configs/*.yaml", "Makefile", "launch/clusters/*")
+    for pattern in ("README.md", "docs/*.md", "configs/**/*.yaml", "Makefile", "launch/clusters/*")
     for path in ROOT.glob(pattern)
 ]
 CODE = [

@@ -154,6 +154,18 @@ def test_more_processes_than_gpus(card, local, processes, count):
     assert said.startswith(f"{count} processes on this machine have 1 GPUs ({cards.VISIBLE}=0);")
 
 
+def test_a_check_counts_the_gpus(card):
+    """Before torchrun starts anything, and of this machine alone."""
+    card.setattr(cards, "why_none", lambda: "")
+    config = make_config({"train": {"device": "cuda"}}, name="x")
+    card.setenv("LOCAL_WORLD_SIZE", "2")
+    said = refusal(lambda: device.get_device(config, only_check=True))
+    assert said.startswith("2 processes on this machine have 1 GPUs; start as many")
+    device.get_device(config)  # a training alone cares for no number that was left behind
+    card.setenv("LOCAL_WORLD_SIZE", "1")
+    device.get_device(config, only_check=True)
+
+
 def test_a_gpu_that_cannot_be_taken_is_said_by_its_own_process(card):
     card.setattr(torch.cuda, "set_device", raiser("CUDA error: out of memory"))
     with pytest.raises(UserError, match="GPU 0 has no memory left") as caught:

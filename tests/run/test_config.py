@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from kernels import ESTIMATORS
 from kernels.estimators import Option
 from models import build_model
+from pipeline.run.commands import shipped_configs
 from pipeline.run.config import Config, flatten, keys, load_config, make_config, to_dict
 from pipeline.run.config_keys import nearest, reference
 from pipeline.run.errors import UserError
 from pipeline.run.plain_yaml import Written
 from tests import ROOT
 
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = [*shipped_configs().values()]
 INT64 = 2**63 - 1
 SUCH_AS = "such as run.name=new"
 A_NAME = f"it must be the plain name of a folder in run.dir, {SUCH_AS}"

@@ -3,6 +3,7 @@
 import errno
 import io
 import itertools
+import os
 import re
 import sys
 from types import SimpleNamespace
@@ -38,6 +39,24 @@ def test_progress_is_a_bar_or_plain_lines(stream, monkeypatch):
         assert "\033[" in text
     else:
         assert text == "epoch 1/2  step 2/4  loss 1.235  top1 50  1:02:05 left\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
+@pytest.mark.parametrize("columns", [0, 80])
+def test_a_terminal_without_width_gets_lines(columns, monkeypatch):
+    """Such as a container's before anybody has told its size."""
+    import termios
+
+    main, other = os.openpty()
+    termios.tcsetwinsize(other, (24, columns))
+    with os.fdopen(other, "w") as stream:
+        speak(monkeypatch, Courtesy(stream))
+        with console.ProgressBar("epoch 1/2", 4) as bar:
+            assert bar.bar.disable == (columns == 0)
+            bar.show(2, 60.0, loss=1.0)
+        said = os.read(main, 4096).decode()
+    os.close(main)
+    assert ("epoch 1/2  step 2/4  loss 1  1:00 left" in said) == (columns == 0)
 
 
 @pytest.fixture

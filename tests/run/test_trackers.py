@@ -1,15 +1,16 @@
 """wandb and TensorBoard: the numbers that they get, and that no failure of theirs ends a run."""
 
-import json
+import importlib
 import sys
-from types import SimpleNamespace
 
 import pytest
 
+from pipeline.run.commands import command_line
 from pipeline.run.config import load_config
 from pipeline.run.recorder import Recorder
 from pipeline.run.trackers import open_trackers
 from tests import ROOT
+from tests.run.fake_wandb import history, transactions
 
 STEP = {"kind": "step", "step": 5, "epoch": 0, "loss": 0.5}
 EPOCH = {"kind": "epoch", "epoch": 1, "val_top1": 50.0, "indicators": {"a": {"b": 1}}}
@@ -35,46 +36,6 @@ def record(tmp_path):
     return do
 
 
-@pytest.fixture
-def wandb(monkeypatch):
-    """A stand-in for the package; ``fails`` names what raises, and in which mode."""
-
-    class Package:
-        fails: tuple = ()
-        calls: list = []
-
-        def init(self, **options):
-            self._do("init", **options)
-            return SimpleNamespace(
-                id=options["id"],
-                define_metric=lambda name, **options: None,
-                log=lambda numbers: self._do("log", numbers=numbers),
-                alert=lambda title, text: self._do("alert", title=title, text=text),
-                log_artifact=lambda artifact: self._do("log_artifact", files=artifact.files),
-                finish=lambda exit_code: self._do("finish", exit_code=exit_code),
-            )
-
-        def teardown(self):
-            self._do("teardown")
-
-        def Artifact(self, name, type):
-            files: list = []
-            return SimpleNamespace(files=files, add_file=files.append)
-
-        def _do(self, name, /, **what):
-            self.calls.append((name, what))
-            if name in self.fails or f"{name} {what.get('mode')}" in self.fails:
-                raise RuntimeError(f"no {name} today\nsecond line")
-
-        def named(self, name):
-            return [what for each, what in self.calls if each == name]
-
-    package = Package()
-    package.calls = []
-    monkeypatch.setitem(sys.modules, "wandb", package)
-    return package
-
-
 def test_wandb_gets_the_numbers_and_one_identity(wandb, record):
     for _ in range(2):
         record(["log.wandb=offline"], (EPOCH, 7))
@@ -87,6 +48,18 @@ def test_wandb_gets_the_numbers_and_one_identity(wandb, record):
     assert wandb.named("finish")[0] == {"exit_code": 0}
 
 
+HISTOGRAMS = {"kind": "histograms", "epoch": 1,
+              "weights": {"conv": {"limit": 0.5, "counts": [1, 0, 2, 1]}}}  # fmt: skip
+
+
+def test_wandb_gets_histograms(wandb, record):
+    record(["log.wandb=offline"], (HISTOGRAMS, 7))
+    shown = ([1, 0, 2, 1], [-0.5, -0.25, 0, 0.25, 0.5])
+    values = {"histograms/epoch": 1, "histograms/weights/conv": shown}
+    axes = {"step": 7, "epoch": 1, "images_seen": 70}
+    assert wandb.named("log") == [{"numbers": {**values, **axes}}]
+
+
 def test_wandb_is_told_what_the_config_says_of_the_run(wandb, record):
     words = ["log.group=study", "log.tags=a, b c,", "log.notes=7 up", "log.project=p", "seed=3"]
     record(["log.wandb=online", *words])
@@ -94,6 +67,7 @@ def test_wandb_is_told_what_the_config_says_of_the_run(wandb, record):
     expected = {"group": "study", "tags": ["a", "b c"], "notes": "7 up", "project": "p"}
     assert {key: init[key] for key in expected} == expected
     assert init["config"]["seed"] == 3 and init["config"]["versions"].startswith("Python")
+    assert {"host", "cpu", "gpu", "gpus", "commit"} <= init["config"].keys()
 
 
 @pytest.mark.parametrize(("exit_code", "sent"), [(0, True), (130, False)])
@@ -111,7 +85,7 @@ def test_wandb_without_a_server_records_offline(wandb, record, warnings):
     folder = record(["log.wandb=online"], (STEP, 5))
     (warning,) = warnings()
     assert warning.startswith("wandb records offline (no init today)")
-    assert warning.endswith(f"wandb sync {folder}/wandb/offline-run-*")
+    assert warning.endswith(command_line("sync", str(folder)))
     assert [each["mode"] for each in wandb.named("init")] == ["online", "offline"]
     assert len(wandb.named("log")) == 1
 
@@ -127,7 +101,7 @@ def test_a_wandb_failure_is_one_warning(wandb, record, fails, warnings):
 def test_a_divergence_is_an_alert(wandb, tmp_path):
     words = [f"run.dir={tmp_path}", "log.wandb=online"]
     (tmp_path / "quickstart").mkdir()
-    (tracker,) = open_trackers(load_config(ROOT / "configs/quickstart.yaml", words))
+    (tracker,) = open_trackers(load_config(ROOT / "configs/quickstart.yaml", words), {})
     tracker.alert("the loss is nan in step 3")
     assert wandb.named("alert") == [
         {"title": "quickstart ended", "text": "the loss is nan in step 3"}
@@ -163,25 +137,8 @@ def test_what_is_not_asked_for_is_not_even_imported(record, monkeypatch, warning
     for module in ("wandb", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, module, None)
     folder = record([], (STEP, 5))
-    assert warnings() == [] and [each.name for each in folder.iterdir()] == ["metrics.jsonl"]
-
-
-def history(path):
-    """The records of a .wandb file: 7 bytes of header, then a LevelDB log in blocks of 32 KiB."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    content, at, parts = path.read_bytes(), 7, b""
-    while at + 7 <= len(content):
-        left = 32768 - at % 32768
-        if left < 7:
-            at += left
-            continue
-        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
-        parts += content[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            record, parts = Record.FromString(parts), b""
-            yield record
+    assert warnings() == []
+    assert {each.name for each in folder.iterdir()} == {"metrics.jsonl", "origin.json"}
 
 
 @pytest.mark.slow
@@ -191,17 +148,18 @@ def test_wandbs_file_keeps_what_a_resumed_run_repeats(record, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     steps = [({**STEP, "step": step}, step) for step in (5, 6, 3, 4)]
     last = {"kind": "epoch", "epoch": 0, "indicators": {"total": {"error": 2.5}}}
-    folder = record(["log.wandb=offline", "log.tags=a,b"], *steps, (last, 6))
-    records = list(history(next(folder.glob("wandb/offline-run-*/*.wandb"))))
-    found = [
-        {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in r.history.item}
-        for r in records
-        if r.WhichOneof("record_type") == "history"
-    ]
-    assert [each["step"] for each in found] == [5, 6, 3, 4, 6]
-    assert [each["images_seen"] for each in found] == [50, 60, 30, 40, 60]
+    folder = record(["log.wandb=offline", "log.tags=a,b"], *steps, (last, 6), (HISTOGRAMS, 6))
+    importlib.import_module("wandb").teardown()  # until then its service may hold the last rows
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    records, found = list(transactions(file)), history(file)
+    assert [each["step"] for each in found] == [5, 6, 3, 4, 6, 6]
+    assert [each["images_seen"] for each in found] == [50, 60, 30, 40, 60, 60]
     assert all(each["step/loss"] == 0.5 for each in found[:4])
     assert found[4]["epoch/indicators/total/error"] == 2.5 and found[4]["epoch"] == 0
+    kind, counts, edges = (
+        found[5][f"histograms/weights/conv/{part}"] for part in ("_type", "values", "bins")
+    )
+    assert (kind, counts, edges) == ("histogram", [1, 0, 2, 1], [-0.5, -0.25, 0, 0.25, 0.5])
     axes = {r.metric.glob_name or r.metric.name: r.metric.step_metric for r in records
             if r.WhichOneof("record_type") == "metric"}  # fmt: skip
     assert axes["step/*"] == "step" and axes["epoch/*"] == "epoch"
@@ -215,9 +173,15 @@ def test_tensorboards_files_hold_the_numbers(record):
 
     steps = [({**STEP, "loss": float(step)}, step) for step in (5, 6)]
     record(["log.tensorboard=true"], *steps)
-    folder = record(["log.tensorboard=true"], ({**STEP, "loss": -6.0}, 6), (EPOCH, 7))
+    ends = [({**STEP, "loss": -6.0}, 6), (HISTOGRAMS, 7), (EPOCH, 7)]
+    folder = record(["log.tensorboard=true"], *ends)
     found = EventAccumulator(str(folder / "tensorboard"))
     found.Reload()
     values = [(each.step, each.value) for each in found.Scalars("step/loss")]
     assert values == [(5, 5.0), (6, -6.0)]
     assert [each.value for each in found.Scalars("epoch/indicators/a/b")] == [1.0]
+    (histogram,) = found.Histograms("histograms/weights/conv")
+    shown = histogram.histogram_value
+    assert (histogram.step, shown.num, shown.min, shown.max) == (7, 4, -0.5, 0.5)
+    assert shown.bucket == [1, 0, 2, 1] and shown.bucket_limit == [-0.25, 0, 0.25, 0.5]
+    assert shown.sum == -0.375 + 2 * 0.125 + 0.375

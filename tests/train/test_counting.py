@@ -11,12 +11,13 @@ from models import ARCHS, Arch, BinaryNetwork
 from models.resnet_cifar import CifarResNet
 from pipeline.data.cifar_files import SIDE
 from pipeline.data.open import DATASETS
+from pipeline.run.commands import shipped_configs
 from pipeline.run.config import load_config
 from pipeline.run.errors import UserError
 from pipeline.train.counting import count_checkpoint, count_config
 from tests import ROOT
 
-CONFIGS = {path.stem: path for path in sorted((ROOT / "configs").glob("*.yaml"))}
+CONFIGS = shipped_configs()
 
 
 @pytest.mark.parametrize("name", ["quickstart", *(n for n in CONFIGS if n.startswith("cifar"))])

@@ -12,10 +12,10 @@ from launch import train as train_command
 from pipeline.data.loader import image_dtype
 from pipeline.run import processes
 from pipeline.run.checkpoint import load
+from pipeline.run.commands import shipped_configs
 from pipeline.run.config import load_config, make_config
 from pipeline.run.errors import UserError
 from pipeline.train.precision import settle_evaluation, settle_precision
-from tests import ROOT
 from tests.data.fixtures import cifar_tree
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -108,7 +108,7 @@ def test_fp16_on_a_cpu_is_refused_with_two_ways_out(processor):
 
 
 @pytest.mark.parametrize("has", [OLD, NEW], ids=["old", "new"])
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", shipped_configs().values(), ids=lambda p: p.stem)
 def test_every_shipped_config_trains_without_a_gpu(path, has, processor):
     """Those of CIFAR stay in fp32, and say why, until bf16 is known to be as accurate."""
     processor(has)

@@ -1,5 +1,6 @@
 """Whole runs on a small image tree: files, resuming, exit codes, evaluation."""
 
+import contextlib
 import json
 import os
 import signal
@@ -226,6 +227,28 @@ def test_exit_codes(error, code, monkeypatch, capsys):
     assert caught.value.code == code
     if code in (2, 3):
         assert capsys.readouterr().err == "error: x\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "alerts"),
+    [(UserError("x"), 2, []), (Diverged("x"), 3, ["x"]), (Interrupted(15, "x"), 143, []),
+     (KeyError("x"), 1, []), (None, 0, [])],
+)  # fmt: skip
+def test_the_records_end_with_the_exit_code_of_the_command(
+    error, code, alerts, arguments, monkeypatch
+):
+    def fit(_):
+        if error:
+            raise error
+
+    told, codes = [], []
+    monkeypatch.setattr(trainer.Trainer, "fit", fit)
+    monkeypatch.setattr(session, "Outcome", lambda *_: None)  # nothing was trained
+    monkeypatch.setattr(session.Recorder, "alert", lambda _, text: told.append(text))
+    monkeypatch.setattr(session.Recorder, "close", lambda _, number: codes.append(number))
+    with pytest.raises(type(error)) if error else contextlib.nullcontext():
+        train_command.main(arguments)
+    assert (codes, told) == ([code], alerts)
 
 
 def test_a_signal_saves_and_exits(arguments, tmp_path):
