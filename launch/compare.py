@@ -37,7 +37,7 @@ PARSER.add_argument(
 )  # fmt: skip
 PARSER.add_argument(
     "--watch", nargs="?", const=30, default=0, type=whole(1), metavar="SECONDS",
-    help="draw anew every so many seconds (30), until all runs are finished or Ctrl-C",
+    help="draw anew what has changed after so many seconds (30), until all runs are finished",
 )  # fmt: skip
 PARSER.add_argument(
     "--wandb", metavar="ENTITY/PROJECT", help="compare the runs of this wandb project, too"

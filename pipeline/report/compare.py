@@ -34,25 +34,31 @@ class Request(NamedTuple):
 
 
 def compare(request: Request, count: Count, say: Callable[[str], None], watch: int = 0) -> None:
-    """Write the files of ``request`` and ``say`` its tables; with ``watch`` again after so many
-    seconds each, until all runs are finished.
+    """Write the files of ``request`` and ``say`` its tables; with ``watch`` look every so many
+    seconds whether anything has changed, and do it again, until all runs are finished.
 
     ``count`` counts a network. Raises UserError where there is no run to compare, none has the
     metric, or the folder cannot be written.
     """
     _make_folder(request.out)
-    costs = Costs(count)
+    costs, before = Costs(count), None
     while True:
         comparison = compared(request, costs)
-        written, missing = write(comparison, request.out)
-        if watch and sys.stdout.isatty():
-            say(CLEAR)
-        for line in (*comparison.left_out, *missing):
-            logger.warning(line)
-        say("\n".join([in_words(comparison), "", *map(str, written)]))
+        if comparison != before:
+            _show(comparison, request.out, say, CLEAR if watch and sys.stdout.isatty() else "")
         if not watch or all(is_finished(run) for run in comparison.runs):
             return
+        before = comparison
         time.sleep(watch)
+
+
+def _show(comparison: Comparison, out: Path, say: Callable[[str], None], clear: str) -> None:
+    written, missing = write(comparison, out)
+    if clear:
+        say(clear)
+    for line in (*comparison.left_out, *missing):
+        logger.warning(line)
+    say("\n".join([in_words(comparison), "", *map(str, written)]))
 
 
 def compared(request: Request, costs: Costs) -> Comparison:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.report.runs import METRICS, Run, read_run
+from pipeline.report.runs import METRICS, Run, read_run, shown
 from pipeline.run.errors import UserError
 
 UNKNOWN = "its settings and its size are unknown"
@@ -44,8 +44,3 @@ def name_of(path: Path, paths: Sequence[Path]) -> str:
     ends = [path.parts[-length:] for length in range(1, len(path.parts) + 1)]
     counts = (sum(other.parts[-len(end) :] == end for other in paths) for end in ends)
     return shown(Path(*next(end for end, count in zip(ends, counts, strict=True) if count == 1)))
-
-
-def shown(what: object) -> str:
-    """``what`` in one line that any terminal and any file takes."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(what))

@@ -73,4 +73,8 @@ def _name(figure: Any, axes: Any, drawn: list[Curve]) -> None:
     labels = [f" {name}" if len(name) <= LONGEST else f" {name[:LONGEST]}…" for name in shown]
     handles = [lines[name] for name in shown]
     more = f"and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else None
-    figure.legend(handles, labels, loc="outside lower left", ncols=LEGEND_COLUMNS, title=more)
+    legend = figure.legend(
+        handles, labels, loc="outside lower left", ncols=LEGEND_COLUMNS, title=more
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name is no formula

@@ -46,8 +46,11 @@ def marker(epochs: int) -> str:
 
 
 def over_epochs(axes: Any) -> None:
-    """Let ``axes`` say that they count epochs."""
+    """Let ``axes``, in which all is drawn, say that they count epochs."""
     axes.set_xlabel("epochs done")
+    low, high = axes.get_xlim()
+    if high - low < 1:  # a single epoch
+        axes.set_xlim(round(low) - 1, round(high) + 1)
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
@@ -74,7 +77,6 @@ def _style(theme: Theme) -> Any:
         "lines.linewidth": 1.5,
         "lines.markersize": 7,
         "text.color": theme.text,
-        "text.parse_math": False,
         "text.usetex": False,
         "xtick.color": theme.grid,
         "ytick.color": theme.grid,

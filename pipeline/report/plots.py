@@ -20,7 +20,7 @@ TITLES = {"loss": "cross-entropy (nats)", "top1": "top-1 (%)"}
 FURTHER = {
     "lr": ("learning rate", 1),
     "images_per_second": ("images per second", 1),
-    "data_wait": ("waiting for data (% of the time)", 100),
+    "data_wait": ("waiting for data (% of time)", 100),
 }
 OTHER_NUMBERS = ("epoch", "seconds", *FURTHER)
 Lines = dict[str, list[float]]  # by their labels: a value for each epoch
@@ -122,7 +122,7 @@ def _draw(figure: Any, run: Run, theme: Theme) -> None:
     drawn, colour = panels(run.epochs), colour_of(run.estimator)
     rows = math.ceil(len(drawn) / COLUMNS)
     grid = figure.subplots(rows, COLUMNS, sharex=True, squeeze=False)
-    figure.suptitle(run.name, x=0.01, ha="left", weight="bold")
+    figure.suptitle(run.name, x=0.01, ha="left", weight="bold", parse_math=False)
     for axes, (title, lines) in zip(grid.flat, drawn.items(), strict=False):
         axes.set_title(title)
         _draw_lines(axes, lines, colour, theme)

@@ -75,14 +75,19 @@ def read_config(path: Path) -> dict[str, str]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings by dotted keys, as text."""
+    """Nested settings by dotted keys, as text of one line."""
     found: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
             found |= flat(value, f"{prefix}{name}.")
         else:
-            found[prefix + name] = _text(value)
+            found[prefix + name] = shown(_text(value))
     return found
+
+
+def shown(what: object) -> str:
+    """``what`` in one line that any terminal and any file takes."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(what))
 
 
 def _text(value: Any) -> str:

@@ -51,7 +51,7 @@ def _markdown(rows: Rows) -> str:
 
 def _plain(text: str) -> str:
     """``text`` as Markdown that shows just it."""
-    return re.sub(r"([\\`*_<>|\[\]])", r"\\\1", text)
+    return re.sub(r"([\\`*_~&<>|\[\]])", r"\\\1", text)
 
 
 def aligned(rows: Rows) -> str:

@@ -5,8 +5,7 @@ from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.gathering import shown
-from pipeline.report.runs import Record, Run, flat
+from pipeline.report.runs import Record, Run, flat, shown
 from pipeline.run.errors import first_line
 from pipeline.run.files import open_file
 

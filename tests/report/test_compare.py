@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.report import compare as module
 from pipeline.report.compare import Request, compare
+from pipeline.report.figures import Costs
 from pipeline.run.errors import UserError
 from tests.report.fixtures import epochs, write_run
 
@@ -102,9 +103,11 @@ def test_an_unknown_metric_names_those_that_are_known(runs, said, tmp_path):
         said.compare(list(runs.iterdir()), tmp_path / "out", metric="val_top")
     message = str(caught.value)
     assert message.startswith("--metric: no run has val_top; choose one of ")
-    for metric in message.partition("one of ")[2].split(", "):
-        said.compare(list(runs.iterdir()), tmp_path / "out", metric=metric)
-        assert f"\n{metric} " in said[-1]
+    known = message.partition("one of ")[2].split(", ")
+    assert {"val_top1", "train_loss", "lr"} <= set(known)
+    for metric in known:
+        request = Request(list(runs.iterdir()), metric, tmp_path / "out")
+        assert module.compared(request, Costs(count)).results[1][1] != "–"
 
 
 def test_a_metric_that_some_runs_have(runs, said, tmp_path):
@@ -171,6 +174,21 @@ def test_watching_draws_until_all_runs_are_finished(runs, said, tmp_path):
     training.join()
     assert "1 of 3" in said[0] and " of 3" not in said[-1] and len(said) >= 2
     assert (path / "metrics.jsonl").read_text().startswith(lines)
+
+
+def test_a_watch_draws_only_what_has_changed(said, tmp_path, monkeypatch):
+    path = write_run(tmp_path / "running", epochs(1), FINISHED)
+    naps = []
+
+    def nap(seconds):
+        naps.append(seconds)
+        if len(naps) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.time, "sleep", nap)
+    with pytest.raises(KeyboardInterrupt):
+        said.compare([path], tmp_path / "out", watch=7)
+    assert naps == [7, 7, 7] and len(said) == 1
 
 
 def test_a_terminal_is_cleared_before_it_is_drawn_anew(runs, said, tmp_path, monkeypatch):

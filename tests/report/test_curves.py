@@ -57,7 +57,7 @@ def test_titles():
     "runs",
     [
         [run("a")],
-        [run("a"), run("b", 1), run("_c 中", lr="3"), Run("not begun", [])],
+        [run("a"), run("b", 1), run("_c 中 $\\x$", lr="3"), Run("not begun", [])],
         [run("a", seed=str(i)) for i in range(3)],
         [run(f"{i} {'x' * 200}", lr=str(i)) for i in range(40)],
         [Run("a", [{"kind": "epoch", "epoch": 0, "val_top1": None}])],

@@ -8,7 +8,7 @@ import pytest
 from pipeline.report.runs import read_run
 from pipeline.report.wandb_runs import runs_of_project, wandb_ids
 from pipeline.run.config import load_config, to_dict
-from pipeline.run.trackers import flatten
+from pipeline.run.points import flatten
 from tests import ROOT
 from tests.report.fixtures import epochs, write_run
 
