@@ -11,6 +11,7 @@ from pipeline.run.recorder import Recorder
 from pipeline.run.trackers import open_trackers
 from tests import ROOT
 from tests.run.fake_wandb import history, transactions
+from tests.run.wandb_server import KEY, Server
 
 STEP = {"kind": "step", "step": 5, "epoch": 0, "loss": 0.5}
 EPOCH = {"kind": "epoch", "epoch": 1, "val_top1": 50.0, "indicators": {"a": {"b": 1}}}
@@ -164,6 +165,22 @@ def test_wandbs_file_keeps_what_a_resumed_run_repeats(record, monkeypatch):
             if r.WhichOneof("record_type") == "metric"}  # fmt: skip
     assert axes["step/*"] == "step" and axes["epoch/*"] == "epoch"
     assert ["a", "b"] in [list(r.run.tags) for r in records]
+
+
+@pytest.mark.slow
+def test_an_online_run_goes_on_and_ends_as_its_command_does(record, monkeypatch):
+    """The real client, and a stand-in for its server."""
+    wandb = pytest.importorskip("wandb")
+    with Server() as server:
+        for name, value in (("BASE_URL", server.url), ("API_KEY", KEY), ("SILENT", "true")):
+            monkeypatch.setenv(f"WANDB_{name}", value)
+        for step, code in ((5, 143), (6, 2)):
+            wandb.teardown()  # its service keeps what the environment was
+            record(["log.wandb=online"], ({**STEP, "step": step}, step), exit_code=code)
+            assert [*server.codes.values()] == [code]
+        wandb.teardown()
+    (rows,) = server.rows.values()
+    assert [(row["step"], row["_step"]) for row in rows] == [(5, 0), (6, 1)]
 
 
 def test_tensorboards_files_hold_the_numbers(record):

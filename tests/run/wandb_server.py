@@ -37,6 +37,16 @@ class Server(ThreadingHTTPServer):
             self.codes[run] = content["exitcode"]
         return {"exitcode": None, "limits": {}}
 
+    def _resumed(self, run):
+        """What a run goes on from."""
+        if run not in self.configs:
+            return None
+        rows, config = self.rows.get(run, []), json.dumps(self.configs[run])
+        counts = {"historyLineCount": len(rows), "eventsLineCount": 0, "logLineCount": 0}
+        tails = {"historyTail": json.dumps([json.dumps(row) for row in rows[-1:]])}
+        texts = {"summaryMetrics": "{}", "eventsTail": "[]", "wandbConfig": '{"t": 1}'}
+        return {"id": run, "name": run, "config": config, "tags": [], **counts, **tails, **texts}
+
     def answer(self, query, given):
         """What a GraphQL query gives."""
         if "UpsertBucket" in query:
@@ -44,6 +54,9 @@ class Server(ThreadingHTTPServer):
             project = {"id": "p", "name": given["project"], "entity": {"id": "e", "name": "me"}}
             bucket = {"id": given["name"], "name": given["name"], "project": project}
             return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        if "RunResumeStatus" in query:
+            name = given["name"]
+            return {"model": {"id": "p", "name": "reste", "bucket": self._resumed(name)}}
         if "query Run" in query:
             last = len(self.rows[given["name"]]) - 1
             texts = dict.fromkeys(("config", "systemMetrics", "summaryMetrics"), "{}")

@@ -66,7 +66,7 @@ def test_files_of_a_run_and_a_finished_one(arguments, tmp_path, capsys):
     train_command.main(arguments)
     folder = tmp_path / "runs" / "tiny"
     assert {p.name for p in folder.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "log.txt", "checkpoints", "plots",
+        "config.yaml", "origin.json", "metrics.jsonl", "log.txt", "checkpoints", "plots",
     }  # fmt: skip
     records = lines(folder, timeless=False)
     assert [r["kind"] for r in records] == ["step", "step", "step", "epoch"] * 3
