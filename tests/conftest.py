@@ -1,5 +1,6 @@
 """What every test needs before the first kernel is imported."""
 
+import gc
 import logging
 import os
 
@@ -60,3 +61,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if IS_INTERPRETED and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device: make test-gpu"))
     items.sort(key=lambda item: item.path.stem != "test_processes")  # the longest file comes first
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays until the end: nobody need look through it for garbage again, as
+    a loader of files does before it forks its workers."""
+    gc.collect()
+    gc.freeze()
