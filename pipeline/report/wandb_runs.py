@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report.runs import Record, Run, flat, shown
+from pipeline.run.config import Config
 from pipeline.run.errors import first_line
 from pipeline.run.files import open_file
+from pipeline.run.sweep import IDENTITY
 
 PATIENCE = 30  # seconds for wandb's server to answer
 EPOCH = "epoch/"  # what the names of an epoch's figures begin with there
@@ -17,7 +19,7 @@ def wandb_ids(folders: Iterable[Path]) -> set[str]:
     """How wandb calls the runs in ``folders`` that it has, too."""
     found = set()
     for folder in folders:
-        with contextlib.suppress(OSError, ValueError), open_file(folder / "wandb_id") as file:
+        with contextlib.suppress(OSError, ValueError), open_file(folder / IDENTITY) as file:
             found.add(file.read(64).decode())
     return found
 
@@ -48,8 +50,9 @@ def runs_of_project(project: str, known: Container[str] = ()) -> tuple[list[Run]
 
 
 def _settings(run: Any) -> dict[str, Any]:
-    """The config of ``run``; the versions beside it are no settings."""
-    return {section: values for section, values in run.config.items() if section != "versions"}
+    """The config of ``run`` without what wandb holds beside it, such as the machine."""
+    items = run.config.items()
+    return {key: v for key, v in items if isinstance(v, Mapping) or key in Config.model_fields}
 
 
 def _epochs(run: Any) -> list[Record]:

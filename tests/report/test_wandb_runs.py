@@ -40,7 +40,7 @@ def sent(identity, records, name="mine"):
     return SimpleNamespace(
         id=identity,
         name=name,
-        config={**to_dict(config), "versions": "x"},
+        config={**to_dict(config), "versions": "x", "gpus": 0, "gpu": None},
         scan_history=lambda: rows,
     )
 
