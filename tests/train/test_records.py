@@ -146,9 +146,9 @@ PLANTED = {
     "log": ["log.txt"],
     "checkpoint": ["checkpoints/epoch_0001.pt", "checkpoints/best.pt"],
     "others": [
-        "config.yaml", ".config.yaml.tmp", "job.json", ".job.json.tmp", "checkpoints/best.pt",
-        "checkpoints/.epoch_0001.pt.tmp", "checkpoints/.best.pt.tmp", "plots/training.png",
-        "plots/.training.png.tmp",
+        "config.yaml", ".config.yaml.tmp", "origin.json", "job.json", ".job.json.tmp",
+        "checkpoints/best.pt", "checkpoints/.epoch_0001.pt.tmp", "checkpoints/.best.pt.tmp",
+        "plots/training.png", "plots/.training.png.tmp",
     ],
 }  # fmt: skip
 
