@@ -30,14 +30,22 @@ def main(arguments: Sequence[str]) -> None:
     """Train as the config and the overrides in ``arguments`` say, or go on doing so."""
     options = PARSER.parse(arguments)
     from pipeline.report.plots import draw_run
+    from pipeline.report.runs import METRICS
     from pipeline.run import processes, rendezvous
     from pipeline.run.config import load_config
+    from pipeline.run.errors import Diverged, Interrupted
     from pipeline.run.sweep import run_name
     from pipeline.train.session import summarise, train
 
     path = find_config(options.config)
     config = load_config(path, options.overrides, name=run_name(path.stem))
-    outcome = train(config, options.check, (options.config, *options.overrides))
+    try:
+        outcome = train(config, options.check, (options.config, *options.overrides))
+    except (Diverged, Interrupted):
+        # Of several processes, torchrun ends the others as soon as one has ended.
+        if processes.size() == 1 and (config.run_folder / METRICS).exists():
+            draw_run(config.run_folder)
+        raise
     if outcome:
         if processes.is_main():
             draw_run(outcome.config.run_folder)

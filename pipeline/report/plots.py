@@ -28,13 +28,15 @@ Lines = dict[str, list[float]]  # by their labels: a value for each epoch
 
 def draw_run(folder: Path) -> Path | None:
     """Draw the run in ``folder`` to its ``plots/training.png``, and to ``plots/indicators.png`` if
-    it has some; the first path, or None if that fails.
+    it has some; the first path, or None if that fails or no epoch is done.
 
     Whatever fails is one warning: a picture is no reason to end a run.
     """
     path = folder / "plots" / "training.png"
     try:
         run = read_run(folder)
+        if not run.epochs:
+            return None
         contents = {path: training(run)}
         if watched(run):
             contents[path.with_stem("indicators")] = indicators(run)

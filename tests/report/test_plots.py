@@ -158,11 +158,15 @@ def with_a_broken_matplotlib(folder, monkeypatch):
     monkeypatch.setattr(figure.Figure, "savefig", lambda *_, **__: 1 / 0)
 
 
+def test_a_run_without_an_epoch_has_no_picture(folder, monkeypatch, caplog):
+    without_epochs(folder, monkeypatch)
+    assert draw_run(folder) is None and not caplog.messages
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
         (without_matplotlib, "matplotlib is not installed"),
-        (without_epochs, "has not finished an epoch"),
         (without_metrics, "No such file"),
         (without_room, "plots"),
         (with_a_broken_matplotlib, "division by zero"),

@@ -175,6 +175,23 @@ def test_bad_input_is_named(arguments, change, word):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.pictures
+@pytest.mark.parametrize("end", [Diverged("not finite"), Interrupted(signal.SIGTERM, "saved")])
+def test_a_run_that_ends_early_has_a_picture(arguments, tmp_path, monkeypatch, end):
+    pytest.importorskip("matplotlib")
+    original = trainer.Trainer.train_step
+
+    def train_step(self, batch):
+        if self.step == 6:
+            raise end
+        original(self, batch)
+
+    monkeypatch.setattr(trainer.Trainer, "train_step", train_step)
+    with pytest.raises(type(end)):
+        train_command.main(arguments)
+    assert (tmp_path / "runs/tiny/plots/training.png").exists()
+
+
 def test_divergence_says_where(arguments, tmp_path):
     with pytest.raises(Diverged, match=r"not finite (since|at) step \d+ \(epoch \d\)"):
         train_command.main([*arguments, "optim.lr=1e6", "optim.weight_decay=1e6"])
