@@ -172,7 +172,7 @@ def _has_room_for_a_bar() -> bool:
         return False
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns > 0
-    except (OSError, ValueError):  # it is none of the system's; tqdm assumes a width
+    except (OSError, ValueError, AttributeError):  # no terminal of the system; tqdm assumes a width
         return True
 
 
