@@ -57,9 +57,9 @@ def _check(path: Path, progress: ProgressBar) -> None:
         progress.advance()
     if digest.hexdigest() != CHECKSUMS[path.name]:
         raise UserError(
-            f"{path} has the MD5 {digest.hexdigest()}, not {CHECKSUMS[path.name]}: it is cut short, "
-            "altered or another file; fetch it again from image-net.org, or take it as it is with "
-            "--no-checksums"
+            f"{path} has the MD5 {digest.hexdigest()}, not {CHECKSUMS[path.name]}: it is cut "
+            "short, altered or another file; fetch it again from image-net.org, or take it as it is "
+            "with --no-checksums"
         )
 
 

@@ -5,16 +5,18 @@ It holds them as the labels of ``torchvision.datasets.ImageNet`` come from it: t
 children in ``data/meta.mat``, and a number of these for each image in a text file.
 """
 
+import gzip
 import io
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.run.errors import UserError
+from pipeline.run.files import open_file
 
 FOLDER = "ILSVRC2012_devkit_t12/data"
 META, TRUTH = f"{FOLDER}/meta.mat", f"{FOLDER}/ILSVRC2012_validation_ground_truth.txt"
-LARGEST = 2**26  # bytes of either
+LARGEST = 2**26  # bytes of the unzipped archive
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ def read_devkit(path: Path) -> Devkit:
     import scipy.io  # here, as only this needs it
 
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with tarfile.open(fileobj=_unzipped(path)) as archive:
             meta = scipy.io.loadmat(io.BytesIO(_content(archive, META)), squeeze_me=True)
             truth = _content(archive, TRUTH).split()
         leaves = [each for each in meta["synsets"] if each["num_children"] == 0]
@@ -49,13 +51,22 @@ def read_devkit(path: Path) -> Devkit:
 def _refused(path: Path, error: Exception) -> UserError:
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return UserError(
-        f"{path} is not the development kit of ILSVRC2012, tasks 1 and 2, or is damaged ({reason}); "
-        "fetch it again from image-net.org"
+        f"{path} is not the development kit of ILSVRC2012, tasks 1 and 2, or is damaged "
+        f"({reason}); fetch it again from image-net.org"
     )
+
+
+def _unzipped(path: Path) -> io.BytesIO:
+    """The archive, read to its end, where its checksum stands."""
+    with open_file(path) as file, gzip.open(file) as unzipped:
+        content = unzipped.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"larger than {LARGEST} bytes")
+    return io.BytesIO(content)
 
 
 def _content(archive: tarfile.TarFile, name: str) -> bytes:
     file = archive.extractfile(name)
-    if file is None or (content := file.read(LARGEST + 1))[LARGEST:]:
-        raise ValueError(f"{name} is no file, or larger than {LARGEST} bytes")
-    return content
+    if file is None:
+        raise ValueError(f"{name} is no file")
+    return file.read()
