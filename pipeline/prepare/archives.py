@@ -58,8 +58,8 @@ def _check(path: Path, progress: ProgressBar) -> None:
     if digest.hexdigest() != CHECKSUMS[path.name]:
         raise UserError(
             f"{path} has the MD5 {digest.hexdigest()}, not {CHECKSUMS[path.name]}: it is cut "
-            "short, altered or another file; fetch it again from image-net.org, or take it as it is "
-            "with --no-checksums"
+            "short, altered or another file; fetch it again from image-net.org, or take it as it "
+            "is with --no-checksums"
         )
 
 
