@@ -18,6 +18,7 @@ WRITERS = {
     "pipeline/run/files.py",  # whole files, atomically
     "pipeline/run/lines.py",  # lines at the end of a file
     "pipeline/run/streams.py",  # /dev/null
+    "pipeline/prepare/target.py",  # into a hidden folder, under a name of its own
     "pipeline/prepare/verify.py",  # by open_alone of lines.py
     "pipeline/data/synthetic.py",  # into a new folder under a random name
     "launch/bench/results.py",  # tables of the checkout

@@ -53,6 +53,7 @@ FOLLOWED = {
     "pipeline/report/sync.py:_explained": "test_what_wandb_does_not_take_has_a_way_out",
     "pipeline/run/sweep.py:check_folder": "test_one_name_for_every_trial_is_refused",
     "pipeline/run/recorder.py:__init__": "test_a_run_that_another_process_finishes_is_kept",
+    "pipeline/prepare/archives.py:_check": "test_checksums",
     "pipeline/data/image.py:bad_image": "test_the_command_to_find_bad_images_works",
     "pipeline/run/cards.py:_check_launcher": "test_tritons_own_faults",
     "pipeline/train/memory.py:explained": "test_what_is_said_to_fit_does",
@@ -91,6 +92,24 @@ NOT_FOLLOWED = {
     "pipeline/data/cifar_files.py:load_cifar10": FILES,
     "pipeline/data/open.py:build_loaders": OTHERS,
     "pipeline/data/plan.py:check_batch_size": "a training makes the batch smaller before",
+    "pipeline/prepare/archives.py:find": FILES,
+    "pipeline/prepare/devkit.py:_refused": FILES,
+    "pipeline/prepare/fill.py:_check_classes": FILES,
+    "pipeline/prepare/fill.py:told": ROOM,
+    "pipeline/prepare/imagenet.py:_survey": FILES,
+    "pipeline/prepare/imagenet.py:_val": FILES,
+    "pipeline/prepare/resize.py:_place": FILES,
+    "pipeline/prepare/source.py:_check": FILES,
+    "pipeline/prepare/source.py:_in_own_words": PASSES,
+    "pipeline/prepare/source.py:check_apart": WORDS,
+    "pipeline/prepare/split.py:_classes_in": FILES,
+    "pipeline/prepare/split.py:choose": FILES,
+    "pipeline/prepare/tars.py:_members": FILES,
+    "pipeline/prepare/tars.py:members": FILES,
+    "pipeline/prepare/tars.py:read": FILES,
+    "pipeline/prepare/target.py:_check_empty": WORDS,
+    "pipeline/prepare/target.py:_described": ROOM,
+    "pipeline/prepare/target.py:has_begun": WORDS,
     "pipeline/report/sync.py:_config_of": FILES,
     "pipeline/report/sync.py:send": "the run writes records as it goes on",
     "pipeline/run/cards.py:current": DEVICE,
@@ -424,7 +443,7 @@ def _a_report_in_the_way(house: House) -> None:
         reste.main([*words, advice(r"(--report): ", said), f"new-{name}"])
 
 
-@provokes("pipeline/prepare/verify.py:_count")
+@provokes("pipeline/prepare/source.py:none_there")
 def _a_tree_to_verify_that_is_none(house: House) -> None:
     words = ["prepare", "verify", str(house.data / "train")]
     said = message_of(lambda: reste.main(words))

@@ -26,6 +26,7 @@ OPTIONAL = {
     "nvidia": {"pipeline/data/loader_dali.py"},
     "plotly": {"pipeline/report/page.py"},
     "safetensors": {"pipeline/run/archive.py"},
+    "scipy": {"pipeline/prepare/devkit.py"},
     "triton": {"kernels/_triton.py"},
     "wandb": {"pipeline/report/wandb_runs.py", "pipeline/run/wandb_run.py"},
 }

@@ -32,10 +32,10 @@ def open_rgb(root: Path | str, name: str) -> Image.Image:
     reason, is a UserError that names it.
     """
     try:
-        with open_file(f"{root}/{name}") as file, _opened(file) as image:
-            return _rgb(image)
+        with open_file(f"{root}/{name}") as file, opened(file) as image:
+            return to_rgb(image)
     except Exception as error:
-        raise bad_image(root, name, _reason(error)) from error
+        raise bad_image(root, name, reason(error)) from error
 
 
 def unreadable(path: str) -> str | None:
@@ -44,11 +44,11 @@ def unreadable(path: str) -> str | None:
     Data that decoders guess from, such as bits that changed within a JPEG, are not noticed.
     """
     try:
-        with open_file(path) as file, _opened(file) as image:
+        with open_file(path) as file, opened(file) as image:
             image.draft("RGB", (1, 1))  # reads a JPEG to its end, but computes few of its pixels
-            _rgb(image)
+            to_rgb(image)
     except Exception as error:
-        return _reason(error)
+        return reason(error)
     return None
 
 
@@ -61,7 +61,7 @@ def bad_image(root: Path | str, name: str, reason: str) -> UserError:
     )
 
 
-def _opened(file: BinaryIO) -> Image.Image:
+def opened(file: BinaryIO) -> Image.Image:
     """The image in a file, of which only the header is read, but a PNG is checked to its end."""
     try:
         image = Image.open(file, formats=FORMATS)
@@ -76,7 +76,7 @@ def _opened(file: BinaryIO) -> Image.Image:
         raise OSError(f"more than {MOST_PIXELS:,} pixels") from None
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise OSError(f"pixels of the type {image.mode}, whose range is not known")
     if not image.mode.startswith("I"):
@@ -87,7 +87,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(upper.astype(np.uint8)).convert("RGB")
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__

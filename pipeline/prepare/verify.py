@@ -9,9 +9,8 @@ import os
 import shlex
 import signal
 import warnings
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -19,9 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.data.exclude import SPLITS, printable
+from pipeline.data.exclude import printable
 from pipeline.data.image import unreadable
 from pipeline.data.tree import tell_left_out, walk
+from pipeline.prepare.ahead import in_order
+from pipeline.prepare.source import none_there, splits_of
 from pipeline.run.console import ProgressBar, logger
 from pipeline.run.errors import Interrupted, UserError
 from pipeline.run.files import open_file, replacing
@@ -142,19 +143,11 @@ def _check_report(report: Path, head: str) -> None:
         ) from None
 
 
-def _splits(root: Path) -> list[str]:
-    return [split for split in SPLITS if (root / split).is_dir()]
-
-
 def _count(root: Path) -> int:
     """The number of images; raises UserError where there are none."""
-    counts = {split: _count_split(root, split) for split in _splits(root)}
+    counts = {split: _count_split(root, split) for split in splits_of(root)}
     if not sum(counts.values()):
-        state = "holds no images in train/<class>/, val/<class>/ or test/<class>/"
-        raise UserError(
-            f"{root} {state if root.exists() else 'does not exist'}; give the folder that holds "
-            "train/ and val/"
-        )
+        raise none_there(root)
     for split, count in counts.items():
         if not count:
             logger.warning("%s holds no images in class folders", root / split)
@@ -169,30 +162,14 @@ def _count_split(root: Path, split: str) -> int:
 
 
 def _verdicts(root: Path, memory: Memory, workers: int) -> Generator[Verdict, None, None]:
-    """The verdicts on all images, in the order of their names. Few images are under way at a time,
-    however many there are.
-
-    Threads are enough, since Pillow decodes without the interpreter's lock; and they end with the
-    process.
-    """
-    names = (name for split in _splits(root) for name in walk(root, split, Counter()))
-    pool = ThreadPoolExecutor(workers)
-    ahead: deque[Future[list[Verdict]]] = deque()
-
-    def finished() -> list[Verdict]:
-        verdicts = ahead.popleft().result()
-        memory.add(verdicts)
-        return verdicts
-
-    try:
-        while block := list(islice(names, BLOCK)):
-            ahead.append(pool.submit(lambda block: [_look(root, n, memory) for n in block], block))
-            if len(ahead) > 2 * workers:
-                yield from finished()
-        while ahead:
-            yield from finished()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    """The verdicts on all images, in the order of their names."""
+    names = (name for split in splits_of(root) for name in walk(root, split, Counter()))
+    blocks = iter(lambda: list(islice(names, BLOCK)), [])
+    looks = in_order(lambda block: [_look(root, name, memory) for name in block], blocks, workers)
+    with closing(looks):
+        for verdicts in looks:
+            memory.add(verdicts)
+            yield from verdicts
 
 
 def _look(root: Path, name: str, memory: Memory) -> Verdict:

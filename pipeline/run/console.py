@@ -109,15 +109,16 @@ class ProgressBar:
     """Shows how far a piece of work is, by a bar on a terminal and by a plain line now and then
     elsewhere.
 
-    ``label``: its kind, and what else there is to say. ``images``: how many a step takes.
-    ``later``: how many more steps come after this piece, for the estimate of the time left. It is a
-    context, whose end takes the bar away.
+    ``label``: its kind, and what else there is to say. ``images``: how many a step takes, or how
+    much of another ``unit``. ``later``: how many more steps come after this piece, for the estimate
+    of the time left. It is a context, whose end takes the bar away.
     """
 
     def __init__(
-        self, label: str, total: int, done: int = 0, images: int = 1, later: int = 0
-    ) -> None:
-        self.label, self.total, self.done = label, total, done
+        self, label: str, total: int, done: int = 0, images: int = 1, later: int = 0,
+        unit: str = "images",
+    ) -> None:  # fmt: skip
+        self.label, self.total, self.done, self.unit = label, total, done, unit
         self.images, self.later = images, later
         self.first, self.mark = done, (done, time.monotonic())
         self.bar = tqdm(
@@ -152,7 +153,9 @@ class ProgressBar:
             self.mark = self.done, now  # the first step, which makes things ready, does not count
         left = seconds * (self.total - self.done + self.later)
         if _pace.is_due(self.label.split()[0], self.done - self.first, left):
-            self.show(self.done, left, **{"images/s": self.images / max(seconds, 1e-9)}, **values)
+            self.show(
+                self.done, left, **{f"{self.unit}/s": self.images / max(seconds, 1e-9)}, **values
+            )
 
     def show(self, done: int, left: float, **values: float) -> None:
         """Show ``values`` after ``done`` steps, with ``left`` seconds to go."""

@@ -32,7 +32,7 @@ PARSERS = {
     "compare": compare.PARSER,
     "summary": summary.PARSER,
     "sync": sync.PARSER,
-    "prepare verify": prepare.VERIFY,
+    **{f"prepare {name}": parser for name, parser in prepare.PARSERS.items()},
     **{f"benchmark {name}": parser for name, parser in benchmark.PARSERS.items()},
 }
 needs_sh = pytest.mark.skipif(shutil.which("sh") is None, reason="needs a POSIX shell")
@@ -207,7 +207,7 @@ def test_every_command_is_tested():
 
 def choices(name):
     """The words that may stand behind a command, and lead to others."""
-    return {"prepare": ("verify",), "benchmark": benchmark.PARSERS}.get(name, ())
+    return {"prepare": prepare.PARSERS, "benchmark": benchmark.PARSERS}.get(name, ())
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def choices(name):
         ("trian quickstart", "there is no command RESTE trian; did you mean train?"),
         ("xyz", "there is no command RESTE xyz; usage: RESTE {train,evaluate,study,"),
         ("--verbose", "there is no command RESTE --verbose; usage: RESTE {train,"),
-        ("prepare", "a word is missing; usage: RESTE prepare {verify} ..."),
+        ("prepare", "a word is missing; usage: RESTE prepare {imagenet,resize,split,verify} ..."),
         ("prepare verfy x", "there is no command RESTE prepare verfy; did you mean verify?"),
         ("benchmark loaders x", "no command RESTE benchmark loaders; did you mean loader?"),
         ("train", "CONFIG is missing; usage: RESTE train CONFIG [key=value ...] [--check[=N]]"),
@@ -243,6 +243,10 @@ def choices(name):
         ("prepare verify", "DATA is missing; usage: RESTE prepare verify DATA [--report FILE]"),
         ("prepare verify a b", "b is one word too many; usage: RESTE prepare verify"),
         ("prepare verify a --report", "--report: expected one argument; usage: "),
+        ("prepare split a", "DST is missing; usage: RESTE prepare split SRC DST [--val PERCENT] ["),
+        ("prepare split a b --val 0%", "--val: 0% is no percentage above 0 and below 100; usage: "),
+        ("prepare split a b --val 100", "--val: 100 is no percentage above 0 and below 100"),
+        ("prepare resize a b --quality 0", "--quality: 0 is no whole number between 1 and 100"),
         ("benchmark train cifar10_resnet20 --rounds=0", "--rounds: 0 is no whole number of at"),
         ("benchmark kernels imagenet_resnet18 --rounds=1", "--rounds is no option; "),
         ("benchmark scaling 8", "8 is one word too many; usage: RESTE benchmark scaling"),

@@ -80,6 +80,13 @@ def lines(stderr):
     return text.splitlines()
 
 
+def test_a_speed_may_be_of_something_else_than_images(monkeypatch, clock):
+    stderr = speak(monkeypatch, io.StringIO())
+    with console.ProgressBar("checksums", 100, images=16, unit="MiB") as bar:
+        steps(clock, bar, 8, 4)
+    assert "  MiB/s 4  " in lines(stderr)[0]
+
+
 def test_the_speed_of_the_first_steps_is_told_and_then_less_and_less(monkeypatch, clock):
     stderr = speak(monkeypatch, io.StringIO())
     with console.ProgressBar("epoch 1/3", 1000, images=8, later=2000) as bar:
