@@ -34,10 +34,12 @@ from pipeline.run.config_types import (
     Integer,
     Number,
     OneOf,
+    OptionalEpochs,
     OptionalPath,
     OptionalText,
     Text,
     Toggle,
+    read_epochs,
     read_number,
 )
 from pipeline.run.errors import UserError
@@ -290,7 +292,13 @@ class OptimConfig(Section):
         description="implementation of SGD",
         json_schema_extra=also("optim", "optimizer", "name"),
     )
-    lr: Number = Field(0.1, ge=0, le=1e6, description="learning rate at the start of the cosine")
+    lr: Number = Field(
+        0.1,
+        ge=0,
+        le=1e6,
+        description="learning rate at the start of the schedule",
+        json_schema_extra=also("learning_rate"),
+    )
     momentum: Number = Field(0.9, ge=0, le=1, description="momentum of SGD")
     weight_decay: Number = Field(
         1e-4,
@@ -299,9 +307,36 @@ class OptimConfig(Section):
         description="L2 penalty on every parameter",
         json_schema_extra=also("l2", "decay"),
     )
+    decay_norms: Boolean = Field(
+        True,
+        description="whether weight_decay holds for the weights and biases of norms too",
+        json_schema_extra=also("norm_decay", "no_bias_decay", "bn_weight_decay"),
+    )
+    schedule: Literal["cosine", "linear", "step"] = Field(
+        "cosine",
+        description="of the learning rate: a cosine to 0, a line to 0, or steps",
+        json_schema_extra=also("scheduler", "lr_scheduler", "lr_type"),
+    )
+    milestones: OptionalEpochs = Field(
+        None,
+        description="step: the epochs (from 0) from which on the rate is smaller",
+        json_schema_extra=also("lr_steps", "steps"),
+    )
+    factor: Number = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="step: what the rate is multiplied by at each milestone",
+        json_schema_extra=also("gamma", "lr_decay"),
+    )
     warmup_epochs: Integer = Field(
         0, ge=0, description="epochs of linear warm-up", json_schema_extra=also("warmup", "warm_up")
     )
+
+    @property
+    def milestone_epochs(self) -> tuple[int, ...]:
+        """The epochs of ``milestones``."""
+        return read_epochs(self.milestones) if self.milestones else ()
 
 
 class CheckpointConfig(Section):
@@ -399,6 +434,16 @@ class Config(Section):
             what = f"optim.warmup_epochs is {warmup}"
             must = f"it must be below train.epochs ({epochs})"
             raise UserError(f"{what}; {must}, such as optim.warmup_epochs={epochs - 1}")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_have_milestones(self) -> Self:
+        if self.optim.schedule == "step" and not self.optim.milestones:
+            half = max(1, self.train.epochs // 2)
+            raise UserError(
+                "optim.schedule is step, but optim.milestones is null; name the epochs at which "
+                f"the rate falls, such as optim.milestones={half}"
+            )
         return self
 
     @property

@@ -26,18 +26,14 @@ def check_state(state: Mapping[str, Any], config: Config, path: Path, remedy: st
 
 
 def check_optimizer(
-    theirs: Mapping[str, Any],
-    own: Mapping[str, Any],
-    shapes: Sequence[Any],
-    path: Path,
-    remedy: str,
+    optimizer: Mapping[str, Any], shapes: Sequence[Any], path: Path, remedy: str
 ) -> None:
-    """Raise UserError unless ``theirs``, an optimizer's ``state_dict`` that was read from ``path``,
-    has the groups of ``own``, and its buffers the ``shapes`` of the parameters."""
-    sizes = [[len(group["params"]) for group in each["param_groups"]] for each in (theirs, own)]
-    wrong = sizes[0] != sizes[1] or any(
+    """Raise UserError unless ``optimizer``, an optimizer's state that was read from ``path``, has
+    one group of as many parameters as there are ``shapes``, and buffers of these."""
+    sizes = [len(group["params"]) for group in optimizer["param_groups"]]
+    wrong = sizes != [len(shapes)] or any(
         not 0 <= index < len(shapes) or (value is not None and value.shape != shapes[index])
-        for index, values in theirs["state"].items()
+        for index, values in optimizer["state"].items()
         for name, value in values.items()
         if name == "momentum_buffer"
     )

@@ -17,7 +17,7 @@ from pipeline.run.console import logger
 from pipeline.train.average import MovingAverage
 from pipeline.train.indicators import Indicators
 from pipeline.train.metrics import Sums
-from pipeline.train.optimizer import make_momentum, make_optimizer
+from pipeline.train.optimizer import load_state, make_optimizer, state_of
 from pipeline.train.randomness import rng_state, set_rng_state
 from pipeline.train.watch import Watch
 
@@ -72,7 +72,7 @@ class TrainState:
             "epoch": self.epoch,
             "best_prec1": self.best["val_top1"],
             "batch": self.batch,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": state_of(self.optimizer, self.model.parameters()),
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
             "rng": rng_state(),
@@ -96,7 +96,7 @@ class TrainState:
         """
         anew = []
         self.model.load_state_dict(state["state_dict"])
-        if self._load_optimizer(state["optimizer"]):
+        if load_state(self.optimizer, self.model.parameters(), state["optimizer"]):
             anew.append("momentum")
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -119,18 +119,6 @@ class TrainState:
         if self.batch:  # else they are zero
             self.sums.values.copy_(processes.share(state["sums"]))
         return anew
-
-    def _load_optimizer(self, state: dict[str, Any]) -> bool:
-        """Take over the momentum; the settings are those of the config. Returns whether it holds no
-        momentum where there is some."""
-        settings = [
-            {name: value for name, value in group.items() if name != "params"}
-            for group in self.optimizer.param_groups
-        ]
-        self.optimizer.load_state_dict(state)
-        for group, values in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(values)
-        return make_momentum(self.optimizer)
 
     def _arrange(self, order: Sequence[int]) -> None:
         """Let the outputs of the network stand in ``order``."""

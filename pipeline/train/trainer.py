@@ -33,7 +33,7 @@ from pipeline.train.parallel import parallelize
 from pipeline.train.precision import is_compiled, to_device
 from pipeline.train.records import Figures, epoch_record, summary_of
 from pipeline.train.rescue import saved_on_failure
-from pipeline.train.schedule import learning_rate, progress
+from pipeline.train.schedule import progress, rate_of
 from pipeline.train.state import make_state, note_processes
 from pipeline.train.stepper import Stepper
 
@@ -99,10 +99,9 @@ class Trainer:
         self._finish_epoch(record, time.perf_counter() - began)
 
     def _set_schedules(self) -> float:
-        config, epoch, epochs = self.config, self.state.epoch, self.config.train.epochs
-        rate = learning_rate(epoch, epochs, config.optim.lr, config.optim.warmup_epochs)
+        epoch, rate = self.state.epoch, rate_of(self.config, self.state.epoch)
         set_learning_rate(self.state.optimizer, rate)
-        self.state.model.set_progress(progress(epoch, epochs))
+        self.state.model.set_progress(progress(epoch, self.config.train.epochs))
         return rate
 
     def _train(self, rate: float) -> None:

@@ -287,6 +287,7 @@ CHANGES = {
     "another estimator": ["estimator.name=ste"],
     "averaged": ["train.ema_decay=0.9", "indicators.enabled=true"],
     "no momentum": ["optim.momentum=0"],
+    "other decay": ["optim.decay_norms=false"],
     "half": ["train.precision=bf16", "optim.impl=torch"],
 }
 
