@@ -287,10 +287,16 @@ class TrainConfig(Section):
 
 
 class OptimConfig(Section):
+    name: Literal["sgd", "adam", "adamw"] = Field(
+        "sgd",
+        description="the optimizer: SGD with momentum, Adam, or AdamW, whose decay is not part of "
+        "the gradient",
+        json_schema_extra=also("optim", "optimizer", "opt"),
+    )
     impl: Literal["torch_fused", "torch", "apex"] = Field(
         "torch_fused",
-        description="implementation of SGD",
-        json_schema_extra=also("optim", "optimizer", "name"),
+        description="its implementation; apex: sgd alone",
+        json_schema_extra=also("implementation", "fused"),
     )
     lr: Number = Field(
         0.1,
@@ -299,12 +305,26 @@ class OptimConfig(Section):
         description="learning rate at the start of the schedule",
         json_schema_extra=also("learning_rate"),
     )
-    momentum: Number = Field(0.9, ge=0, le=1, description="momentum of SGD")
+    momentum: Number = Field(0.9, ge=0, le=1, description="momentum of sgd")
+    beta1: Number = Field(
+        0.9,
+        ge=0,
+        le=1 - 1e-9,
+        description="of adam and adamw: decay per step of the mean of gradients",
+        json_schema_extra=also("betas", "beta"),
+    )
+    beta2: Number = Field(
+        0.999,
+        ge=0,
+        le=1 - 1e-9,
+        description="of adam and adamw: decay per step of the mean of squared gradients",
+    )
     weight_decay: Number = Field(
         1e-4,
         ge=0,
         le=1e6,
-        description="L2 penalty on every parameter",
+        description="L2 penalty on every parameter; of adamw: the share that it loses per step at "
+        "a learning rate of 1",
         json_schema_extra=also("l2", "decay"),
     )
     decay_norms: Boolean = Field(
@@ -332,6 +352,13 @@ class OptimConfig(Section):
     warmup_epochs: Integer = Field(
         0, ge=0, description="epochs of linear warm-up", json_schema_extra=also("warmup", "warm_up")
     )
+
+    @model_validator(mode="after")
+    def _apex_is_for_sgd(self) -> Self:
+        if self.impl == "apex" and self.name != "sgd":
+            what = f"optim.impl is apex, which is for sgd alone, but optim.name is {self.name}"
+            raise UserError(f"{what}; set optim.impl=torch_fused")
+        return self
 
     @property
     def milestone_epochs(self) -> tuple[int, ...]:

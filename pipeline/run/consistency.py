@@ -32,14 +32,18 @@ def check_optimizer(
     one group of as many parameters as there are ``shapes``, and buffers of these."""
     sizes = [len(group["params"]) for group in optimizer["param_groups"]]
     wrong = sizes != [len(shapes)] or any(
-        not 0 <= index < len(shapes) or (value is not None and value.shape != shapes[index])
+        not 0 <= index < len(shapes)
+        or not _has_shape(value, () if name == "step" else shapes[index])
         for index, values in optimizer["state"].items()
         for name, value in values.items()
-        if name == "momentum_buffer"
     )
     if wrong:
         what = f"checkpoint {path} cannot be resumed from"
         raise UserError(f"{what}: its optimizer is of other parameters; {remedy}")
+
+
+def _has_shape(value: Any, shape: Sequence[int]) -> bool:
+    return value is None or (isinstance(value, Tensor) and value.shape == tuple(shape))
 
 
 def _problems(state: Mapping[str, Any], config: Config) -> Iterator[str]:
@@ -104,15 +108,21 @@ def _figures(state: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _optimizer(optimizer: Mapping[str, Any], config: Config) -> Iterator[str]:
-    """Problems of SGD's ``state_dict``: settings that are not the config's, and its momentum."""
+    """Problems of an optimizer's state: settings that are not the config's, and its moments."""
+    optim, moments = config.optim, {"momentum_buffer"}
+    wanted = {"weight_decay": optim.weight_decay, "momentum": optim.momentum}
+    if optim.name != "sgd":
+        moments = {"step", "exp_avg", "exp_avg_sq"}
+        wanted = {"weight_decay": optim.weight_decay, "beta1": optim.beta1, "beta2": optim.beta2}
+    if any(values.keys() - moments for values in optimizer["state"].values()):
+        yield f"its optimizer is not optim.name={optim.name}"
     for group in optimizer["param_groups"]:
-        for name in ("momentum", "weight_decay"):
-            wanted = getattr(config.optim, name)
-            if not _is_finite(group[name]) or float(group[name]) != wanted:
-                yield f"its optimizer's {name} is {group[name]}, but optim.{name} is {wanted}"
+        found = {**group, **dict(zip(("beta1", "beta2"), group.get("betas", ()), strict=False))}
+        for name, value in wanted.items():
+            if not _is_finite(found[name]) or float(found[name]) != value:
+                yield f"its optimizer's {name} is {found[name]}, but optim.{name} is {value}"
     for values in optimizer["state"].values():
-        buffer = values.get("momentum_buffer")
-        if isinstance(buffer, Tensor) and not bool(buffer.isfinite().all()):
+        if not all(bool(v.isfinite().all()) for v in values.values() if isinstance(v, Tensor)):
             yield "its momentum is not finite"
 
 

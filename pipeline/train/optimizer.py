@@ -1,5 +1,6 @@
-"""SGD as the config asks for it, its learning rate, and its form in a checkpoint."""
+"""The optimizer of a training, its learning rate, and its form in a checkpoint."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,31 +10,44 @@ from torch import Tensor, nn
 from pipeline.run.config import Config
 from pipeline.run.errors import UserError
 
+KINDS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm
 
-Groups = list[dict[str, Any]]
+Settings = dict[str, Any]
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD over all parameters of ``model``, as ``optim`` of the config says.
+    """The optimizer over all parameters of ``model``, as ``optim`` of the config says: SGD with
+    momentum, Adam (Kingma & Ba, ICLR 2015) or AdamW (Loshchilov & Hutter, ICLR 2019).
 
     Raises UserError for apex where apex is not installed.
     """
+    groups = _groups(config, model)
+    settings = _settings(config, next(model.parameters()).device)
+    if config.optim.impl == "apex":
+        return _apex_sgd()(groups, **settings)
+    optimizer = KINDS[config.optim.name](groups, **settings)
+    make_moments(optimizer)
+    return optimizer
+
+
+def _settings(config: Config, device: torch.device) -> Settings:
     optim = config.optim
-    options: dict[str, Any] = {
-        "lr": _first_rate(config, next(model.parameters()).device),
-        "momentum": optim.momentum,
-        "weight_decay": optim.weight_decay,
-    }
-    if optim.impl == "apex":
-        return _apex_sgd()(_groups(config, model), **options)
-    fused = True if optim.impl == "torch_fused" else None  # None: torch's own choice
-    sgd = torch.optim.SGD(_groups(config, model), fused=fused, **options)
-    make_momentum(sgd)
-    return sgd
+    settings: Settings = {"weight_decay": optim.weight_decay}
+    settings["lr"] = _first_rate(config, device)
+    is_fused = optim.impl == "torch_fused"
+    if optim.impl != "apex":
+        settings["fused"] = is_fused or None  # None: torch's own choice
+    if optim.name == "sgd":
+        return settings | {"momentum": optim.momentum}
+    if is_fused and device.type == "cuda":
+        # A capture of Adam must be announced, and torch warns of the steps that come before it.
+        warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
+        settings["capturable"] = True
+    return settings | {"betas": (optim.beta1, optim.beta2)}
 
 
-def _groups(config: Config, model: nn.Module) -> Groups:
+def _groups(config: Config, model: nn.Module) -> list[Settings]:
     """The parameters of ``model``: those of norms apart where these do not decay.
 
     Their decay is what Goyal et al. (2017) and He et al. ("Bag of tricks", CVPR 2019) leave out.
@@ -61,9 +75,9 @@ def state_of(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> 
 def load_state(
     optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], state: Mapping[str, Any]
 ) -> bool:
-    """Take over the momentum in what ``state_of`` gave; the settings stay those of ``optimizer``.
+    """Take over the moments in what ``state_of`` gave; the settings stay those of ``optimizer``.
 
-    Returns whether it holds no momentum where there is some.
+    Returns whether a parameter has moments that are not there, and so begin anew.
     """
     places = {parameter: at for at, parameter in enumerate(parameters)}
     groups = [dict(group) for group in optimizer.param_groups]
@@ -72,29 +86,37 @@ def load_state(
     optimizer.load_state_dict({**optimizer.state_dict(), "state": held})
     for group, settings in zip(optimizer.param_groups, groups, strict=True):
         group.update(settings)  # the learning rate stays the same tensor
-    return make_momentum(optimizer)
+    return make_moments(optimizer)
 
 
-def make_momentum(optimizer: torch.optim.Optimizer) -> bool:
-    """Give the parameters that have no momentum, but should, one of zero; whether there are any.
+def make_moments(optimizer: torch.optim.Optimizer) -> bool:
+    """Give the parameters that lack their moments such as are zero; whether there are any.
 
-    The fused SGD leaves its buffers uninitialised if loss scaling skips the first step.
+    Torch makes them in the first step: too late for the memory that is left for a batch to be
+    known. And the fused SGD leaves them uninitialised if loss scaling skips that step.
     """
-    missing = [
-        parameter
-        for group in optimizer.param_groups
-        if group["momentum"]
-        for parameter in group["params"]
-        if optimizer.state[parameter].get("momentum_buffer") is None
-    ]
-    for parameter in missing:
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return bool(missing)
+    made = False
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            first = _first_moments(parameter, group)
+            if any(optimizer.state[parameter].get(name) is None for name in first):
+                optimizer.state[parameter].update(first)
+                made = True
+    return made
+
+
+def _first_moments(parameter: Tensor, group: Settings) -> dict[str, Tensor]:
+    """What torch keeps of ``parameter``, one of ``group``, as it is before the first step."""
+    if "betas" not in group:
+        return {"momentum_buffer": torch.zeros_like(parameter)} if group["momentum"] else {}
+    place = parameter.device if group["fused"] else torch.device("cpu")
+    moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+    return {"step": torch.zeros((), dtype=torch.float32, device=place), **moments}
 
 
 def _first_rate(config: Config, device: torch.device) -> float | Tensor:
-    # The fused SGD reads the rate from an fp32 tensor on its device, where a captured step follows
-    # it. The other ones would read such a tensor on the host.
+    # A fused step reads the rate from an fp32 tensor on its device, where a captured one follows
+    # it. The others would read such a tensor on the host.
     if config.optim.impl != "torch_fused" or config.train.precision == "fp64":
         return config.optim.lr
     return torch.tensor(config.optim.lr, dtype=torch.float32, device=device)

@@ -126,8 +126,9 @@ class TrainState:
         modules = [self.model, *([self.ema.module] if self.ema else [])]
         for key, parameter in itertools.chain.from_iterable(m.named_parameters() for m in modules):
             if is_classifier(key):
-                buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
-                for tensor in (parameter.data, *([] if buffer is None else [buffer])):
+                kept = self.optimizer.state.get(parameter, {}).values()
+                moments = [each for each in kept if each is not None and each.ndim]
+                for tensor in (parameter.data, *moments):
                     tensor.copy_(tensor[rows])
 
 

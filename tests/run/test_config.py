@@ -247,7 +247,8 @@ def test_several_mistakes_are_told_at_once():
         optim.wd            optim.weight_decay
         train.weight_decay  optim.weight_decay
         optim.l2            optim.weight_decay
-        optim.optimizer     optim.impl
+        optim.optimizer     optim.name
+        optim.betas         optim.beta1
         optim.scheduler     optim.schedule
         lr_steps            optim.milestones
         warm_up             optim.warmup_epochs

@@ -7,8 +7,8 @@ from kernels import binarize_weights
 from models.layers import NormBinarize
 from pipeline.data.batch import divide_batch
 from pipeline.run.config import load_config
+from pipeline.run.points import flatten
 from pipeline.run.recorder import Recorder
-from pipeline.run.trackers import flatten
 from tests.train.tiny import CONFIG, fit, make_trainer
 
 TIMES = ("images_per_second", "data_wait", "seconds")

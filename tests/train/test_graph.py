@@ -89,6 +89,13 @@ EXTRAS = {
     "fp16": ["train.precision=fp16"],
     "bf16": ["train.precision=bf16", "data.augment=false"],
     "parts": ["train.grad_accumulation=2", "indicators.enabled=true", "train.ema_decay=0.9"],
+    "adam": ["optim.name=adam", "optim.lr=0.01", "indicators.enabled=true"],
+    "adamw": [
+        *("optim.name=adamw", "optim.lr=0.01"),
+        "optim.decay_norms=false",
+        "optim.schedule=linear",
+        "train.precision=fp16",
+    ],
 }
 STREAMED = {"streamed": True}
 RESNET = {"streamed": True, "arch": "resnet18"}  # as ImageNet has it, with the fused stem
@@ -125,7 +132,9 @@ def test_replays_equal_eager_steps(tmp_path, traced, records, extra, options):
     assert len(set(losses)) == len(losses)
 
 
-@pytest.mark.parametrize(("extra", "streamed"), [("everything", False), ("fp16", True)])
+@pytest.mark.parametrize(
+    ("extra", "streamed"), [("everything", False), ("fp16", True), ("adamw", True)]
+)
 def test_a_captured_training_is_resumed(tmp_path, traced, extra, streamed):
     """From the middle of an epoch, into a trainer that had captured other tensors before."""
     options = {"streamed": streamed}

@@ -1,4 +1,5 @@
-"""Which weights decay, and a state that other groups of weights can take over."""
+"""Steps of Adam by its formulas, which weights decay, and a state that other groups of weights can
+take over."""
 
 import pytest
 import torch
@@ -31,12 +32,97 @@ def step(model, optimizer, gradient=0.0):
     optimizer.step()
 
 
+def by_hand(name, values, gradients, lr=0.02, decay=0.25, beta1=0.75, beta2=0.875):
+    """``values`` after a step for each of ``gradients``: algorithm 1 of Kingma & Ba, with an L2
+    penalty, and algorithm 2 of Loshchilov & Hutter."""
+    first, second = torch.zeros_like(values), torch.zeros_like(values)
+    for t, gradient in enumerate(gradients, 1):
+        if name == "adam":
+            gradient = gradient + decay * values
+        else:
+            values = values - lr * decay * values
+        first = beta1 * first + (1 - beta1) * gradient
+        second = beta2 * second + (1 - beta2) * gradient**2
+        unbiased = first / (1 - beta1**t), second / (1 - beta2**t)
+        values = values - lr * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
+    return values
+
+
+ADAM = ["optim.beta1=0.75", "optim.beta2=0.875", "optim.weight_decay=0.25", "optim.lr=0.5"]
+
+
+@pytest.mark.parametrize("impl", ["torch_fused", "torch"])
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_is_that_of_the_papers(name, impl):
+    """In float64, over 20 steps at a rate that was set after the optimizer was made."""
+    model = small().double()
+    words = [*ADAM, f"optim.name={name}", f"optim.impl={impl}", "train.precision=fp64"]
+    optimizer = make(model, *words)
+    set_learning_rate(optimizer, 0.02)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    gradients = [[torch.randn_like(each) for each in before] for _ in range(20)]
+    for step_gradients in gradients:
+        for parameter, gradient in zip(model.parameters(), step_gradients, strict=True):
+            parameter.grad = gradient.clone()
+        optimizer.step()
+    for found, value, *theirs in zip(model.parameters(), before, *gradients, strict=True):
+        torch.testing.assert_close(found, by_hand(name, value, theirs), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("impl", ["torch_fused", "torch"])
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_moments_lie_there_before_the_first_step(name, impl):
+    """And torch goes on from them as from its own, to the bit."""
+    models = small(), small()
+    given = make(models[0], f"optim.name={name}", f"optim.impl={impl}")
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    fused = True if impl == "torch_fused" else None
+    plain = kind(
+        models[1].parameters(), torch.tensor(0.1) if fused else 0.1, weight_decay=1e-4, fused=fused
+    )
+    assert len(given.state) == 8 and not plain.state
+    for optimizer, model in zip((given, plain), models, strict=True):
+        for _ in range(3):
+            step(model, optimizer, 0.5)
+    for (key, mine), theirs in zip(
+        models[0].named_parameters(), models[1].parameters(), strict=True
+    ):
+        assert torch.equal(mine, theirs), key
+        assert given.state[mine].keys() == plain.state[theirs].keys()
+        for kept, expected in zip(
+            given.state[mine].values(), plain.state[theirs].values(), strict=True
+        ):
+            assert torch.equal(kept, expected) and kept.dtype == expected.dtype
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_step_that_overflows_leaves_no_trace(name):
+    """As loss scaling in fp16 finds it, in the first step."""
+    model, before = small(), small().state_dict()
+    optimizer, scaler = make(model, f"optim.name={name}"), torch.amp.GradScaler("cpu")
+    scaler.scale(sum(each.sum() for each in model.parameters()) * float("inf")).backward()
+    scaler.step(optimizer)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(each.any() for kept in optimizer.state.values() for each in kept.values())
+
+
+def test_the_moments_of_classes_stand_in_their_order(tmp_path):
+    run = make_trainer(tmp_path, "optim.name=adam")
+    weight = run.state.model.linear.weight
+    moments = run.state.optimizer.state[weight]
+    moments["exp_avg"].normal_()
+    before = moments["exp_avg"].clone()
+    run.state._arrange([*reversed(range(10))])
+    assert torch.equal(moments["exp_avg"], before.flip(0))
+
+
 @pytest.mark.parametrize("impl", ["torch_fused", "torch"])
 @pytest.mark.parametrize("decays", [True, False])
-def test_norms_decay_only_where_they_should(impl, decays):
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_norms_decay_only_where_they_should(name, impl, decays):
     """A step without gradients moves what decays, and nothing else."""
     model, before = small(), small().state_dict()
-    words = [*DECAY, f"optim.impl={impl}", f"optim.decay_norms={decays}"]
+    words = [*DECAY, f"optim.name={name}", f"optim.impl={impl}", f"optim.decay_norms={decays}"]
     step(model, make(model, *words))
     for name, value in model.named_parameters():
         is_norm = name.startswith(("1.", "2."))
