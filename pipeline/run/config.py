@@ -281,8 +281,16 @@ class TrainConfig(Section):
         0.0,
         ge=0,
         le=1 - 1e-9,
-        description="decay per step of averaged weights, which are evaluated; 0: off",
+        description="decay per step of averaged weights, which are evaluated; 0: off. Give them "
+        "train.reestimate_bn too: else batch norm's statistics are those of the last weights",
         json_schema_extra=also("ema"),
+    )
+    reestimate_bn: Integer = Field(
+        0,
+        ge=0,
+        description="training batches over which batch norm's statistics are taken anew before "
+        "each evaluation, and for best.pt: docs/accuracy.md; 0: the running ones, as published",
+        json_schema_extra=also("bn_reestimation", "precise_bn", "bn_update", "recalibrate"),
     )
 
 

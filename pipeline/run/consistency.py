@@ -58,6 +58,7 @@ def _problems(state: Mapping[str, Any], config: Config) -> Iterator[str]:
         yield f"its loss scale is {scale}"
     if bool(config.train.ema_decay) != bool(state["ema"]):
         yield f"train.ema_decay is {config.train.ema_decay}, which its averaged weights do not fit"
+    yield from _statistics(state.get("reestimated") or {}, state["state_dict"])
 
 
 def _counters(state: Mapping[str, Any], config: Config) -> Iterator[str]:
@@ -124,6 +125,13 @@ def _optimizer(optimizer: Mapping[str, Any], config: Config) -> Iterator[str]:
     for values in optimizer["state"].values():
         if not all(bool(v.isfinite().all()) for v in values.values() if isinstance(v, Tensor)):
             yield "its momentum is not finite"
+
+
+def _statistics(statistics: Mapping[str, Any], weights: Mapping[str, Any]) -> Iterator[str]:
+    """Problems of the statistics that the network with the ``weights`` was evaluated with."""
+    for key, value in statistics.items():
+        if value is None or key not in weights or not _has_shape(value, weights[key].shape):
+            yield f"its re-estimated {key} is none of the network's"
 
 
 def _is_number(value: object) -> bool:

@@ -1,5 +1,6 @@
 """Everything that changes during a training, and its form in a checkpoint."""
 
+import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,20 +32,27 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: MovingAverage | None
+    twin: nn.Module | None  # a copy that is evaluated, with statistics of its own: reestimation.py
     sums: Sums
     watch: Watch
     indicators: Indicators | None
     epoch: int = 0  # epochs done
     batch: int = 0  # batches done in the epoch after them
+    reestimated: int = 0  # epochs done when the statistics of the twin were taken
     seconds: float = 0.0  # this epoch's training so far
     waited: float = 0.0  # seconds of it that were spent waiting for data
     best: dict[str, Any] = field(default_factory=lambda: dict(NONE))
     last: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def evaluated(self) -> nn.Module:
-        """The network that is evaluated: of the averaged weights, if weights are averaged."""
+    def averaged(self) -> nn.Module:
+        """The network of the averaged weights, if weights are averaged, else the network itself."""
         return self.ema.module if self.ema else self.model
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is evaluated."""
+        return self.averaged if self.twin is None else self.twin
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors that outlive a training step and that it reads or writes."""
@@ -75,6 +83,7 @@ class TrainState:
             "optimizer": state_of(self.optimizer, self.model.parameters()),
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
+            "reestimated": self._statistics(),
             "rng": rng_state(),
             "sums": processes.gather(self.sums.values),  # (processes, sums)
             "metrics": self.sums.names,
@@ -84,6 +93,11 @@ class TrainState:
             "last": self.last,
             "watch": self.watch.counts,
         }
+
+    def _statistics(self) -> dict[str, Tensor] | None:
+        """Those of the twin by name, if they are of the weights as they stand, after an epoch."""
+        is_current = self.batch == 0 < self.epoch == self.reestimated
+        return statistics_of(self.twin) if self.twin is not None and is_current else None
 
     def load_state_dict(
         self, state: dict[str, Any], order: Sequence[int] | None = None
@@ -116,6 +130,9 @@ class TrainState:
         self.seconds, self.waited = state["times"]
         self.epoch, self.batch = state["epoch"], state["batch"]
         self.best, self.last = state["best"], state["last"]
+        if self.twin is not None and state.get("reestimated"):
+            self.twin.load_state_dict(state["reestimated"], strict=False)
+            self.reestimated = self.epoch
         if self.batch:  # else they are zero
             self.sums.values.copy_(processes.share(state["sums"]))
         return anew
@@ -132,6 +149,12 @@ class TrainState:
                     tensor.copy_(tensor[rows])
 
 
+def statistics_of(network: nn.Module) -> dict[str, Tensor]:
+    """The running means and variances of all batch norms of ``network`` by name."""
+    names = "running_mean", "running_var"
+    return {key: each for key, each in network.named_buffers() if key.split(".")[-1] in names}
+
+
 def make_state(config: Config, model: BinaryNetwork, device: torch.device) -> TrainState:
     """The beginning of a training of ``model``, which lies on ``device`` in its final dtype."""
     is_mixed = config.train.precision == "fp16"
@@ -141,6 +164,7 @@ def make_state(config: Config, model: BinaryNetwork, device: torch.device) -> Tr
         optimizer=make_optimizer(config, model),
         scaler=torch.amp.GradScaler(device.type, enabled=is_mixed),
         ema=MovingAverage(model, decay) if decay else None,
+        twin=copy.deepcopy(model) if config.train.reestimate_bn else None,
         sums=Sums(device),
         watch=Watch(model, device, skips=is_mixed),
         indicators=_make_indicators(config, model, skips=is_mixed),

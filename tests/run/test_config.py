@@ -249,6 +249,7 @@ def test_several_mistakes_are_told_at_once():
         optim.l2            optim.weight_decay
         optim.optimizer     optim.name
         optim.betas         optim.beta1
+        bn_reestimation     train.reestimate_bn
         optim.scheduler     optim.schedule
         lr_steps            optim.milestones
         warm_up             optim.warmup_epochs

@@ -446,6 +446,7 @@ DAMAGES = {
     ),
     "shapes": set_in("optimizer", "state", 0, "momentum_buffer", value=torch.zeros(3)),
     "another optimizer": set_in("optimizer", "state", 0, "exp_avg", value=torch.zeros(3)),
+    "statistics": set_in("reestimated", value={"bn1.running_mean": torch.zeros(3)}),
     "batch": lambda state: state.update(batch=6, step=state["step"] + 6),
     "longer epoch": lambda state: state.update(batch=7, steps=7, step=state["epoch"] * 7 + 7),
     "negative batch": set_in("batch", value=-1),

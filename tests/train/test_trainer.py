@@ -99,6 +99,8 @@ EXTRAS = {
     "parts": ["train.grad_accumulation=2", "indicators.enabled=true"],
     "adam": ["optim.name=adam", "optim.lr=0.01", "optim.schedule=step", "optim.milestones=1,2"],
     "adamw": ["optim.name=adamw", "optim.lr=0.01", "optim.impl=torch", "optim.decay_norms=false"],
+    "reestimated": ["train.reestimate_bn=2"],
+    "reestimated average": ["train.reestimate_bn=2", "train.ema_decay=0.9"],
 }
 
 
@@ -118,7 +120,7 @@ def test_a_resumed_run_is_bit_identical(arguments, tmp_path, monkeypatch, extra)
     expected = weights(whole)
     assert all(torch.equal(value, expected[key]) for key, value in weights(parts).items())
     saved = [load(each / "checkpoints" / "epoch_0003.pt") for each in (whole, parts)]
-    for key in ("optimizer", "ema"):
+    for key in ("optimizer", "ema", "reestimated"):
         assert len({digest(state[key]) for state in saved}) == 1
 
 
