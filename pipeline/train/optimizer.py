@@ -23,18 +23,21 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     Raises UserError for apex where apex is not installed.
     """
     groups = _groups(config, model)
-    settings = _settings(config, next(model.parameters()).device)
+    device = next(model.parameters()).device
+    settings = _settings(config, device)
     if config.optim.impl == "apex":
         return _apex_sgd()(groups, **settings)
     optimizer = KINDS[config.optim.name](groups, **settings)
+    rate = _first_rate(config, device)
+    for group in optimizer.param_groups:
+        group["lr"] = rate  # only now: Adam compares its first one on the host
     make_moments(optimizer)
     return optimizer
 
 
 def _settings(config: Config, device: torch.device) -> Settings:
     optim = config.optim
-    settings: Settings = {"weight_decay": optim.weight_decay}
-    settings["lr"] = _first_rate(config, device)
+    settings: Settings = {"lr": optim.lr, "weight_decay": optim.weight_decay}
     is_fused = optim.impl == "torch_fused"
     if optim.impl != "apex":
         settings["fused"] = is_fused or None  # None: torch's own choice
