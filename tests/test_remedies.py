@@ -41,6 +41,8 @@ KEYS = {
     "pipeline/data/tree.py:check_classes": ["model.num_classes=3"],
     "pipeline/run/config.py:_crop_lies_in_the_image": ["data.resize=64"],
     "pipeline/run/config.py:_warmup_ends": ["optim.warmup_epochs=7"],
+    "pipeline/run/config.py:_steps_have_milestones": ["optim.schedule=step"],
+    "pipeline/run/config.py:_apex_is_for_sgd": ["optim.impl=apex", "optim.name=adam"],
     "pipeline/run/config.py:_is_the_name_of_a_folder": ["run.name=a/b"],
     "pipeline/run/device.py:get_device": ["train.device=cuda"],
     "pipeline/train/graph.py:make_graphs": ["train.cuda_graph=true", "train.device=cpu"],

@@ -34,10 +34,12 @@ from pipeline.run.config_types import (
     Integer,
     Number,
     OneOf,
+    OptionalEpochs,
     OptionalPath,
     OptionalText,
     Text,
     Toggle,
+    read_epochs,
     read_number,
 )
 from pipeline.run.errors import UserError
@@ -279,29 +281,97 @@ class TrainConfig(Section):
         0.0,
         ge=0,
         le=1 - 1e-9,
-        description="decay per step of averaged weights, which are evaluated; 0: off",
+        description="decay per step of averaged weights, which are evaluated; 0: off. Give them "
+        "train.reestimate_bn too: else batch norm's statistics are those of the last weights",
         json_schema_extra=also("ema"),
+    )
+    reestimate_bn: Integer = Field(
+        0,
+        ge=0,
+        description="training batches over which batch norm's statistics are taken anew before "
+        "each evaluation, and for best.pt: docs/accuracy.md; 0: the running ones, as published",
+        json_schema_extra=also("bn_reestimation", "precise_bn", "bn_update", "recalibrate"),
     )
 
 
 class OptimConfig(Section):
+    name: Literal["sgd", "adam", "adamw"] = Field(
+        "sgd",
+        description="the optimizer: SGD with momentum, Adam, or AdamW, whose decay is not part of "
+        "the gradient",
+        json_schema_extra=also("optim", "optimizer", "opt"),
+    )
     impl: Literal["torch_fused", "torch", "apex"] = Field(
         "torch_fused",
-        description="implementation of SGD",
-        json_schema_extra=also("optim", "optimizer", "name"),
+        description="its implementation; apex: sgd alone",
+        json_schema_extra=also("implementation", "fused"),
     )
-    lr: Number = Field(0.1, ge=0, le=1e6, description="learning rate at the start of the cosine")
-    momentum: Number = Field(0.9, ge=0, le=1, description="momentum of SGD")
+    lr: Number = Field(
+        0.1,
+        ge=0,
+        le=1e6,
+        description="learning rate at the start of the schedule",
+        json_schema_extra=also("learning_rate"),
+    )
+    momentum: Number = Field(0.9, ge=0, le=1, description="momentum of sgd")
+    beta1: Number = Field(
+        0.9,
+        ge=0,
+        le=1 - 1e-9,
+        description="of adam and adamw: decay per step of the mean of gradients",
+        json_schema_extra=also("betas", "beta"),
+    )
+    beta2: Number = Field(
+        0.999,
+        ge=0,
+        le=1 - 1e-9,
+        description="of adam and adamw: decay per step of the mean of squared gradients",
+    )
     weight_decay: Number = Field(
         1e-4,
         ge=0,
         le=1e6,
-        description="L2 penalty on every parameter",
+        description="L2 penalty on every parameter; of adamw: the share that it loses per step at "
+        "a learning rate of 1",
         json_schema_extra=also("l2", "decay"),
+    )
+    decay_norms: Boolean = Field(
+        True,
+        description="whether weight_decay holds for the weights and biases of norms too",
+        json_schema_extra=also("norm_decay", "no_bias_decay", "bn_weight_decay"),
+    )
+    schedule: Literal["cosine", "linear", "step"] = Field(
+        "cosine",
+        description="of the learning rate: a cosine to 0, a line to 0, or steps",
+        json_schema_extra=also("scheduler", "lr_scheduler", "lr_type"),
+    )
+    milestones: OptionalEpochs = Field(
+        None,
+        description="step: the epochs (from 0) from which on the rate is smaller",
+        json_schema_extra=also("lr_steps", "steps"),
+    )
+    factor: Number = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="step: what the rate is multiplied by at each milestone",
+        json_schema_extra=also("gamma", "lr_decay"),
     )
     warmup_epochs: Integer = Field(
         0, ge=0, description="epochs of linear warm-up", json_schema_extra=also("warmup", "warm_up")
     )
+
+    @model_validator(mode="after")
+    def _apex_is_for_sgd(self) -> Self:
+        if self.impl == "apex" and self.name != "sgd":
+            what = f"optim.impl is apex, which is for sgd alone, but optim.name is {self.name}"
+            raise UserError(f"{what}; set optim.impl=torch_fused")
+        return self
+
+    @property
+    def milestone_epochs(self) -> tuple[int, ...]:
+        """The epochs of ``milestones``."""
+        return read_epochs(self.milestones) if self.milestones else ()
 
 
 class CheckpointConfig(Section):
@@ -399,6 +469,16 @@ class Config(Section):
             what = f"optim.warmup_epochs is {warmup}"
             must = f"it must be below train.epochs ({epochs})"
             raise UserError(f"{what}; {must}, such as optim.warmup_epochs={epochs - 1}")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_have_milestones(self) -> Self:
+        if self.optim.schedule == "step" and not self.optim.milestones:
+            half = max(1, self.train.epochs // 2)
+            raise UserError(
+                "optim.schedule is step, but optim.milestones is null; name the epochs at which "
+                f"the rate falls, such as optim.milestones={half}"
+            )
         return self
 
     @property

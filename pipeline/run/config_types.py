@@ -72,6 +72,23 @@ def check_path(value: str | None) -> str | None:
     return text and os.path.expanduser(text)
 
 
+def read_epochs(text: str) -> tuple[int, ...]:
+    """The epochs in a text such as "60,120"; ValueError where it is none, or they do not rise."""
+    parts = text.replace(" ", "").split(",")
+    epochs = tuple(int(part) for part in parts if re.fullmatch("[1-9][0-9]{0,8}", part))
+    if len(epochs) < len(parts) or list(epochs) != sorted(set(epochs)):
+        raise ValueError
+    return epochs
+
+
+def check_epochs(value: str | None) -> str | None:
+    """The text itself; ValueError where ``read_epochs`` finds no epochs in it."""
+    text = check_text(value)
+    if text is not None:
+        read_epochs(text)
+    return text
+
+
 @dataclass(frozen=True)
 class OneOf:
     """Checks that a name is in a registry, which is looked at when a config is made."""
@@ -91,6 +108,7 @@ Toggle = Annotated[Literal["auto", "true", "false"], BeforeValidator(read_toggle
 Text = Annotated[InstanceOf[str], AfterValidator(check_text)]
 FilePath = Annotated[InstanceOf[str], AfterValidator(check_path)]
 OptionalText = Annotated[InstanceOf[str] | None, AfterValidator(check_text)]
+OptionalEpochs = Annotated[InstanceOf[str] | None, AfterValidator(check_epochs)]
 OptionalPath = Annotated[InstanceOf[str] | None, AfterValidator(check_path)]
 
 

@@ -26,24 +26,24 @@ def check_state(state: Mapping[str, Any], config: Config, path: Path, remedy: st
 
 
 def check_optimizer(
-    theirs: Mapping[str, Any],
-    own: Mapping[str, Any],
-    shapes: Sequence[Any],
-    path: Path,
-    remedy: str,
+    optimizer: Mapping[str, Any], shapes: Sequence[Any], path: Path, remedy: str
 ) -> None:
-    """Raise UserError unless ``theirs``, an optimizer's ``state_dict`` that was read from ``path``,
-    has the groups of ``own``, and its buffers the ``shapes`` of the parameters."""
-    sizes = [[len(group["params"]) for group in each["param_groups"]] for each in (theirs, own)]
-    wrong = sizes[0] != sizes[1] or any(
-        not 0 <= index < len(shapes) or (value is not None and value.shape != shapes[index])
-        for index, values in theirs["state"].items()
+    """Raise UserError unless ``optimizer``, an optimizer's state that was read from ``path``, has
+    one group of as many parameters as there are ``shapes``, and buffers of these."""
+    sizes = [len(group["params"]) for group in optimizer["param_groups"]]
+    wrong = sizes != [len(shapes)] or any(
+        not 0 <= index < len(shapes)
+        or not _has_shape(value, () if name == "step" else shapes[index])
+        for index, values in optimizer["state"].items()
         for name, value in values.items()
-        if name == "momentum_buffer"
     )
     if wrong:
         what = f"checkpoint {path} cannot be resumed from"
         raise UserError(f"{what}: its optimizer is of other parameters; {remedy}")
+
+
+def _has_shape(value: Any, shape: Sequence[int]) -> bool:
+    return value is None or (isinstance(value, Tensor) and value.shape == tuple(shape))
 
 
 def _problems(state: Mapping[str, Any], config: Config) -> Iterator[str]:
@@ -58,6 +58,7 @@ def _problems(state: Mapping[str, Any], config: Config) -> Iterator[str]:
         yield f"its loss scale is {scale}"
     if bool(config.train.ema_decay) != bool(state["ema"]):
         yield f"train.ema_decay is {config.train.ema_decay}, which its averaged weights do not fit"
+    yield from _statistics(state.get("reestimated") or {}, state["state_dict"])
 
 
 def _counters(state: Mapping[str, Any], config: Config) -> Iterator[str]:
@@ -108,16 +109,29 @@ def _figures(state: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _optimizer(optimizer: Mapping[str, Any], config: Config) -> Iterator[str]:
-    """Problems of SGD's ``state_dict``: settings that are not the config's, and its momentum."""
+    """Problems of an optimizer's state: settings that are not the config's, and its moments."""
+    optim, moments = config.optim, {"momentum_buffer"}
+    wanted = {"weight_decay": optim.weight_decay, "momentum": optim.momentum}
+    if optim.name != "sgd":
+        moments = {"step", "exp_avg", "exp_avg_sq"}
+        wanted = {"weight_decay": optim.weight_decay, "beta1": optim.beta1, "beta2": optim.beta2}
+    if any(values.keys() - moments for values in optimizer["state"].values()):
+        yield f"its optimizer is not optim.name={optim.name}"
     for group in optimizer["param_groups"]:
-        for name in ("momentum", "weight_decay"):
-            wanted = getattr(config.optim, name)
-            if not _is_finite(group[name]) or float(group[name]) != wanted:
-                yield f"its optimizer's {name} is {group[name]}, but optim.{name} is {wanted}"
+        found = {**group, **dict(zip(("beta1", "beta2"), group.get("betas", ()), strict=False))}
+        for name, value in wanted.items():
+            if not _is_finite(found[name]) or float(found[name]) != value:
+                yield f"its optimizer's {name} is {found[name]}, but optim.{name} is {value}"
     for values in optimizer["state"].values():
-        buffer = values.get("momentum_buffer")
-        if isinstance(buffer, Tensor) and not bool(buffer.isfinite().all()):
+        if not all(bool(v.isfinite().all()) for v in values.values() if isinstance(v, Tensor)):
             yield "its momentum is not finite"
+
+
+def _statistics(statistics: Mapping[str, Any], weights: Mapping[str, Any]) -> Iterator[str]:
+    """Problems of the statistics that the network with the ``weights`` was evaluated with."""
+    for key, value in statistics.items():
+        if value is None or key not in weights or not _has_shape(value, weights[key].shape):
+            yield f"its re-estimated {key} is none of the network's"
 
 
 def _is_number(value: object) -> bool:

@@ -23,6 +23,7 @@ FREE_TO_CHANGE = (
     "train.cuda_graph", "train.compile", "train.timeout", "model.weights",
 )  # fmt: skip
 NETWORK = ("model.arch", "model.bits", "model.num_classes")
+KEPT = (*NETWORK, "optim.name")  # a run that goes on keeps its weights and its momentum
 ORDER = ("seed", "data.dataset", "data.batch_size")  # they decide which images a batch holds
 
 
@@ -206,9 +207,10 @@ def _check_new(start: Start, request: Request, changed: dict[str, tuple[Any, Any
     """Raise UserError unless the new run of ``request`` can begin with ``start``."""
     done, epochs = start.state["epoch"], request.config.train.epochs
     what = f"run.resume={start.path}"
-    if any(key in changed for key in NETWORK):
+    if any(key in changed for key in KEPT):
+        kind = "network" if any(key in changed for key in NETWORK) else "optimizer"
         raise UserError(
-            f"{what} is of another network ({_listed(changed)}); {_way_on(start, request, changed)}"
+            f"{what} is of another {kind} ({_listed(changed)}); {_way_on(start, request, changed)}"
         )
     if done >= epochs:
         raise UserError(
@@ -250,7 +252,7 @@ def _way_on(start: Start, request: Request, changed: dict[str, tuple[Any, Any]])
     config = request.config
     if "model.arch" in changed:
         return f"set run.resume=none {_new_name(config)} to train it from its beginning"
-    if any(key in changed for key in NETWORK):
+    if any(key in changed for key in KEPT):
         return f"start from its weights: {_command(request, changed, weights=start.path)}"
     path: Path | None = start.path
     if start.is_in_epoch and any(key in changed for key in (*ORDER, "data")):

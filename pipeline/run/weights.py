@@ -50,22 +50,29 @@ def find_weights(state: Mapping[Any, Any]) -> Found | None:
         if isinstance(inner, dict) and (found := find_weights(inner)):
             left = [key for key in state if key != name] + found.left
             return Found(f"{name}.{found.name}".rstrip("."), found.weights, left)
-    weights = {key: value for key, value in state.items() if _is_weight(key, value)}
+    weights = _tensors(state)
     left = [key for key in state if key not in weights]
     return Found("", weights, left) if weights else None
 
 
-def _is_weight(key: Any, value: Any) -> bool:
-    return isinstance(key, str) and isinstance(value, Tensor) and key != "n_averaged"
+def _tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors in ``state``, but for what counts the steps of an average."""
+    return {
+        key: each
+        for key, each in state.items()
+        if isinstance(key, str) and isinstance(each, Tensor) and key != "n_averaged"
+    }
 
 
 def network_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The network's weights in a checkpoint, by their names in the network: the averaged ones where
-    it has them, and without what DataParallel, torch.compile and the like put into names."""
+    it has them, with the statistics that they were evaluated with, and without what DataParallel,
+    torch.compile and the like put into names."""
     found = find_weights(state)
     weights = found.weights if found else {}
     if is_ours(state):
-        return weights
+        statistics = state.get("reestimated")
+        return weights | _tensors(statistics if isinstance(statistics, dict) else {})
     names = [_plain_name(name) for name in weights]
     while names and all(name.partition(".")[0] in _HOLDERS for name in names):
         names = [name.partition(".")[2] for name in names]

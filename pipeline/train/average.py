@@ -11,8 +11,9 @@ class MovingAverage:
     """``module`` is a copy of ``model`` whose parameters are an exponential moving average.
 
     The first update takes the model's parameters over, each later one moves the average by
-    1 - ``decay`` towards them; buffers are the model's. (torch's AveragedModel reads its counter
-    on the host in every update.)
+    1 - ``decay`` towards them; buffers are the model's, and with them statistics of batch norm that
+    are not of these weights: see reestimation.py. (torch's AveragedModel reads its counter on the
+    host in every update.)
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -29,13 +30,18 @@ class MovingAverage:
         else:
             torch._foreach_copy_(averaged, current)
             self.started = True
-        for mine, theirs in zip(_by_kind(self.module), _by_kind(model), strict=True):
-            torch._foreach_copy_(mine, theirs)
+        copy_buffers(self.module, model)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from an average that was begun earlier."""
         self.module.load_state_dict(state)
         self.started = True
+
+
+def copy_buffers(target: nn.Module, source: nn.Module) -> None:
+    """Copy the buffers of ``source`` to those of ``target``, in few launches."""
+    for mine, theirs in zip(_by_kind(target), _by_kind(source), strict=True):
+        torch._foreach_copy_(mine, theirs)
 
 
 def _by_kind(model: nn.Module) -> Iterable[list[Tensor]]:

@@ -37,11 +37,13 @@ class Evaluation:
         self.stepper = Stepper(loader, self._add, self._tensors, graphs)
 
     @torch.no_grad()
-    def __call__(self, after_batch: Callable[[int], None] = lambda done: None) -> dict[str, float]:
+    def __call__(
+        self, after_batch: Callable[[int, int], None] = lambda done, total: None
+    ) -> dict[str, float]:
         """The figure of each metric by its name, and the number of ``images``.
 
-        ``after_batch`` is called after each batch with the number of batches before it. The loss is
-        NaN if that of a batch was not finite. Waits for the device.
+        ``after_batch`` is called after each batch with the number of batches before it and that of
+        all. The loss is NaN if that of a batch was not finite. Waits for the device.
         """
         was_training = self.model.training
         self.model.eval()
@@ -51,7 +53,7 @@ class Evaluation:
             with explained(self._work()), ProgressBar("evaluation", batches, images=images) as bar:
                 for done, _ in enumerate(self.stepper.epoch(0)):
                     bar.advance()
-                    after_batch(done)
+                    after_batch(done, batches)
         finally:
             self.model.train(was_training)
         processes.barrier()  # over the host: where another process has failed, this one learns it

@@ -4,6 +4,7 @@ In parts they are those of the whole batch, but for batch norm, whose statistics
 """
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +29,25 @@ def add_gradients(
     if parts == 1:
         return _add(network, batch, scaler, config)
     found = []
-    for first in range(parts):
-        # A part takes every so many-th image: of several processes these are, taken together, the
-        # same images as in a single one, and batch norm sees the same statistics.
-        images, labels = batch.images[first::parts], batch.labels[first::parts]
-        part = Batch(images.contiguous(memory_format=torch.channels_last), labels)
-        with _summing(network, now=first == parts - 1):
+    for done, part in enumerate(parts_of(batch, parts), 1):
+        with _summing(network, now=done == parts):
             found.append(_add(network, part, scaler, config))
     logits, losses = zip(*found, strict=True)
     return torch.stack(logits, 1).flatten(0, 1), torch.stack(losses).mean()
+
+
+def parts_of(batch: Batch, parts: int) -> Iterator[Batch]:
+    """The ``parts`` of ``batch``, of which each takes every so many-th image.
+
+    So, of several processes, they are taken together the same images as in a single one, and batch
+    norm sees the same statistics.
+    """
+    if parts == 1:
+        yield batch
+        return
+    for first in range(parts):
+        images, labels = batch.images[first::parts], batch.labels[first::parts]
+        yield Batch(images.contiguous(memory_format=torch.channels_last), labels)
 
 
 def _summing(network: nn.Module, *, now: bool) -> contextlib.AbstractContextManager[None]:

@@ -174,9 +174,8 @@ def _go_on(trainer: Trainer, start: Start, order: list[int] | None) -> None:
     """Let ``trainer`` go on from ``start``, or begin a new run with it."""
     state, folder = trainer.state, trainer.store.folder
     shapes = [parameter.shape for parameter in state.model.parameters()]
-    theirs, own = start.state["optimizer"], state.optimizer.state_dict()
     remedy = weights_alone(start, trainer.config)
-    check_optimizer(theirs, own, shapes, start.path, remedy)
+    check_optimizer(start.state["optimizer"], shapes, start.path, remedy)
     anew = trainer.restore(start.state, order)
     has_other_val = start.state["data"]["val"] != trainer.val_loader.fingerprint
     if start.is_new and has_other_val:

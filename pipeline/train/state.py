@@ -1,5 +1,6 @@
 """Everything that changes during a training, and its form in a checkpoint."""
 
+import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from pipeline.run.console import logger
 from pipeline.train.average import MovingAverage
 from pipeline.train.indicators import Indicators
 from pipeline.train.metrics import Sums
-from pipeline.train.optimizer import make_momentum, make_optimizer
+from pipeline.train.optimizer import load_state, make_optimizer, state_of
 from pipeline.train.randomness import rng_state, set_rng_state
 from pipeline.train.watch import Watch
 
@@ -31,20 +32,27 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: MovingAverage | None
+    twin: nn.Module | None  # a copy that is evaluated, with statistics of its own: reestimation.py
     sums: Sums
     watch: Watch
     indicators: Indicators | None
     epoch: int = 0  # epochs done
     batch: int = 0  # batches done in the epoch after them
+    reestimated: int = 0  # epochs done when the statistics of the twin were taken
     seconds: float = 0.0  # this epoch's training so far
     waited: float = 0.0  # seconds of it that were spent waiting for data
     best: dict[str, Any] = field(default_factory=lambda: dict(NONE))
     last: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def evaluated(self) -> nn.Module:
-        """The network that is evaluated: of the averaged weights, if weights are averaged."""
+    def averaged(self) -> nn.Module:
+        """The network of the averaged weights, if weights are averaged, else the network itself."""
         return self.ema.module if self.ema else self.model
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is evaluated."""
+        return self.averaged if self.twin is None else self.twin
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors that outlive a training step and that it reads or writes."""
@@ -72,9 +80,10 @@ class TrainState:
             "epoch": self.epoch,
             "best_prec1": self.best["val_top1"],
             "batch": self.batch,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": state_of(self.optimizer, self.model.parameters()),
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
+            "reestimated": self._statistics(),
             "rng": rng_state(),
             "sums": processes.gather(self.sums.values),  # (processes, sums)
             "metrics": self.sums.names,
@@ -84,6 +93,11 @@ class TrainState:
             "last": self.last,
             "watch": self.watch.counts,
         }
+
+    def _statistics(self) -> dict[str, Tensor] | None:
+        """Those of the twin by name, if they are of the weights as they stand, after an epoch."""
+        is_current = self.batch == 0 < self.epoch == self.reestimated
+        return statistics_of(self.twin) if self.twin is not None and is_current else None
 
     def load_state_dict(
         self, state: dict[str, Any], order: Sequence[int] | None = None
@@ -96,7 +110,7 @@ class TrainState:
         """
         anew = []
         self.model.load_state_dict(state["state_dict"])
-        if self._load_optimizer(state["optimizer"]):
+        if load_state(self.optimizer, self.model.parameters(), state["optimizer"]):
             anew.append("momentum")
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -116,21 +130,12 @@ class TrainState:
         self.seconds, self.waited = state["times"]
         self.epoch, self.batch = state["epoch"], state["batch"]
         self.best, self.last = state["best"], state["last"]
+        if self.twin is not None and state.get("reestimated"):
+            self.twin.load_state_dict(state["reestimated"], strict=False)
+            self.reestimated = self.epoch
         if self.batch:  # else they are zero
             self.sums.values.copy_(processes.share(state["sums"]))
         return anew
-
-    def _load_optimizer(self, state: dict[str, Any]) -> bool:
-        """Take over the momentum; the settings are those of the config. Returns whether it holds no
-        momentum where there is some."""
-        settings = [
-            {name: value for name, value in group.items() if name != "params"}
-            for group in self.optimizer.param_groups
-        ]
-        self.optimizer.load_state_dict(state)
-        for group, values in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(values)
-        return make_momentum(self.optimizer)
 
     def _arrange(self, order: Sequence[int]) -> None:
         """Let the outputs of the network stand in ``order``."""
@@ -138,9 +143,16 @@ class TrainState:
         modules = [self.model, *([self.ema.module] if self.ema else [])]
         for key, parameter in itertools.chain.from_iterable(m.named_parameters() for m in modules):
             if is_classifier(key):
-                buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
-                for tensor in (parameter.data, *([] if buffer is None else [buffer])):
+                kept = self.optimizer.state.get(parameter, {}).values()
+                moments = [each for each in kept if each is not None and each.ndim]
+                for tensor in (parameter.data, *moments):
                     tensor.copy_(tensor[rows])
+
+
+def statistics_of(network: nn.Module) -> dict[str, Tensor]:
+    """The running means and variances of all batch norms of ``network`` by name."""
+    names = "running_mean", "running_var"
+    return {key: each for key, each in network.named_buffers() if key.split(".")[-1] in names}
 
 
 def make_state(config: Config, model: BinaryNetwork, device: torch.device) -> TrainState:
@@ -152,6 +164,7 @@ def make_state(config: Config, model: BinaryNetwork, device: torch.device) -> Tr
         optimizer=make_optimizer(config, model),
         scaler=torch.amp.GradScaler(device.type, enabled=is_mixed),
         ema=MovingAverage(model, decay) if decay else None,
+        twin=copy.deepcopy(model) if config.train.reestimate_bn else None,
         sums=Sums(device),
         watch=Watch(model, device, skips=is_mixed),
         indicators=_make_indicators(config, model, skips=is_mixed),

@@ -32,8 +32,9 @@ from pipeline.train.optimizer import set_learning_rate
 from pipeline.train.parallel import parallelize
 from pipeline.train.precision import is_compiled, to_device
 from pipeline.train.records import Figures, epoch_record, summary_of
+from pipeline.train.reestimation import make_reestimation
 from pipeline.train.rescue import saved_on_failure
-from pipeline.train.schedule import learning_rate, progress
+from pipeline.train.schedule import progress, rate_of
 from pipeline.train.state import make_state, note_processes
 from pipeline.train.stepper import Stepper
 
@@ -66,8 +67,8 @@ class Trainer:
                 self.network = parallelize(model, device, config.train.timeout)
         self.state = make_state(config, model, device)
         self.stepper = Stepper(self.loader, self.train_step, self.state.tensors, graphs)
-        evaluated = self.state.evaluated
-        self.evaluation = Evaluation(evaluated, self.val_loader, config, device, graphs)
+        self.reestimation = make_reestimation(self.state, self.loader, config, device, graphs)
+        self.evaluation = Evaluation(self.state.evaluated, self.val_loader, config, device, graphs)
         self.compiles = is_compiled(config, device, self.loader)
         self.kept = self.state.best  # the epoch that best.pt is of
 
@@ -99,10 +100,9 @@ class Trainer:
         self._finish_epoch(record, time.perf_counter() - began)
 
     def _set_schedules(self) -> float:
-        config, epoch, epochs = self.config, self.state.epoch, self.config.train.epochs
-        rate = learning_rate(epoch, epochs, config.optim.lr, config.optim.warmup_epochs)
+        epoch, rate = self.state.epoch, rate_of(self.config, self.state.epoch)
         set_learning_rate(self.state.optimizer, rate)
-        self.state.model.set_progress(progress(epoch, epochs))
+        self.state.model.set_progress(progress(epoch, self.config.train.epochs))
         return rate
 
     def _train(self, rate: float) -> None:
@@ -185,11 +185,12 @@ class Trainer:
     def _evaluate(self) -> tuple[Figures, float]:
         """The validation metrics, and the seconds that they took."""
         began = time.perf_counter()
+        if self.reestimation:
+            self.reestimation(self._stop_if_asked)
         if self.config.train.sync_bn == "false":  # the main process's statistics count
             processes.broadcast_(self.state.model.buffers())
             processes.broadcast_(self.evaluation.model.buffers())
-        batches = len(self.val_loader)
-        result = self.evaluation(lambda done: self._stop_if_asked(done, batches))
+        result = self.evaluation(self._stop_if_asked)
         if not math.isfinite(result["loss"]):
             raise Diverged(
                 f"the validation loss is not finite after epoch {self.state.epoch}; lower optim.lr"

@@ -175,7 +175,10 @@ class Run:
         state = load(self.folder / "checkpoints" / f"epoch_{EPOCHS:04d}.pt")
         momentum = state["optimizer"]["state"]
         buffers = {f"momentum {i}": each["momentum_buffer"] for i, each in momentum.items()}
-        return {**state["state_dict"], **buffers}
+        statistics = {
+            f"evaluated {name}": each for name, each in (state["reestimated"] or {}).items()
+        }
+        return {**state["state_dict"], **buffers, **statistics}
 
 
 def _children(parents: list[int]) -> Iterator[int]:

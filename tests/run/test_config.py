@@ -171,6 +171,16 @@ def test_integers_beyond_64_bits_are_refused(text):
             "longer than 255 bytes; give a shorter name, such as run.name=new",
         ),
         (
+            "optim.milestones=60,30",
+            "'60,30'; it must be rising epochs such as 60,120, or null",
+        ),
+        ("optim.milestones=1,,2", "'1,,2'; it must be rising epochs such as 60,120, or null"),
+        (
+            "optim.schedule=step",
+            "step, but optim.milestones is null; name the epochs at which the rate falls, such as "
+            "optim.milestones=500",
+        ),
+        (
             "optim.warmup_epochs=1000",
             "1000; it must be below train.epochs (1000), such as optim.warmup_epochs=999",
         ),
@@ -237,7 +247,11 @@ def test_several_mistakes_are_told_at_once():
         optim.wd            optim.weight_decay
         train.weight_decay  optim.weight_decay
         optim.l2            optim.weight_decay
-        optim.optimizer     optim.impl
+        optim.optimizer     optim.name
+        optim.betas         optim.beta1
+        bn_reestimation     train.reestimate_bn
+        optim.scheduler     optim.schedule
+        lr_steps            optim.milestones
         warm_up             optim.warmup_epochs
         train.amp           train.precision
         train.dtype         train.precision

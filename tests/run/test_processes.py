@@ -95,6 +95,15 @@ def test_the_number_of_processes_changes_nothing_in_parts(lab):
     assert abs(one.records()[0]["loss"] - lab.reference(1).records()[0]["loss"]) > 1e-6
 
 
+@pytest.mark.slow
+def test_the_number_of_processes_changes_nothing_in_what_is_evaluated(lab):
+    """Statistics taken anew, over batches of all processes, and those of averaged weights."""
+    words = "train.reestimate_bn=2", "train.ema_decay=0.5", "optim.decay_norms=false"
+    one, two = (run(lab, f"twins{size}", size, *words) for size in (1, 2))
+    assert any(name.startswith("evaluated ") for name in one.weights())
+    check_same(two, one, 1e-9)
+
+
 def test_only_the_main_process_speaks(lab):
     said = lab.reference(2).said
     assert len(re.findall("val loss", said)) == EPOCHS

@@ -141,6 +141,8 @@ def test_names_in_our_own_checkpoints_are_never_changed(caplog):
     assert network_weights(state) == state["state_dict"]
     averaged = {**state, "ema": {"module.weight": torch.zeros(1)}}
     assert network_weights(averaged) == averaged["ema"]
+    reestimated = {**averaged, "reestimated": {"module.running_mean": torch.ones(1)}}
+    assert network_weights(reestimated) == averaged["ema"] | reestimated["reestimated"]
 
 
 def test_safetensors(tmp_path, caplog):

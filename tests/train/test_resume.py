@@ -287,6 +287,7 @@ CHANGES = {
     "another estimator": ["estimator.name=ste"],
     "averaged": ["train.ema_decay=0.9", "indicators.enabled=true"],
     "no momentum": ["optim.momentum=0"],
+    "other decay": ["optim.decay_norms=false"],
     "half": ["train.precision=bf16", "optim.impl=torch"],
 }
 
@@ -407,6 +408,22 @@ def test_another_network_starts_from_the_weights_or_anew(root):
     run(root, "model.arch=resnet20_bireal", "train.epochs=1", *message.split("set ")[1].split()[:2])
 
 
+def test_another_optimizer_starts_from_the_weights(root):
+    """Its moments are others; also where the change is asked for in a new run."""
+    (checkpoints(root) / "epoch_0003.pt").unlink()
+    (checkpoints(root) / "best.pt").unlink()
+    adam = "optim.name=adam", "optim.lr=0.01"
+    message = refused(root, *adam)
+    assert "model.weights=" in message
+    again = refused(root, *adam, f"run.resume={checkpoints(root)}/epoch_0001.pt", "run.name=new")
+    assert "is of another optimizer (optim.name: sgd -> adam" in again
+    for each in (message, again):
+        follow(each)
+    for name in ("tiny-2", "new-2"):
+        state = load(checkpoints(root, name) / "epoch_0003.pt")["optimizer"]["state"][0]
+        assert state.keys() == {"step", "exp_avg", "exp_avg_sq"} and state["step"] == 15
+
+
 # The state against the config.
 
 
@@ -428,6 +445,8 @@ DAMAGES = {
         dict(state["optimizer"]["param_groups"][0])
     ),
     "shapes": set_in("optimizer", "state", 0, "momentum_buffer", value=torch.zeros(3)),
+    "another optimizer": set_in("optimizer", "state", 0, "exp_avg", value=torch.zeros(3)),
+    "statistics": set_in("reestimated", value={"bn1.running_mean": torch.zeros(3)}),
     "batch": lambda state: state.update(batch=6, step=state["step"] + 6),
     "longer epoch": lambda state: state.update(batch=7, steps=7, step=state["epoch"] * 7 + 7),
     "negative batch": set_in("batch", value=-1),

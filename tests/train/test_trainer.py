@@ -16,7 +16,7 @@ from launch import evaluate as evaluate_command
 from launch import train as train_command
 from launch.command import command
 from models import build_model
-from pipeline.run.checkpoint import load
+from pipeline.run.checkpoint import digest, load
 from pipeline.run.errors import Diverged, Interrupted, UserError
 from pipeline.train import session, trainer, watch
 from tests.train.tiny import fit, make_trainer
@@ -97,6 +97,10 @@ EXTRAS = {
     "indicators": ["indicators.enabled=true", "indicators.official=true"],
     "bf16": ["train.precision=bf16", "optim.impl=torch"],
     "parts": ["train.grad_accumulation=2", "indicators.enabled=true"],
+    "adam": ["optim.name=adam", "optim.lr=0.01", "optim.schedule=step", "optim.milestones=1,2"],
+    "adamw": ["optim.name=adamw", "optim.lr=0.01", "optim.impl=torch", "optim.decay_norms=false"],
+    "reestimated": ["train.reestimate_bn=2"],
+    "reestimated average": ["train.reestimate_bn=2", "train.ema_decay=0.9"],
 }
 
 
@@ -115,6 +119,9 @@ def test_a_resumed_run_is_bit_identical(arguments, tmp_path, monkeypatch, extra)
     assert lines(whole) == lines(parts)
     expected = weights(whole)
     assert all(torch.equal(value, expected[key]) for key, value in weights(parts).items())
+    saved = [load(each / "checkpoints" / "epoch_0003.pt") for each in (whole, parts)]
+    for key in ("optimizer", "ema", "reestimated"):
+        assert len({digest(state[key]) for state in saved}) == 1
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(arguments, tmp_path, capsys):
