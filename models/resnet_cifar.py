@@ -47,8 +47,10 @@ class _EverySecondPixel(torch.autograd.Function):
 
 
 def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    layout = torch.channels_last
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout).zero_()
+    """Zeros (N, C, H, W) in channels_last. Of ``torch.empty(...).zero_()``, a graph that
+    torch.compile of torch 2.11 makes would lose the gradient."""
+    n, c, h, w = shape
+    return torch.zeros((n, h, w, c), dtype=like.dtype, device=like.device).permute(0, 3, 1, 2)
 
 
 def make_shortcut(in_channels: int, channels: int, stride: int, *, project: bool) -> nn.Module:
