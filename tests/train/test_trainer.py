@@ -104,7 +104,13 @@ EXTRAS = {
 }
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
+# A run of some seconds each, and many on a processor without bf16.
+SLOW = {"bf16", "parts", "adamw", "reestimated average"}
+
+
+@pytest.mark.parametrize(
+    "extra", [pytest.param(e, marks=pytest.mark.slow) if e in SLOW else e for e in EXTRAS]
+)
 def test_a_resumed_run_is_bit_identical(arguments, tmp_path, monkeypatch, extra):
     arguments = [*arguments, *EXTRAS[extra], "deterministic=true", "checkpoint.every_steps=2"]
     train_command.main([*arguments, "run.name=whole"])
