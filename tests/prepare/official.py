@@ -1,5 +1,6 @@
 """ImageNet's archives in small: of the form of the official ones, with drawn images."""
 
+import functools
 import hashlib
 import io
 import tarfile
@@ -71,11 +72,17 @@ def devkit(labels=LABELS, synsets=SYNSETS, **names) -> bytes:
     return tar({"ILSVRC2012_devkit_t12/readme.txt": b"hello", **files}, mode="w:gz")
 
 
+@functools.cache
+def _good_devkit() -> bytes:
+    """The same bytes whenever they are asked for: gzip and SciPy write the time into theirs."""
+    return devkit()
+
+
 def write(folder, **contents):
     """The three archives in ``folder``, with other ``contents``; returns their MD5 by name."""
     folder.mkdir(exist_ok=True)
     files = {TRAIN: "train", VAL: "val", DEVKIT: "devkit"}
-    good = {"train": train_tar(), "val": tar(VAL_FILES), "devkit": devkit()}
+    good = {"train": train_tar(), "val": tar(VAL_FILES), "devkit": _good_devkit()}
     for name, key in files.items():
         (folder / name).write_bytes({**good, **contents}[key])
     return {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in files}
