@@ -52,11 +52,11 @@ def unreadable(path: str) -> str | None:
     return None
 
 
-def bad_image(root: Path | str, name: str, reason: str) -> UserError:
+def bad_image(root: Path | str, name: str, why: str) -> UserError:
     """The error for an image of the data set at ``root`` that cannot be used."""
     verify = command_line("prepare", "verify", str(root))
     return UserError(
-        f"data.path: cannot read the image {root}/{name} ({reason}); replace or remove it, or "
+        f"data.path: cannot read the image {root}/{name} ({why}); replace or remove it, or "
         f"leave out all such: {verify} lists them for data.exclude=bad-images.txt"
     )
 
@@ -77,6 +77,8 @@ def opened(file: BinaryIO) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
+    """``image`` decoded as RGB, as ``open_rgb`` gives it. Raises OSError for pixels of a type whose
+    range is not known, and whatever Pillow raises."""
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise OSError(f"pixels of the type {image.mode}, whose range is not known")
     if not image.mode.startswith("I"):
@@ -88,6 +90,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def reason(error: Exception) -> str:
+    """Why an image could not be decoded, in one line."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__

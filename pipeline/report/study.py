@@ -6,7 +6,7 @@ from functools import partial
 from pipeline.report.pictures import png
 from pipeline.report.study_groups import Group, groups
 from pipeline.report.study_pictures import PICTURES
-from pipeline.report.study_table import comma_separated, markdown, plain
+from pipeline.report.study_table import comma_separated, in_markdown, plain
 from pipeline.run.console import logger
 from pipeline.run.errors import first_line
 from pipeline.run.files import write_atomically
@@ -17,7 +17,7 @@ def write_report(study: Study) -> str:
     """Write the tables and the pictures of ``study`` into its folder; returns the table and where
     the files are, in lines for a terminal."""
     found = groups(study)
-    files = {"table.md": markdown(found).encode(), "table.csv": comma_separated(found).encode()}
+    files = {"table.md": in_markdown(found).encode(), "table.csv": comma_separated(found).encode()}
     files |= draw(found)
     for name, content in files.items():
         write_atomically(study.folder / name, content)

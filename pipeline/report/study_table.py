@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 
 from pipeline.report.study_groups import COLUMNS, Figure, Group
+from pipeline.report.tables import aligned, markdown
 from pipeline.run.study import Study
 
 
@@ -28,19 +29,12 @@ def _words(name: str, figure: Figure | None) -> str:
 
 def plain(found: Sequence[Group]) -> str:
     """The table in columns for a terminal."""
-    rows = cells(found)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    )
+    return aligned(cells(found))
 
 
-def markdown(found: Sequence[Group]) -> str:
+def in_markdown(found: Sequence[Group]) -> str:
     """The table in Markdown."""
-    head, *rows = cells(found)
-    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{text}\n\n{NOTE}\n"
+    return f"{markdown(cells(found))}\n\n{NOTE}\n"
 
 
 NOTE = (

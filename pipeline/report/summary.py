@@ -1,7 +1,9 @@
 """The table of what a network holds and costs, layer by layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from pipeline.report.tables import aligned
 
 HEADS = ("layer", "parameters", "bits", "packed B", "binary MACs", "real MACs", "OPs", "kept B")
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -15,8 +17,7 @@ def table(summary: Mapping[str, Any]) -> str:
     layers, total = summary["layers"], summary["total"]
     rows = [HEADS, *(_row(layer["name"] or "(between)", layer) for layer in layers)]
     rows.append(_row("total", total))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [_line(row, widths) for row in rows]
+    lines = aligned(rows).splitlines()
     rule = "-" * len(lines[0])
     return "\n".join([_title(summary), "", lines[0], rule, *lines[1:-1], rule, lines[-1], "",
                       *_sentences(total)])  # fmt: skip
@@ -33,11 +34,6 @@ def _row(name: str, count: Mapping[str, Any]) -> tuple[str, ...]:
     parameters = count["binary_parameters"] + count["real_parameters"]
     keys = ("bits", "packed_bytes", "binary_macs", "real_macs", "ops", "activation_bytes")
     return (name, short(parameters), *(short(count[key]) for key in keys))
-
-
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-    return "  ".join([row[0].ljust(len(first)), *others])
 
 
 def short(number: float) -> str:

@@ -3,10 +3,10 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
 
 from pipeline.report.comparison import HEADS, Comparison, Rows
 from pipeline.report.groups import differing
+from pipeline.report.tables import aligned, markdown
 
 
 def in_words(comparison: Comparison) -> str:
@@ -44,23 +44,9 @@ def in_markdown(comparison: Comparison) -> bytes:
 
 
 def _markdown(rows: Rows) -> str:
-    head, *others = ([_plain(cell) for cell in row] for row in rows)
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *others))
+    return markdown([[_plain(cell) for cell in row] for row in rows])
 
 
 def _plain(text: str) -> str:
     """``text`` as Markdown that shows just it."""
     return re.sub(r"([\\`*_~&<>|\[\]])", r"\\\1", text)
-
-
-def aligned(rows: Rows) -> str:
-    """A table for a terminal: its first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (_aligned(row, widths) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _aligned(row: Sequence[str], widths: Iterable[int]) -> str:
-    first, *others = zip(row, widths, strict=True)
-    return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)])

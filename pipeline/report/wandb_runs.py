@@ -8,10 +8,9 @@ from typing import Any
 from pipeline.report.runs import Record, Run, flat, shown
 from pipeline.run.config import Config
 from pipeline.run.errors import first_line
-from pipeline.run.files import open_file
-from pipeline.run.sweep import IDENTITY
+from pipeline.run.sweep import identity_in
+from pipeline.run.wandb_run import PATIENCE
 
-PATIENCE = 30  # seconds for wandb's server to answer
 EPOCH = "epoch/"  # what the names of an epoch's figures begin with there
 
 
@@ -19,8 +18,9 @@ def wandb_ids(folders: Iterable[Path]) -> set[str]:
     """How wandb calls the runs in ``folders`` that it has, too."""
     found = set()
     for folder in folders:
-        with contextlib.suppress(OSError, ValueError), open_file(folder / IDENTITY) as file:
-            found.add(file.read(64).decode())
+        with contextlib.suppress(OSError, ValueError):
+            if identity := identity_in(folder):
+                found.add(identity)
     return found
 
 

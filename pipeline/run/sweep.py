@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 from pipeline.run import processes
 from pipeline.run.config import Config
@@ -25,17 +26,17 @@ def run_name(config: str) -> str:
 
 def check_folder(config: Config) -> None:
     """Raise UserError where the folder of this trial is that of another one."""
-    if trial() and (found := identity_in(config)) and found != trial():
+    if trial() and (found := identity_in(config.run_folder)) and found != trial():
         raise UserError(
             f"run.name is {config.run.name} for every trial of this sweep; leave it out, as each "
             "has a name of its own then"
         )
 
 
-def identity_in(config: Config) -> str | None:
-    """The identity that the run of ``config`` has in wandb; None before it was recorded there."""
+def identity_in(folder: Path) -> str | None:
+    """The identity that the run in ``folder`` has in wandb; None before it was recorded there."""
     try:
-        with open_file(config.run_folder / IDENTITY) as file:
+        with open_file(folder / IDENTITY) as file:
             return file.read(64).decode()
     except (FileNotFoundError, NotADirectoryError):
         return None

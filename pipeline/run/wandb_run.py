@@ -129,7 +129,7 @@ class Wandb:
 
 def _place(config: Config) -> dict[str, Any]:
     """Where wandb keeps the run: the agent of a sweep has said that already."""
-    identity = identity_in(config)
+    identity = identity_in(config.run_folder)
     if not identity:
         identity = trial() or os.urandom(6).hex()
         write_atomically(config.run_folder / IDENTITY, identity.encode())

@@ -9,7 +9,8 @@ from pipeline.report.comparison import Comparison
 from pipeline.report.figures import figures
 from pipeline.report.groups import grouped
 from pipeline.report.runs import Run
-from pipeline.report.texts import aligned, in_csv, in_markdown, in_words
+from pipeline.report.tables import aligned
+from pipeline.report.texts import in_csv, in_markdown, in_words
 from tests.report.fixtures import epochs
 
 HEAD = ["val_top1", "best", "at", "last", "epochs", "images/s", "hours", "size", "OPs"]

@@ -17,7 +17,7 @@ from pipeline.report.pictures import png
 from pipeline.report.study import draw, write_report
 from pipeline.report.study_groups import Figure, groups
 from pipeline.report.study_pictures import draw_plane, in_plane, over_option, seeds, with_curves
-from pipeline.report.study_table import comma_separated, listing, markdown, plain
+from pipeline.report.study_table import comma_separated, in_markdown, listing, plain
 from pipeline.run.study import read_study
 
 PNG = b"\x89PNG\r\n"
@@ -68,7 +68,7 @@ def test_groups_differ_in_their_seed_alone(study):
 
 
 def test_the_table_in_markdown(study):
-    head, rule, *rows = markdown(groups(study)).splitlines()[:6]
+    head, rule, *rows = in_markdown(groups(study)).splitlines()[:6]
     assert head.startswith("| trials | finished | best val top-1 (%) | last val top-1 (%) | esti")
     assert rule == "| --- | ---: | ---: | ---: | ---: | ---: |"
     assert rows[0].startswith("| reste, o_end 1 | 2 of 2 | 52.50 ± 0.71 | 32.50 ± 0.71 | 15.50 ± 7")
@@ -148,7 +148,7 @@ def test_nothing_is_finished_yet(tmp_path):
     found = groups(study)
     assert not in_plane(found) and not over_option(found)
     assert "ste               0 of 2" in plain(found)
-    assert "," in comma_separated(found) and "| ste | 0 of 2 |" in markdown(found)
+    assert "," in comma_separated(found) and "| ste | 0 of 2 |" in in_markdown(found)
 
 
 def test_without_matplotlib_there_are_tables(study, monkeypatch, caplog):
