@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision.transforms.v2 import functional
 
 from pipeline.data.draws import FLIP_COLUMN, MEAN, STD, Floats, random_resized_crop
@@ -42,7 +43,7 @@ class TorchvisionLoader(FolderLoader):
         self._mean, self._std = mean, std
         if self.workers:
             gc.collect()  # or a forked worker might collect an older loader, and hang
-        loader = DataLoader(
+        loader = _Loader(
             _Batches(self, shared=self._fits()),
             batch_size=None,  # an item is a batch
             collate_fn=_as_it_is,  # torch's own would make tensors of arrays
@@ -107,6 +108,21 @@ def _dead_children_raise_nothing() -> Iterator[None]:
     finally:
         if number and signal.getsignal(number) != previous:
             signal.signal(number, previous)
+
+
+class _Loader(DataLoader[Any]):
+    """torch's, whose processes say nothing when they could not start."""
+
+    def _get_iterator(self) -> Any:
+        return _Processes(self) if self.num_workers else super()._get_iterator()
+
+
+class _Processes(_MultiProcessingDataLoaderIter):
+    def __del__(self) -> None:
+        """End the processes, as torch does, which expects that its constructor came to its end:
+        after one that failed, Python would print a traceback for each attribute not yet set."""
+        with contextlib.suppress(AttributeError):
+            super().__del__()
 
 
 def _free_shared_memory() -> int | None:
