@@ -83,7 +83,7 @@ def compiled(compiler: str, folder: Path, options: Sequence[str] = ()) -> Path:
 def _started(command: Sequence[str]) -> "subprocess.Popen[str]":
     nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
     return subprocess.Popen(
-        command, stdin=nothing, stdout=nothing, stderr=pipe, text=True, errors="replace"
+        command, stdin=nothing, stdout=nothing, stderr=pipe, encoding="utf-8", errors="replace"
     )
 
 
