@@ -9,7 +9,7 @@ struct Avx2 {
   using Bytes = __m256i;
   using Ints = __m256i;
   using Floats = __m256;
-  static constexpr int bytes = 32, lanes = 8, tile = 2, real_tile = 3;
+  static constexpr int bytes = 32, lanes = 8, tile = 4, real_tile = 3;
 
   static Bytes zero_bytes() { return _mm256_setzero_si256(); }
   static Bytes load(const uint8_t* from) {

@@ -9,7 +9,7 @@ struct Avx512 {
   using Bytes = __m512i;
   using Ints = __m512i;
   using Floats = __m512;
-  static constexpr int bytes = 64, lanes = 16, tile = 2, real_tile = 6;
+  static constexpr int bytes = 64, lanes = 16, tile = 4, real_tile = 6;
 
   static Bytes zero_bytes() { return _mm512_setzero_si512(); }
   static Bytes load(const uint8_t* from) { return _mm512_loadu_si512(from); }

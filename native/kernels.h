@@ -18,38 +18,36 @@ inline Range part(int count, int rank, int size) {
 
 inline int rounded_up(int count, int unit) { return (count + unit - 1) / unit * unit; }
 
-// For P vectors of positions and BLOCK outputs: in how many bits weights and signs differ.
+// For P vectors of positions and two outputs: in how many bits weights and signs differ.
 //
-// A byte of weights holds four bits of two outputs. It chooses a table of 16 bytes, in which four
+// A byte of weights holds four bits of both outputs. It chooses a table of 16 bytes, in which four
 // bits of signs look up both counts at once. ROUND of them are added before they are split.
 template <class S, int P>
 inline void count_differences(const BinaryTask& task, const uint8_t* x, const uint8_t* weights,
-                              uint16_t (&counts)[BLOCK][P * S::bytes]) {
+                              uint16_t (*counts)[P * S::bytes]) {
   constexpr int MOST = 255 / (4 * ROUND) * ROUND;  // steps that fit into a byte
   for (int first = 0; first < task.steps; first += MOST) {
-    typename S::Bytes sums[BLOCK][P];
-    for (auto& row : sums)
-      for (auto& sum : row) sum = S::zero_bytes();
+    typename S::Bytes low[P], high[P];
+    for (int v = 0; v < P; v++) low[v] = high[v] = S::zero_bytes();
     const int last = first + MOST < task.steps ? first + MOST : task.steps;
     for (int step = first; step < last; step += ROUND) {
-      const ptrdiff_t* at = task.offsets + step;
-      for (int pair = 0; pair < BLOCK / 2; pair++) {
-        const uint8_t* w = weights + 2 * step + pair;
-        const auto first_table = S::table(task.differences, w[0]);
-        const auto second_table = S::table(task.differences, w[2]);
-        const auto third_table = S::table(task.differences, w[4]);
-        for (int v = 0; v < P; v++) {
-          const uint8_t* here = x + v * S::bytes;
-          auto both = S::lookup(first_table, S::load(here + at[0]));
-          both = S::add(both, S::lookup(second_table, S::load(here + at[1])));
-          both = S::add(both, S::lookup(third_table, S::load(here + at[2])));
-          sums[2 * pair][v] = S::add_low(sums[2 * pair][v], both);
-          sums[2 * pair + 1][v] = S::add_high(sums[2 * pair + 1][v], both);
-        }
+      const auto first_table = S::table(task.differences, weights[step]);
+      const auto second_table = S::table(task.differences, weights[step + 1]);
+      const auto third_table = S::table(task.differences, weights[step + 2]);
+      const uint8_t *first_x = x + task.offsets[step], *second_x = x + task.offsets[step + 1];
+      const uint8_t* third_x = x + task.offsets[step + 2];
+      for (int v = 0; v < P; v++) {
+        auto both = S::lookup(first_table, S::load(first_x + v * S::bytes));
+        both = S::add(both, S::lookup(second_table, S::load(second_x + v * S::bytes)));
+        both = S::add(both, S::lookup(third_table, S::load(third_x + v * S::bytes)));
+        low[v] = S::add_low(low[v], both);
+        high[v] = S::add_high(high[v], both);
       }
     }
-    for (int o = 0; o < BLOCK; o++)
-      for (int v = 0; v < P; v++) S::widen(counts[o] + v * S::bytes, sums[o][v], first == 0);
+    for (int v = 0; v < P; v++) {
+      S::widen(counts[0] + v * S::bytes, low[v], first == 0);
+      S::widen(counts[1] + v * S::bytes, high[v], first == 0);
+    }
   }
 }
 
@@ -80,8 +78,9 @@ inline void finish(const BinaryTask& task, int block, int p, int16_t (&z)[BLOCK]
 template <class S, int P>
 inline void binary_tile(const BinaryTask& task, int block, int p) {
   uint16_t counts[BLOCK][P * S::bytes];
-  const uint8_t* weights = task.weights + ptrdiff_t(block) * task.steps * 2;
-  count_differences<S, P>(task, task.signs + p, weights, counts);
+  const uint8_t* weights = task.weights + ptrdiff_t(block) * task.steps * (BLOCK / 2);
+  for (int o = 0; o < BLOCK; o += 2, weights += task.steps)
+    count_differences<S, P>(task, task.signs + p, weights, counts + o);
   for (int v = 0; v < P; v++) {
     int16_t z[BLOCK][S::bytes];
     const int16_t* base = task.base + p + v * S::bytes;
@@ -92,20 +91,23 @@ inline void binary_tile(const BinaryTask& task, int block, int p) {
   }
 }
 
-// Tiles of S::tile vectors, then single ones. All outputs of a tile before the next: its signs stay
+// A tile of ``vectors`` vectors, at most P.
+template <class S, int P>
+inline void binary_tile_of(int vectors, const BinaryTask& task, int block, int p) {
+  if (vectors == P) return binary_tile<S, P>(task, block, p);
+  if constexpr (P > 1) binary_tile_of<S, P - 1>(vectors, task, block, p);
+}
+
+// Tiles of S::tile vectors, and what is left. All outputs of a tile before the next: its signs stay
 // in the nearest cache.
 template <class S>
 void binary(const BinaryTask& task, int rank, int size) {
   constexpr int P = S::tile;
   const int vectors = rounded_up(task.positions, S::bytes) / S::bytes;
-  const int wide = vectors / P, tiles = wide + vectors % P;
-  const Range range = part(tiles * task.blocks, rank, size);
+  const Range range = part(rounded_up(vectors, P) / P * task.blocks, rank, size);
   for (int i = range.first; i < range.last; i++) {
-    const int tile = i / task.blocks, block = i % task.blocks;
-    if (tile < wide)
-      binary_tile<S, P>(task, block, tile * P * S::bytes);
-    else
-      binary_tile<S, 1>(task, block, (wide * P + tile - wide) * S::bytes);
+    const int tile = i / task.blocks, left = vectors - tile * P;
+    binary_tile_of<S, P>(left < P ? left : P, task, i % task.blocks, tile * P * S::bytes);
   }
 }
 
@@ -137,18 +139,20 @@ inline void real_tile(const RealTask& task, int block, int p) {
   }
 }
 
+template <class S, int P>
+inline void real_tile_of(int vectors, const RealTask& task, int block, int p) {
+  if (vectors == P) return real_tile<S, P>(task, block, p);
+  if constexpr (P > 1) real_tile_of<S, P - 1>(vectors, task, block, p);
+}
+
 template <class S>
 void real(const RealTask& task, int rank, int size) {
   constexpr int P = S::real_tile;
   const int vectors = rounded_up(task.positions, S::lanes) / S::lanes;
-  const int wide = vectors / P, tiles = wide + vectors % P;
-  const Range range = part(tiles * task.blocks, rank, size);
+  const Range range = part(rounded_up(vectors, P) / P * task.blocks, rank, size);
   for (int i = range.first; i < range.last; i++) {
-    const int tile = i / task.blocks, block = i % task.blocks;
-    if (tile < wide)
-      real_tile<S, P>(task, block, tile * P * S::lanes);
-    else
-      real_tile<S, 1>(task, block, (wide * P + tile - wide) * S::lanes);
+    const int tile = i / task.blocks, left = vectors - tile * P;
+    real_tile_of<S, P>(left < P ? left : P, task, i % task.blocks, tile * P * S::lanes);
   }
 }
 

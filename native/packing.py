@@ -35,7 +35,7 @@ def aligned(array: Array) -> Array:
 
 
 def binary_weights(weight: Array, steps: int) -> Array:
-    """(O / 4, steps, 2) uint8 from bool (O, I, k, k): a step is four channels of a tap."""
+    """(O / 4, 2, steps) uint8 from bool (O, I, k, k): a step is four channels of a tap."""
     count, channels, size, _ = weight.shape
     fours = weight.reshape(count, channels // BLOCK, BLOCK, size * size)
     bits = (fours.transpose(0, 1, 3, 2).astype(np.uint8) << np.arange(BLOCK, dtype=np.uint8)).sum(
@@ -44,7 +44,7 @@ def binary_weights(weight: Array, steps: int) -> Array:
     filled = np.zeros((count, steps), dtype=np.uint8)
     filled[:, : channels // BLOCK * size * size] = bits.reshape(count, -1)
     pairs = filled.reshape(count // BLOCK, BLOCK // 2, 2, steps)
-    return aligned((pairs[:, :, 0] | pairs[:, :, 1] << 4).transpose(0, 2, 1))
+    return aligned(pairs[:, :, 0] | pairs[:, :, 1] << 4)
 
 
 def binary_offsets(channels: int, size: int, stride: int, plane: int, pitch: int) -> Array:

@@ -1,11 +1,15 @@
 #include "steps.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "tasks.h"
 
 namespace {
+
+constexpr uint32_t INFINITE = 0x7f800000;  // the exponent of infinity and NaN
 
 struct Range {
   int first, last;
@@ -20,6 +24,26 @@ Range inside(int columns, int width, int stride, int shift) {
   const int first = shift < 0 ? (-shift + stride - 1) / stride : 0;
   const int last = width > shift ? (width - shift + stride - 1) / stride : 0;
   return {first < columns ? first : columns, last < columns ? (last > first ? last : first) : columns};
+}
+
+void take_maxima(float* __restrict to, const float* __restrict from, int count) {
+  for (int i = 0; i < count; i++) to[i] = from[i] > to[i] ? from[i] : to[i];
+}
+
+void gather(float* __restrict to, const float* __restrict from, int count, int64_t step) {
+  for (int i = 0; i < count; i++) to[i] = from[i * step];
+}
+
+// Without comparing numbers, which a compiler may take for finite ones, and as many at a time as
+// there are in a vector.
+bool are_finite(const float* x, int count) {
+  uint32_t largest = 0;
+  for (int i = 0; i < count; i++) {
+    uint32_t bits;
+    std::memcpy(&bits, x + i, sizeof bits);
+    largest = std::max(largest, bits & INFINITE);
+  }
+  return largest < INFINITE;
 }
 
 class Runner {
@@ -75,8 +99,9 @@ class Runner {
 
   void pool() const {
     const Range range = part(s.channels, at.rank, at.size);
+    std::vector<float> line(size_t(s.width + 2 * s.padding));
     for (int channel = range.first; channel < range.last; channel++)
-      for (int row = 0; row < s.out_height; row++) pool_row(channel, row);
+      for (int row = 0; row < s.out_height; row++) pool_row(channel, row, line.data());
   }
 
   // Every second pixel, between ``padding`` channels of zeros before and behind.
@@ -157,15 +182,10 @@ class Runner {
       from = at.floats(s.input) + channel * s.input_plane + row * s.pitch;
     }
     const Range columns = inside(s.out_pitch, s.width, s.stride, shift);
-    uint32_t largest = 0;
-    for (int column = columns.first; column < columns.last; column++) {
-      to[column] = from[(s.stride * column + shift) * step];
-      uint32_t bits;
-      std::memcpy(&bits, to + column, sizeof bits);
-      const uint32_t exponent = bits & 0x7f800000;
-      largest = exponent > largest ? exponent : largest;
-    }
-    return largest < 0x7f800000;
+    if (columns.first == columns.last) return true;
+    const float* first = from + (s.stride * columns.first + shift) * step;
+    gather(to + columns.first, first, columns.last - columns.first, s.stride * step);
+    return are_finite(to + columns.first, columns.last - columns.first);
   }
 
   void phase_row(const uint8_t* from, int row, int shift, uint8_t* to) const {
@@ -177,23 +197,20 @@ class Runner {
       to[column] = from[s.stride * column];
   }
 
-  void pool_row(int channel, int row) const {
+  // First the maxima of the rows of a window, which lie side by side, then those of its columns.
+  void pool_row(int channel, int row, float* line) const {
     const float* from = at.floats(s.input) + channel * s.input_plane;
     float* to = at.floats(s.output) + channel * s.output_plane + row * s.out_pitch;
-    for (int column = 0; column < s.out_width; column++) to[column] = -INFINITY;
-    for (int y = 0; y < s.size; y++) {
-      const int source = s.stride * row + y - s.padding;
-      if (source < 0 || source >= s.height) continue;
-      for (int x = 0; x < s.size; x++) {
-        const int shift = x - s.padding;
-        const Range columns = inside(s.out_width, s.width, s.stride, shift);
-        const float* line = from + source * s.pitch + shift;
-        for (int column = columns.first; column < columns.last; column++) {
-          const float value = line[s.stride * column];
-          to[column] = value > to[column] ? value : to[column];
-        }
+    const int top = s.stride * row - s.padding;
+    std::fill_n(line, s.width + 2 * s.padding, -INFINITY);
+    for (int y = top < 0 ? 0 : top; y < top + s.size && y < s.height; y++)
+      take_maxima(line + s.padding, from + y * s.pitch, s.width);
+    for (int column = 0; column < s.out_width; column++) to[column] = line[s.stride * column];
+    for (int x = 1; x < s.size; x++)
+      for (int column = 0; column < s.out_width; column++) {
+        const float value = line[s.stride * column + x];
+        to[column] = value > to[column] ? value : to[column];
       }
-    }
   }
 
   const Step& s;

@@ -28,7 +28,7 @@ struct BinaryTask {
   const uint8_t* signs;         // the input
   const ptrdiff_t* offsets;     // (steps,) from a position to the byte that a step reads
   int steps;                    // a multiple of ROUND
-  const uint8_t* weights;       // (blocks, steps, 2) two outputs in a byte, four bits each
+  const uint8_t* weights;       // (blocks, 2, steps) two outputs in a byte, four bits each
   const uint8_t* differences;   // (256, 16) see Differences
   const int16_t* base;          // (positions,) the sum if no bit differed
   int blocks;                   // of outputs

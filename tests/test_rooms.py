@@ -19,10 +19,10 @@ MAY_IMPORT = {
     "pipeline.data": ("kernels", "pipeline.run", "pipeline.data"),
     "pipeline.train": ("kernels", "models", "pipeline.run", "pipeline.data", "pipeline.train"),
     "pipeline.report": ("kernels", "pipeline.run", "pipeline.report"),
-    "pipeline.export": ("kernels", "models", "pipeline.run", "pipeline.data", "pipeline.train",
-                        "pipeline.export"),
+    "pipeline.export": ("native", "kernels", "models", "pipeline.run", "pipeline.data",
+                        "pipeline.train", "pipeline.export"),
     "pipeline.prepare": ("pipeline.run", "pipeline.data", "pipeline.prepare"),
-    "launch": ("kernels", "models", "pipeline", "launch"),
+    "launch": ("native", "kernels", "models", "pipeline", "launch"),
 }  # fmt: skip
 # Packages that not every machine has, and the only files that import them.
 OPTIONAL = {
@@ -109,7 +109,8 @@ def test_nobody_imports_a_command():
 
 def test_a_packed_file_is_read_without_torch():
     """What runs it elsewhere starts in a tenth of the time that torch takes to be imported."""
-    code = "import sys, pipeline.export.packed_file; print('torch' in sys.modules)"
+    modules = "pipeline.export.packed_file, pipeline.export.fuse, native.engine"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
 

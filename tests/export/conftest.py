@@ -1,0 +1,3 @@
+"""The instruction sets of the engine."""
+
+from tests.native.conftest import instructions, known_sets  # noqa: F401
