@@ -260,6 +260,8 @@ class Plan:
         arrays = {"mean": norm.mean, "slope": norm.slope, "bias": norm.bias}
         if any(array.shape != (channels,) for array in arrays.values()):
             raise ValueError("a norm does not fit the channels that it is for")
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise ValueError("a norm is not finite")  # a sign would hide it
         floats = {n: np.ascontiguousarray(a, dtype=np.float32) for n, a in arrays.items()}
         return {"relu": norm.relu, **floats}
 

@@ -15,26 +15,29 @@ from pipeline.run.errors import UserError
 
 # The engine asks for the steps and the tensors alone.
 UNNAMED = About("", "", "", "", None, Images(1, 1, 1.0, (0.0,) * 3, (1.0,) * 3))
+LEFT_TO_TORCH = "evaluated by torch alone, since the engine of native/ cannot: %s"
 
 
 class OnEngine(nn.Module):
     """``network`` in evaluation: (N, 3, H, W) fp32 -> logits (N, classes), without gradients.
 
     The logits differ from those of ``network`` by what the order of sums after the last sign makes,
-    about 1e-6 of their spread. Where images do not fit the engine, the network itself takes them.
+    about 1e-6 of their spread. Once images do not fit the engine, the network itself goes on.
     """
 
     def __init__(self, network: BinaryNetwork, engine: Engine) -> None:
         super().__init__()
-        self.network, self.engine = network, engine
+        self.network = network
+        self.engine: Engine | None = engine
 
     def forward(self, images: Tensor) -> Tensor:
-        try:
-            logits = self.engine(images.numpy(), torch.get_num_threads())
-        except (ValueError, RuntimeError) as error:
-            logger.info("evaluated by torch, because of the engine: %s", error)
-            return self.network(images)
-        return torch.from_numpy(logits)
+        if self.engine:
+            try:
+                return torch.from_numpy(self.engine(images.numpy(), torch.get_num_threads()))
+            except (ValueError, RuntimeError) as error:
+                logger.info(LEFT_TO_TORCH, error)
+                self.engine = None
+        return self.network(images)
 
 
 def on_engine(network: BinaryNetwork, config: Config, device: torch.device) -> nn.Module:
@@ -48,7 +51,7 @@ def on_engine(network: BinaryNetwork, config: Config, device: torch.device) -> n
     try:
         engine = Engine(fused(pack(network, UNNAMED)))
     except (NoLibrary, UserError, ValueError) as error:
-        logger.info("evaluated by torch, because of the engine: %s", error)
+        logger.info(LEFT_TO_TORCH, error)
         return network
     if engine.instructions == "portable":
         return network  # torch knows the processor better

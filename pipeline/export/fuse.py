@@ -3,6 +3,8 @@
 Nothing here imports torch.
 """
 
+import numpy as np
+
 from native.layers import Affine, Convolution, Flatten, Layer, Linear, MaxPool, Mean, Norm, Skip
 from pipeline.export.packed import Packed
 from pipeline.export.program import Step
@@ -60,7 +62,8 @@ class _Fusion:
         raise ValueError(f"the engine has no {step.op}")
 
     def _norm(self, step: Step) -> Layer:
-        norm = Norm(*self.packed.folded(step), relu=step["relu"])
+        with np.errstate(invalid="ignore", divide="ignore"):  # the engine refuses what that gives
+            norm = Norm(*self.packed.folded(step), relu=step["relu"])
         conv = self.convolved.get(step.inputs[0])
         if conv is None:
             return Affine(self._value(step), norm)
