@@ -245,6 +245,11 @@ def choose(
         raise UserError(f"{what}; usage: {line} {{{','.join(choices)}}} ...")
 
 
+def is_override(word: str) -> bool:
+    """Whether a word of the command line is key=value, rather than the name of a file."""
+    return re.match(r"[a-z0-9_]+(\.[a-z0-9_]+)?=", word) is not None and not os.path.exists(word)
+
+
 def find_config(text: str, folder: str = "configs") -> Path:
     """The YAML file that ``text`` names: a file, relative to where the person stands, or one in
     this ``folder`` of the checkout by its name. Raises UserError with the nearest name where there
