@@ -96,6 +96,7 @@ class Arena:
     """Places in an arena, which are handed out again once they were given back."""
 
     size: int = 0
+    gaps: list[int] = field(default_factory=list)  # WIDEST bytes behind each place, which stay free
     free: dict[object, list[int]] = field(default_factory=lambda: defaultdict(list))
 
     def take(self, size: int, kind: object = None) -> int:
@@ -104,7 +105,9 @@ class Arena:
         size = rounded_up(size, WIDEST)
         if places := self.free[size, kind]:
             return places.pop()
-        place, self.size = self.size, self.size + size + WIDEST
+        place = self.size
+        self.gaps.append(place + size)
+        self.size += size + WIDEST
         return place
 
     def give(self, place: int, size: int, kind: object = None) -> None:
@@ -129,7 +132,7 @@ class Plan:
         for number, layer in enumerate(layers, start=1):
             self.values.append(_ADD[type(layer)](self, number, layer))
             self._end(number)
-        self.arena = self._arena.size + WIDEST
+        self.arena, self.gaps = self._arena.size, self._arena.gaps
         self.program = self._program()
         self.arenas: list[Array] = []
 

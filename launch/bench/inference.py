@@ -119,10 +119,8 @@ def providers(config: Config, folder: Path) -> Iterator[Provider]:
     binary, real = _network(arch, "1w1a", classes), _network(arch, "32w32a", classes)
     packed, plain = pack(binary, UNNAMED), PlainNetwork(pack(real, UNNAMED)).eval()
     yield Provider("evaluation", lambda threads: partial(_in_torch, binary))
-    layers = fused(packed)
     for name in [each for each in instruction_sets() if each != "portable"]:
-        make = partial(_on_engine, Engine(layers, instructions=name))
-        yield Provider(f"engine {name}", make, "evaluation")
+        yield Provider(f"engine {name}", partial(_on_engine, binary, name), "evaluation")
     images = _images(1, 8, ARCHS[arch].image_size)
     frozen = _frozen(plain, images[:1])
     yield Provider("torch fp32", lambda threads: partial(_in_torch, frozen))
@@ -160,7 +158,9 @@ def _in_torch(network: torch.nn.Module, images: Array) -> Array:
     return network(batch).numpy()
 
 
-def _on_engine(engine: Engine, threads: int) -> Call:
+def _on_engine(network: BinaryNetwork, instructions: str, threads: int) -> Call:
+    """The scales are summed by as many threads as evaluation has: their last bit depends on it."""
+    engine = Engine(fused(pack(network, UNNAMED)), instructions=instructions)
     return lambda images: engine(images, threads)
 
 
