@@ -8,7 +8,10 @@ from pathlib import Path
 from launch.command import HELP, Main, choose, command, summary
 
 # Files of this folder.
-COMMANDS = ("train", "evaluate", "study", "compare", "summary", "sync", "prepare", "benchmark")
+COMMANDS = (
+    "train", "evaluate", "predict", "export", "study", "compare", "summary", "sync", "prepare",
+    "benchmark",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from pipeline.run.streams import forgive_failures, give
 
 Main = Callable[[Sequence[str]], None]  # takes the words behind the command's own
 HELP = ("-h", "--help")
-ROOMS = ("kernels", "models", "pipeline", "launch", "tests")
+ROOMS = ("native", "kernels", "models", "pipeline", "launch", "tests")
 
 
 def command(main: Main) -> NoReturn:
@@ -243,6 +243,11 @@ def choose(
     else:
         what = f"there is no command {line} {first}" if first else "a word is missing"
         raise UserError(f"{what}; usage: {line} {{{','.join(choices)}}} ...")
+
+
+def is_override(word: str) -> bool:
+    """Whether a word of the command line is key=value, rather than the name of a file."""
+    return re.match(r"[a-z0-9_]+(\.[a-z0-9_]+)?=", word) is not None and not os.path.exists(word)
 
 
 def find_config(text: str, folder: str = "configs") -> Path:

@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 
 from launch import __main__ as launcher
-from launch import benchmark, compare, evaluate, prepare, study, summary, sync, train
+from launch import (
+    benchmark,
+    compare,
+    evaluate,
+    export,
+    predict,
+    prepare,
+    study,
+    summary,
+    sync,
+    train,
+)
 from launch.command import Parser, command, find_config, whole
 from pipeline.run.commands import command_line
 from pipeline.run.errors import UserError
@@ -29,6 +40,8 @@ PARSERS = {
     "train": train.PARSER,
     "study": study.PARSER,
     "evaluate": evaluate.PARSER,
+    "predict": predict.PARSER,
+    "export": export.PARSER,
     "compare": compare.PARSER,
     "summary": summary.PARSER,
     "sync": sync.PARSER,
@@ -202,7 +215,7 @@ def test_help(words, parser, monkeypatch, capsys):
 
 def test_every_command_is_tested():
     found = {f"{name} {word}" for name in ("prepare", "benchmark") for word in choices(name)}
-    assert set(PARSERS) == {"train", "evaluate", "study", "compare", "summary", "sync", *found}
+    assert set(PARSERS) == {each for each in launcher.COMMANDS if not choices(each)} | found
 
 
 def choices(name):
@@ -214,7 +227,7 @@ def choices(name):
     ("words", "message"),
     [
         ("trian quickstart", "there is no command RESTE trian; did you mean train?"),
-        ("xyz", "there is no command RESTE xyz; usage: RESTE {train,evaluate,study,"),
+        ("xyz", "there is no command RESTE xyz; usage: RESTE {train,evaluate,predict,"),
         ("--verbose", "there is no command RESTE --verbose; usage: RESTE {train,"),
         ("prepare", "a word is missing; usage: RESTE prepare {imagenet,resize,split,verify} ..."),
         ("prepare verfy x", "there is no command RESTE prepare verfy; did you mean verify?"),
@@ -231,6 +244,11 @@ def choices(name):
         ("study estimator", "is it a name in configs/studies/; did you mean estimators?"),
         ("study estimators --jobs 0", "--jobs: 0 is no whole number between 1 and 64; usage: "),
         ("evaluate", "CHECKPOINT is missing; usage: RESTE evaluate CHECKPOINT [key=value ...]"),
+        ("predict", "MODEL, IMAGE|FOLDER is missing; usage: RESTE predict MODEL IMAGE|FOLDER... ["),
+        ("predict a.pt", "IMAGE|FOLDER is missing; usage: RESTE predict MODEL"),
+        ("export a.pt", "--to is missing; usage: RESTE export MODEL --to KIND [OUT] ["),
+        ("export a.pt --to onxx", "--to: invalid choice: 'onxx' (choose from "),
+        ("export a.pt --to packed b c", "c is one word too many; usage: RESTE export MODEL"),
         ("compare", "RUN is missing; usage: RESTE compare RUN... [--metric NAME] [--out FOLDER] ["),
         ("compare a --watch=0", "--watch: 0 is no whole number of at least 1; usage: "),
         ("compare a --wand=x", "--wand is no option; did you mean --wandb?"),
@@ -325,7 +343,7 @@ SOURCES = [
 ]
 CODE = [
     path
-    for room in ("kernels", "models", "pipeline", "launch")
+    for room in ("native", "kernels", "models", "pipeline", "launch")
     for path in sorted((ROOT / room).rglob("*.py"))
 ]
 

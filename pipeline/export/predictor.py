@@ -1,0 +1,52 @@
+"""Any file that holds a network, as what gives logits for images."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from models import BinaryNetwork
+from pipeline.export.packed import About
+from pipeline.export.program import Array
+from pipeline.export.source import open_source
+from pipeline.run.classes import CIFAR10
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network ready to run. ``logits`` takes (N, 3, size, size) float32, prepared as ``about``
+    says, and gives (N, ``num_classes``) float32."""
+
+    about: About
+    num_classes: int
+    logits: Callable[[Array], Array]
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of the classes, those that everybody knows included; None where there are
+        none."""
+        if self.about.classes is None and self.about.dataset == "cifar10":
+            return tuple(CIFAR10) if self.num_classes == len(CIFAR10) else None
+        return self.about.classes
+
+
+def open_predictor(path: Path, overrides: Sequence[str]) -> Predictor:
+    """The network in ``path``: a checkpoint, a packed file or a folder of Hugging Face's layout.
+
+    ``overrides`` are key=value over the config of a checkpoint. Raises UserError where the file is
+    none of these, is damaged, or takes a package that is missing.
+    """
+    source = open_source(path, overrides)
+    return Predictor(source.packed.about, source.packed.num_classes, in_torch(source.network))
+
+
+def in_torch(network: BinaryNetwork) -> Callable[[Array], Array]:
+    """The ``logits`` of a network of torch, on the CPU and in float32."""
+
+    @torch.inference_mode()
+    def logits(images: Array) -> Array:
+        batch = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
+        return network(batch).numpy()
+
+    return logits
