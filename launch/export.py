@@ -1,28 +1,30 @@
 """Write a trained network as a file for elsewhere, with one bit a binary weight.
 
-packed: a safetensors file. docs/inference.md says what is in the files, and what stays exact. MODEL
-is a checkpoint, ours or an official one, or a packed file. OUT is where to write; left out, it is
-beside MODEL. Real weights in fewer bytes change predictions: float16 and int8 are written with the
-accuracy that they leave on the validation images (data.path=...), and a warning.
+KIND is packed, a safetensors file; or onnx, a graph for onnxruntime and others. MODEL is a
+checkpoint, ours or an official one, or a packed file. OUT is where to write; left out, it is beside
+MODEL. Real weights in fewer bytes change predictions: float16 and int8 are written with the accuracy
+that they leave on the validation images (data.path=...), and a warning. docs/inference.md says what
+is in the files, and what stays exact.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.command import Parser, answer, command, is_override
+from launch.command import Parser, answer, command, is_override, whole
 from pipeline.run.errors import UserError
 
-KINDS = ("packed",)
+KINDS = ("packed", "onnx")
 REAL = ("float32", "classifier16", "float16", "int8")
 
 PARSER = Parser(
     "export",
-    "MODEL --to KIND [OUT] [--real KIND] [key=value ...]",
+    "MODEL --to KIND [OUT] [--real KIND] [--weights KIND] [--opset N] [key=value ...]",
     __doc__ or "",
     (
         "runs/quickstart/checkpoints/best.pt --to packed",
         "runs/imagenet_resnet18/checkpoints/best.pt --to packed r18.safetensors "
         "--real classifier16",
+        "r18.safetensors --to onnx",
     ),
 )
 PARSER.add_argument("model", metavar="MODEL", help="a file that holds a network")
@@ -31,6 +33,11 @@ PARSER.add_argument(
     "--real", metavar="KIND", default="float32", choices=REAL,
     help=f"how real weights are stored: {', '.join(REAL)}",
 )  # fmt: skip
+PARSER.add_argument(
+    "--weights", metavar="KIND", default="bits", choices=("bits", "float"),
+    help="onnx: bits, which are expanded when the file is loaded, or float, which is larger",
+)  # fmt: skip
+PARSER.add_argument("--opset", metavar="N", type=whole(1), help="onnx: of its operators")
 PARSER.add_argument(
     "words", metavar="OUT", nargs="*", default=[],
     help="where to write, and key=value: other values than the config's",
@@ -49,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
     start_console()
     model = Path(options.model)
     source = open_source(model, overrides)
-    how = Options(options.real)
+    how = Options(options.real, options.weights, options.opset)
     place = export(source, model, options.to, out, how)
     answer(str(place))
 

@@ -27,6 +27,8 @@ MAY_IMPORT = {
 OPTIONAL = {
     "apex": {"pipeline/train/optimizer.py"},
     "matplotlib": {"launch/bench/results.py", "pipeline/report/pictures.py"},
+    "onnx": {"pipeline/export/onnx_file.py"},
+    "onnxruntime": {"pipeline/export/run_onnx.py"},
     "nvidia": {"pipeline/data/loader_dali.py"},
     "plotly": {"pipeline/report/page.py"},
     "scipy": {"pipeline/prepare/devkit.py"},

@@ -1,8 +1,5 @@
 """What an export leaves: files that are written whole or not at all."""
 
-import shlex
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +32,3 @@ def write(path: Path, content: bytes) -> None:
         raise UserError(
             f"cannot write {path}: {error.strerror}; make room or name another place for it"
         ) from None
-
-
-def missing(what: str, packages: Sequence[str]) -> UserError:
-    """The error about ``packages`` that are not installed, without which ``what`` does not work."""
-    install = shlex.join([sys.executable, "-m", "pip", "install", *packages])
-    return UserError(f"{what} takes a package that is not installed; {install}")
