@@ -1,10 +1,11 @@
 """Write a trained network as a file for elsewhere, with one bit a binary weight.
 
-KIND is packed, a safetensors file; or onnx, a graph for onnxruntime and others. MODEL is a
-checkpoint, ours or an official one, or a packed file. OUT is where to write; left out, it is beside
-MODEL. Real weights in fewer bytes change predictions: float16 and int8 are written with the accuracy
-that they leave on the validation images (data.path=...), and a warning. docs/inference.md says what
-is in the files, and what stays exact.
+KIND is packed, a safetensors file; onnx, a graph for onnxruntime and others; or openvino, a graph
+whose binary convolutions run on bits. MODEL is a checkpoint, ours or an official one, or a packed
+file. OUT is where to write; left out, it is beside MODEL. Real weights in fewer bytes change
+predictions: float16 and int8 are written with a warning, and with the accuracy that they leave on
+the validation images (data.path=...). docs/inference.md says what is in the files, and what stays
+exact.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from launch.command import Parser, answer, command, is_override, whole
 from pipeline.run.errors import UserError
 
-KINDS = ("packed", "onnx")
+KINDS = ("packed", "onnx", "openvino")
 REAL = ("float32", "classifier16", "float16", "int8")
 
 PARSER = Parser(

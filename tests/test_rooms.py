@@ -29,6 +29,7 @@ OPTIONAL = {
     "matplotlib": {"launch/bench/results.py", "pipeline/report/pictures.py"},
     "onnx": {"pipeline/export/onnx_file.py"},
     "onnxruntime": {"pipeline/export/run_onnx.py"},
+    "openvino": {"pipeline/export/openvino_file.py", "pipeline/export/run_openvino.py"},
     "nvidia": {"pipeline/data/loader_dali.py"},
     "plotly": {"pipeline/report/page.py"},
     "scipy": {"pipeline/prepare/devkit.py"},

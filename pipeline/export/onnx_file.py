@@ -120,7 +120,7 @@ def _table() -> Array:
 
 
 def _conv(graph: _Graph, step: Step, inputs: list[str]) -> str:
-    weight = graph.signs(step) if "channels" in step.options else graph.weight(step.layer)
+    weight = graph.signs(step) if step.is_binary else graph.weight(step.layer)
     strides, pads = [step["stride"]] * 2, [step["padding"]] * 4
     return graph.add("Conv", [*inputs, weight], strides=strides, pads=pads)
 

@@ -152,7 +152,7 @@ def _check_layers(steps: tuple[Step, ...], tensors: Tensors) -> None:
     wanted: set[str] = set()
     for step in steps:
         wanted |= _tensors_of(step, tensors)
-        if step.op == "conv" and step.options.get("channels", 0) % 8:
+        if step.is_binary and step["channels"] % 8:
             last = tensors[f"{step.layer}.bits"][..., -1]
             if (last >> (step["channels"] % 8)).any():
                 raise ValueError(f"{step.layer}.bits has bits behind the last channel")
@@ -166,7 +166,7 @@ def _tensors_of(step: Step, tensors: Tensors) -> set[str]:
     if not step.layer:
         return set()
     kinds = {"conv": ["weight"], "norm": ["norm"], "linear": ["weight", "bias"]}[step.op]
-    if "channels" in step.options:
+    if step.is_binary:
         kinds = ["bits", "scale"]
     elif f"{step.layer}.weight" in tensors and tensors[f"{step.layer}.weight"].dtype == np.int8:
         kinds = [*kinds, "unit"]

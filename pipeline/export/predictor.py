@@ -35,6 +35,7 @@ class Predictor:
 # What opens a file by its ending, "module:name", and the package that this takes.
 OPENERS = {
     ".onnx": ("pipeline.export.run_onnx:open_onnx", "onnxruntime"),
+    ".xml": ("pipeline.export.run_openvino:open_openvino", "openvino"),
 }
 
 

@@ -36,6 +36,7 @@ class Target:
 TARGETS = {
     "packed": Target(".safetensors", packed_files),
     "onnx": Target(".onnx", "pipeline.export.onnx_file:files", ("onnx",)),
+    "openvino": Target(".xml", "pipeline.export.openvino_file:files", ("openvino",)),
 }
 
 
