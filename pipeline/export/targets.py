@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.export.measure import measured
@@ -37,6 +37,7 @@ TARGETS = {
     "packed": Target(".safetensors", packed_files),
     "onnx": Target(".onnx", "pipeline.export.onnx_file:files", ("onnx",)),
     "openvino": Target(".xml", "pipeline.export.openvino_file:files", ("openvino",)),
+    "hub": Target("", "pipeline.export.hub:files"),
 }
 
 
@@ -50,12 +51,21 @@ def export(source: Source, path: Path, kind: str, out: Path | None, options: Opt
     make = target.maker
     if isinstance(make, str):
         make = load(make, f"--to {kind}", target.packages)
+    if not (out or target.suffix):
+        raise UserError(f"--to {kind} takes a folder behind it, such as --to {kind} {path.stem}")
     place = out or path.with_suffix(target.suffix)
     if os.path.realpath(place) == os.path.realpath(path):
         raise UserError(f"{place} is the network itself; name another place behind --to {kind}")
     packed = shrink(source.packed, options.real)
     if options.real in MEASURED and packed is not source.packed:
         packed = measured(source, packed, path)
+    options = replace(options, recipe=source.recipe, curve=_curve(path))
     for name, content in make(packed, options).items():
         write(place.with_suffix(name) if target.suffix else place / name, content)
     return place.with_suffix(target.suffix) if target.suffix else place
+
+
+def _curve(path: Path) -> Path | None:
+    """The picture of the run that a checkpoint lies in."""
+    picture = path.resolve().parent.parent / "plots" / "training.png"
+    return picture if picture.is_file() else None
