@@ -389,6 +389,9 @@ def _a_tree_that_is_half(house: House) -> None:
     words = [*house.images(), "--check"]
     shutil.move(house.folder / "tree/val", house.folder / "val")
     said = house.refused(*words)
+    obey(said)
+    made = advice(r"prepare split \S+ (\S+)$", said)
+    house.train(f"data.path={made}", *words[1:])
     root, name = re.search(r"data.path: (\S+) has no folder (\w+)/;", said).groups()
     (Path(root) / name).mkdir()
     folder = advice(r"sort the images into (\w+/)<class>/", house.refused(*words))
