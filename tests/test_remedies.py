@@ -76,6 +76,7 @@ FOLLOWED = {
     "pipeline/run/plan.py:read_plan": "test_a_file_that_is_wrong_says_how_it_is_written",
     "pipeline/run/plan.py:check_keys": "test_a_key_that_cannot_stand_there_is_named",
     "pipeline/run/study.py:check_folder": "test_another_folder_takes_other_settings",
+    "pipeline/train/teacher.py:_of_checkpoint": "test_a_file_says_for_itself_what_to_set",
     "pipeline/run/resume.py:check_place": "test_other_metrics_go_on_from_the_end_of_an_epoch",
 }  # fmt: skip
 FILES = "the person's own files are to be mended, or named"
@@ -128,6 +129,12 @@ NOT_FOLLOWED = {
     "pipeline/run/trials.py:check": PASSES,
     "pipeline/train/graph.py:record": DEVICE,
     "pipeline/train/memory.py:shortage_explained": DEVICE,
+    "pipeline/run/config.py:_weights_have_a_teacher": FILES,
+    "pipeline/train/teacher.py:_check_finite": FILES,
+    "pipeline/train/teacher.py:_fetched": "its remedies need the network, or a file of weights",
+    "pipeline/train/teacher.py:_from_file": FILES,
+    "pipeline/train/teacher.py:_of_torchvision": "trains a teacher first",
+    "pipeline/train/teacher.py:_outputs": "takes another network from the net",
     "pipeline/train/trainer.py:_record": PASSES,
 }
 RAISED = ("UserError", "_NotPlain")

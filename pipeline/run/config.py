@@ -374,6 +374,32 @@ class OptimConfig(Section):
         return read_epochs(self.milestones) if self.milestones else ()
 
 
+class DistillConfig(Section):
+    teacher: OptionalPath = Field(
+        None,
+        description="the network whose outputs are learned in place of the labels: a checkpoint, "
+        "ours or official, or torchvision's by its name, such as resnet34; null: none",
+        json_schema_extra=also("distill", "distillation", "kd", "teacher_model"),
+    )
+    weights: OptionalPath = Field(
+        None,
+        description="a file with the weights of torchvision's teacher; null: it fetches its own",
+        json_schema_extra=also("teacher_weights", "teacher_checkpoint"),
+    )
+    labels: Boolean = Field(
+        False, description="learn the label of an image for which the teacher is wrong"
+    )
+
+    @model_validator(mode="after")
+    def _weights_have_a_teacher(self) -> Self:
+        if self.weights and not self.teacher:
+            raise UserError(
+                "distill.weights is set, but distill.teacher is null; name the network that they "
+                "are of, such as distill.teacher=resnet34"
+            )
+        return self
+
+
 class CheckpointConfig(Section):
     keep: Integer = Field(2, ge=1, description="newest checkpoints that stay, besides best.pt")
     every_epochs: Integer = Field(
@@ -458,6 +484,7 @@ class Config(Section):
     data: DataConfig
     train: TrainConfig
     optim: OptimConfig
+    distill: DistillConfig
     checkpoint: CheckpointConfig
     log: LogConfig
     indicators: IndicatorsConfig

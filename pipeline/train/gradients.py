@@ -12,14 +12,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.data.loader import Batch
 from pipeline.run.config import Config
-from pipeline.train.metrics import cross_entropy
+from pipeline.train.loss import Loss
 from pipeline.train.precision import autocast
 
 
 def add_gradients(
-    network: nn.Module, batch: Batch, scaler: torch.amp.GradScaler, config: Config
+    network: nn.Module, batch: Batch, scaler: torch.amp.GradScaler, config: Config, loss_of: Loss
 ) -> tuple[Tensor, Tensor]:
-    """Add the gradients of the mean loss of ``batch``, scaled, to those of ``network``.
+    """Add the gradients of the loss of ``batch``, scaled, to those of ``network``.
 
     Takes ``train.grad_accumulation`` parts of the batch one after the other; processes sum their
     gradients with the last one. Returns logits (N, C), in the order of the batch, and the loss,
@@ -27,11 +27,11 @@ def add_gradients(
     """
     parts = config.train.grad_accumulation
     if parts == 1:
-        return _add(network, batch, scaler, config)
+        return _add(network, batch, scaler, config, loss_of)
     found = []
     for done, part in enumerate(parts_of(batch, parts), 1):
         with _summing(network, now=done == parts):
-            found.append(_add(network, part, scaler, config))
+            found.append(_add(network, part, scaler, config, loss_of))
     logits, losses = zip(*found, strict=True)
     return torch.stack(logits, 1).flatten(0, 1), torch.stack(losses).mean()
 
@@ -58,12 +58,12 @@ def _summing(network: nn.Module, *, now: bool) -> contextlib.AbstractContextMana
 
 
 def _add(
-    network: nn.Module, batch: Batch, scaler: torch.amp.GradScaler, config: Config
+    network: nn.Module, batch: Batch, scaler: torch.amp.GradScaler, config: Config, loss_of: Loss
 ) -> tuple[Tensor, Tensor]:
-    parts, smoothing = config.train.grad_accumulation, config.train.label_smoothing
+    parts = config.train.grad_accumulation
     with autocast(config, batch.images.device):
         logits = network(batch.images)
-    loss = cross_entropy(logits, batch.labels, smoothing)
+    loss = loss_of(logits, batch)
     scaled: Tensor = scaler.scale(loss if parts == 1 else loss / parts)
     scaled.backward()
     return logits.detach(), loss.detach()

@@ -22,6 +22,7 @@ from pipeline.run.cards import ON_THE_CPU, held_by_others
 from pipeline.run.config import Config
 from pipeline.run.errors import UserError
 from pipeline.train.gradients import add_gradients
+from pipeline.train.loss import Loss
 from pipeline.train.state import TrainState
 
 MARGIN = 0.15  # the share of the free memory that is left: a graph's has gaps, cuDNN wants some
@@ -101,7 +102,11 @@ class Work:
 
 
 def training(
-    config: Config, device: torch.device, state: TrainState, forget: Callable[[], None]
+    config: Config,
+    device: torch.device,
+    state: TrainState,
+    loss_of: Loss,
+    forget: Callable[[], None],
 ) -> Work:
     """The training of ``state``, after whose shortage no other step can be taken."""
     whole = config.changed({"train.grad_accumulation": 1})
@@ -111,7 +116,7 @@ def training(
         state.optimizer.zero_grad(set_to_none=True)
 
     def try_(batch: Batch) -> None:
-        add_gradients(state.model, batch, state.scaler, whole)
+        add_gradients(state.model, batch, state.scaler, whole, loss_of)
         state.optimizer.zero_grad(set_to_none=True)
 
     return Work(config, device, state.model, trains=True, try_=try_, forget=give_up)

@@ -30,7 +30,9 @@ PLACES = {
     "run": ("dir", "name", "resume"),
     "data": ("path", "download", "exclude"),
     "model": ("weights",),
+    "distill": ("teacher", "weights"),
 }
+REMEDY = "set data.path to data with these class folders"
 
 
 @shortage_explained()
@@ -58,16 +60,20 @@ def score(path: Path, overrides: list[str]) -> dict[str, float]:
 
 
 def arrange_classes(
-    model: BinaryNetwork, state: dict[str, Any], classes: Sequence[str], path: Path
+    model: BinaryNetwork,
+    state: dict[str, Any],
+    classes: Sequence[str],
+    path: Path,
+    remedy: str = REMEDY,
 ) -> None:
     """Let the outputs of ``model``, loaded from ``state``, stand in the order of the ``classes`` of
     the data: by their names, or by position where the checkpoint has none.
 
-    Raises UserError where the classes are not the same; a part of them is refused too.
+    Raises UserError with the ``remedy`` where the classes are not the same; a part of them is
+    refused too.
     """
     names, weights = names_of(state), model.state_dict()
     outputs = next(len(value) for key, value in weights.items() if is_classifier(key))
-    remedy = "set data.path to data with these class folders"
     order = match(names, outputs, classes, path, remedy)
     model.load_state_dict(arrange(weights, order))
     if names is None and (line := by_position(outputs, classes, path)):

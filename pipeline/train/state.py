@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from pipeline.run.config import Config
 from pipeline.run.console import logger
 from pipeline.train.average import MovingAverage
 from pipeline.train.indicators import Indicators
-from pipeline.train.metrics import Sums
+from pipeline.train.metrics import METRICS, Sums
 from pipeline.train.optimizer import load_state, make_optimizer, state_of
 from pipeline.train.randomness import rng_state, set_rng_state
 from pipeline.train.watch import Watch
@@ -66,8 +66,11 @@ class TrainState:
         if self.indicators:
             yield from self.indicators.tensors()
 
-    def finish_epoch(self) -> None:
-        """Count the epoch and start the figures of the next one anew."""
+    def finish_epoch(self, record: Mapping[str, Any]) -> None:
+        """Count the epoch, whose ``record`` this is, and start the figures of the next one anew."""
+        self.last = {name: record[name] for name in ("epoch", *(f"val_{m}" for m in METRICS))}
+        if record["val_top1"] > self.best["val_top1"]:
+            self.best = self.last
         self.epoch, self.batch = self.epoch + 1, 0
         self.seconds = self.waited = 0.0
         self.sums.reset()
