@@ -566,9 +566,9 @@ def _more_processes_than_images(house: House) -> None:
         patch.setattr(processes, "size", lambda: 8)
         said = message_of(lambda: fit_batch(256, 7))
     assert int(advice(r"start one process with GPUS=(\d)", said)) == 1 and fit_batch(256, 7) == 7
-    said = message_of(lambda: fit_batch(256, 7, 8))
-    parts = int(advice(r"set train.grad_accumulation=(\d)$", said))
-    assert fit_batch(256, 7, parts) == 7
+    said = message_of(lambda: fit_batch(256, 7, (8, 1)))
+    assert advice(r"set (.*)$", said) == "train.grad_accumulation=1 data.mixup=0"
+    assert fit_batch(256, 7) == 7
 
 
 @provokes("pipeline/data/workers.py:limit_workers")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from kernels.crop import PADDING, crop_flip_normalize
-from pipeline.data.batch import fit_batch
+from pipeline.data.batch import fit_batch, pieces_of
 from pipeline.data.cifar_files import CifarSplit, load_cifar10
 from pipeline.data.draws import MEAN, STD, uniforms
 from pipeline.data.loader import IGNORED, Batch, Loader, image_dtype
@@ -40,11 +40,10 @@ def open_cifar10(config: Config, device: torch.device, splits: Sequence[str]) ->
         with problems.noted():
             check_classes(config, loaded["train"].classes)
     problems.raise_all()
-    parts = config.train.grad_accumulation
     return [
         CifarLoader(
             images,
-            batch_size=fit_batch(data.batch_size, len(images.labels), parts)
+            batch_size=fit_batch(data.batch_size, len(images.labels), pieces_of(config))
             if split == "train"
             else data.eval_batch_size,
             train=split == "train",

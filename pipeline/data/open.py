@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.data import exclude, synthetic
-from pipeline.data.batch import fit_batch
+from pipeline.data.batch import fit_batch, pieces_of
 from pipeline.data.loader import Loader, image_dtype
 from pipeline.data.tree import ImageFolder, check_classes, scan, scan_train_val
 from pipeline.data.workers import limit_workers
@@ -95,7 +95,7 @@ def open_folder(
     data = config.data
     batch = data.eval_batch_size
     if train:
-        batch = fit_batch(data.batch_size, len(folder.files), config.train.grad_accumulation)
+        batch = fit_batch(data.batch_size, len(folder.files), pieces_of(config))
     return _loader_class(data.loader)(
         folder,
         batch_size=batch,

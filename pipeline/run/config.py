@@ -197,6 +197,22 @@ class DataConfig(Section):
         description="random crop and flip of training images",
         json_schema_extra=also("augmentation"),
     )
+    jitter: Number = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="colour jitter of training images: brightness, contrast and saturation are "
+        "each multiplied by up to 1 plus or minus this",
+        json_schema_extra=also("color_jitter", "colour_jitter", "brightness"),
+    )
+    mixup: Number = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="training images are blended in pairs, and so are their labels, by a share "
+        "from Beta(a, a) with this a; 0: they are not",
+        json_schema_extra=also("mixup_alpha", "mix"),
+    )
     size: Integer = Field(
         224,
         ge=8,

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.data.loader import Batch
 from pipeline.run.config import Config
-from pipeline.train.loss import Loss
+from pipeline.train.loss import Lesson, Loss
 from pipeline.train.precision import autocast
 
 
 def add_gradients(
-    network: nn.Module, batch: Batch, scaler: torch.amp.GradScaler, config: Config, loss_of: Loss
+    network: nn.Module, batch: Lesson, scaler: torch.amp.GradScaler, config: Config, loss_of: Loss
 ) -> tuple[Tensor, Tensor]:
     """Add the gradients of the loss of ``batch``, scaled, to those of ``network``.
 
@@ -36,7 +35,7 @@ def add_gradients(
     return torch.stack(logits, 1).flatten(0, 1), torch.stack(losses).mean()
 
 
-def parts_of(batch: Batch, parts: int) -> Iterator[Batch]:
+def parts_of(batch: Lesson, parts: int) -> Iterator[Lesson]:
     """The ``parts`` of ``batch``, of which each takes every so many-th image.
 
     So, of several processes, they are taken together the same images as in a single one, and batch
@@ -46,8 +45,8 @@ def parts_of(batch: Batch, parts: int) -> Iterator[Batch]:
         yield batch
         return
     for first in range(parts):
-        images, labels = batch.images[first::parts], batch.labels[first::parts]
-        yield Batch(images.contiguous(memory_format=torch.channels_last), labels)
+        images, *others = (each[first::parts] for each in batch)
+        yield type(batch)(images.contiguous(memory_format=torch.channels_last), *others)
 
 
 def _summing(network: nn.Module, *, now: bool) -> contextlib.AbstractContextManager[None]:
@@ -58,7 +57,7 @@ def _summing(network: nn.Module, *, now: bool) -> contextlib.AbstractContextMana
 
 
 def _add(
-    network: nn.Module, batch: Batch, scaler: torch.amp.GradScaler, config: Config, loss_of: Loss
+    network: nn.Module, batch: Lesson, scaler: torch.amp.GradScaler, config: Config, loss_of: Loss
 ) -> tuple[Tensor, Tensor]:
     parts = config.train.grad_accumulation
     with autocast(config, batch.images.device):

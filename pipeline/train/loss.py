@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from pipeline.data.loader import Batch
 from pipeline.run.config import Config
 from pipeline.train.metrics import cross_entropy
+from pipeline.train.mixup import Mixed
 from pipeline.train.precision import autocast, weights_dtype
 
-Loss = Callable[[Tensor, Batch], Tensor]  # of the logits (N, C) of a batch, 0-dim
+Lesson = Batch | Mixed  # what a step learns from
+Loss = Callable[[Tensor, Lesson], Tensor]  # of the logits (N, C) of a batch, 0-dim
 
 
 def make_loss(config: Config, teacher: nn.Module | None, device: torch.device) -> Loss:
@@ -23,14 +25,15 @@ def make_loss(config: Config, teacher: nn.Module | None, device: torch.device) -
     if teacher is not None:
         return Distillation(teacher, config, device)
     smoothing = config.train.label_smoothing
-    return lambda logits, batch: cross_entropy(logits, batch.labels, smoothing)
+    return lambda logits, batch: cross_entropy(logits, targets_of(batch), smoothing)
 
 
 class Distillation:
     """The mean of ``divergence`` from what ``teacher`` says of the same images.
 
-    With ``distill.labels``, images for which the teacher names another class than their label have
-    the cross-entropy with that label in its place. The teacher stays as it is.
+    With ``distill.labels``, images for which the teacher names another class than their label, that
+    of the larger share in mixup, have the cross-entropy with what they show in its place. The
+    teacher stays as it is.
     """
 
     def __init__(self, teacher: nn.Module, config: Config, device: torch.device) -> None:
@@ -38,16 +41,21 @@ class Distillation:
         placed = teacher.to(device, weights_dtype(config), memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.teacher: nn.Module = placed.requires_grad_(False).eval()
 
-    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, logits: Tensor, batch: Lesson) -> Tensor:
         """The loss of the ``logits`` (N, C) that the network has for ``batch``, 0-dim."""
         with torch.no_grad(), autocast(self.config, self.device):
             wanted = self.teacher(batch.images)
         losses = divergence(logits, wanted)
         if self.config.distill.labels:
             smoothing = self.config.train.label_smoothing
-            by_label = cross_entropy(logits, batch.labels, smoothing, reduction="none")
+            by_label = cross_entropy(logits, targets_of(batch), smoothing, reduction="none")
             losses = torch.where(wanted.argmax(1) == batch.labels, losses, by_label)
         return losses.mean()
+
+
+def targets_of(batch: Lesson) -> Tensor:
+    """What the logits of ``batch`` should say: labels (N,), or shares of the classes (N, C)."""
+    return batch.targets if isinstance(batch, Mixed) else batch.labels
 
 
 def divergence(logits: Tensor, wanted: Tensor) -> Tensor:

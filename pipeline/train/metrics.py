@@ -110,9 +110,10 @@ def metric_names() -> tuple[str, ...]:
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, *, reduction: str = "mean"
+    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, *, reduction: str = "mean"
 ) -> Tensor:
-    """The cross-entropy of logits (N, C) and labels (N,), in at least fp32: the mean, 0-dim, or
-    with ``reduction="none"`` that of each image, (N,)."""
+    """The cross-entropy of logits (N, C), in at least fp32, with labels (N,) or shares of the
+    classes (N, C): the mean, 0-dim, or with ``reduction="none"`` that of each image, (N,)."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction=reduction)
+    targets = targets.to(logits.dtype) if targets.is_floating_point() else targets
+    return F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction=reduction)

@@ -15,6 +15,7 @@ from pipeline.run.best import NONE
 from pipeline.run.classes import is_classifier
 from pipeline.run.config import Config
 from pipeline.run.console import logger
+from pipeline.train.augmentation import Augmentation, make_augmentation
 from pipeline.train.average import MovingAverage
 from pipeline.train.indicators import Indicators
 from pipeline.train.metrics import METRICS, Sums
@@ -36,6 +37,7 @@ class TrainState:
     sums: Sums
     watch: Watch
     indicators: Indicators | None
+    augmentation: Augmentation | None
     epoch: int = 0  # epochs done
     batch: int = 0  # batches done in the epoch after them
     reestimated: int = 0  # epochs done when the statistics of the twin were taken
@@ -65,6 +67,8 @@ class TrainState:
             yield from values.values()
         if self.indicators:
             yield from self.indicators.tensors()
+        if self.augmentation:
+            yield self.augmentation.step
 
     def finish_epoch(self, record: Mapping[str, Any]) -> None:
         """Count the epoch, whose ``record`` this is, and start the figures of the next one anew."""
@@ -171,6 +175,7 @@ def make_state(config: Config, model: BinaryNetwork, device: torch.device) -> Tr
         sums=Sums(device),
         watch=Watch(model, device, skips=is_mixed),
         indicators=_make_indicators(config, model, skips=is_mixed),
+        augmentation=make_augmentation(config, device),
     )
 
 

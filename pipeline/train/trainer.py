@@ -91,8 +91,7 @@ class Trainer:
         """Train on what is left of an epoch, evaluate, record and save."""
         began, state = time.perf_counter(), self.state
         rate = self._set_schedules()
-        work = training(self.config, self.device, state, self.loss, self.stepper.reset)
-        with explained(work):
+        with explained(training(self.config, self.device, state, self.loss, self.stepper.reset)):
             self._train(rate)
         trained = state.sums.means()
         with saved_on_failure(self.state_dict(), self.store):
@@ -113,6 +112,8 @@ class Trainer:
         state, steps, first = self.state, len(self.loader), self.state.batch
         state.model.train()
         state.watch.seek(self.step)
+        if state.augmentation:
+            state.augmentation.seek(self.step)
         label = f"epoch {state.epoch + 1}/{self.config.train.epochs}"
         later = (self.config.train.epochs - state.epoch - 1) * steps
         with ProgressBar(label, steps, first, self.config.data.batch_size, later) as bar:
@@ -139,7 +140,8 @@ class Trainer:
         the step can be captured.
         """
         state = self.state
-        logits, loss = add_gradients(self.network, batch, state.scaler, self.config, self.loss)
+        lesson = state.augmentation(batch) if state.augmentation else batch
+        logits, loss = add_gradients(self.network, lesson, state.scaler, self.config, self.loss)
         everywhere = state.watch.everywhere(loss)
         state.sums.update(logits, batch.labels, loss, state.watch.counts, everywhere)
         state.watch.keep_statistics()

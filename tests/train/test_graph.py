@@ -102,6 +102,7 @@ EXTRAS = {
     "adam": ["optim.name=adam", "optim.lr=0.01", "indicators.enabled=true"],
     "adamw": [*("optim.name=adamw", "optim.lr=0.01"), "optim.decay_norms=false",
               "optim.schedule=linear", "train.precision=fp16"],
+    "mixed": ["data.mixup=0.3", "data.jitter=0.4", "train.grad_accumulation=2"],
     "reestimated": ["train.reestimate_bn=4"],
     "reestimated in parts": ["train.reestimate_bn=99", "train.ema_decay=0.9",
                              "train.grad_accumulation=2"],
