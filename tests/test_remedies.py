@@ -39,6 +39,7 @@ from tests.data.fixtures import cifar_tree, plain_folder
 # Errors of a training with these overrides, whose remedy is key=value.
 KEYS = {
     "pipeline/data/tree.py:check_classes": ["model.num_classes=3"],
+    "pipeline/data/loader_resident.py:_check_sides": ["data.train_sizes=24,32"],
     "pipeline/run/config.py:_crop_lies_in_the_image": ["data.resize=64"],
     "pipeline/run/config.py:_warmup_ends": ["optim.warmup_epochs=7"],
     "pipeline/run/config.py:_steps_have_milestones": ["optim.schedule=step"],

@@ -20,6 +20,7 @@ from pipeline.data.plan import Plan
 from pipeline.data.tree import check_classes
 from pipeline.run import processes
 from pipeline.run.config import Config
+from pipeline.run.errors import UserError
 from pipeline.run.problems import Problems
 
 
@@ -39,6 +40,8 @@ def open_cifar10(config: Config, device: torch.device, splits: Sequence[str]) ->
     if "train" in loaded:
         with problems.noted():
             check_classes(config, loaded["train"].classes)
+    with problems.noted():
+        _check_sides(config)
     problems.raise_all()
     return [
         CifarLoader(
@@ -54,6 +57,15 @@ def open_cifar10(config: Config, device: torch.device, splits: Sequence[str]) ->
         )
         for split, images in loaded.items()
     ]
+
+
+def _check_sides(config: Config) -> None:
+    """Raise UserError where images are to be resized, which is not done on the device."""
+    if config.data.train_sizes:
+        raise UserError(
+            f"data.train_sizes is {config.data.train_sizes}, but the images of "
+            f"data.dataset={config.data.dataset} stay as they are; set data.train_sizes=null"
+        )
 
 
 class CifarLoader:

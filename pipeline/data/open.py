@@ -109,6 +109,7 @@ def open_folder(
         dtype=image_dtype(config.train.precision, device),
         device=device,
         hw_decoder_load=data.hw_decoder_load,
+        size_of=config.train_side if train else None,
     )
 
 
@@ -146,6 +147,12 @@ def expected_images(config: Config) -> tuple[int, int | None]:
     the data set is known for. No data are looked at."""
     dataset: DataSet = _look_up("data.dataset", config.data.dataset, DATASETS)
     return dataset.side or config.data.size, dataset.classes
+
+
+def train_sides(config: Config) -> tuple[int, ...]:
+    """The sides in pixels of the images that a training sees, one after the other."""
+    side = DATASETS[config.data.dataset].side
+    return (side,) if side else config.train_sides
 
 
 def _loader_class(choice: str) -> Callable[..., Loader]:

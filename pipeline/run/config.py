@@ -36,11 +36,13 @@ from pipeline.run.config_types import (
     OneOf,
     OptionalEpochs,
     OptionalPath,
+    OptionalSides,
     OptionalText,
     Text,
     Toggle,
     read_epochs,
     read_number,
+    read_sides,
 )
 from pipeline.run.errors import UserError
 from pipeline.run.plain_yaml import Written
@@ -219,6 +221,12 @@ class DataConfig(Section):
         le=4096,
         description="side of the images of JPEG trees, in pixels",
         json_schema_extra=also("image_size", "img_size", "crop", "crop_size", "resolution"),
+    )
+    train_sizes: OptionalSides = Field(
+        None,
+        description="sides of the training images of JPEG trees, each for an equal part of the "
+        "epochs, one after the other; null: data.size, which evaluation always takes",
+        json_schema_extra=also("progressive", "progressive_resizing", "train_size", "sizes"),
     )
     resize: Integer = Field(
         256,
@@ -536,6 +544,18 @@ class Config(Section):
         model = self.model
         published = PUBLISHED_CLASSES[ARCHS[model.arch].dataset]
         return model.arch, model.bits, model.num_classes or published
+
+    @property
+    def train_sides(self) -> tuple[int, ...]:
+        """The sides of the training images of a JPEG tree, each for an equal part of the epochs."""
+        data = self.data
+        return read_sides(data.train_sizes) if data.train_sizes else (data.size,)
+
+    def train_side(self, epoch: int) -> int:
+        """The side of the training images of a JPEG tree in ``epoch``, from 0 on; after the last
+        epoch it stays."""
+        epochs, sides = self.train.epochs, self.train_sides
+        return sides[min(epoch, epochs - 1) * len(sides) // epochs]
 
     @property
     def estimator_options(self) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from models.layers import NormBinarize
 from pipeline.data.loader import Batch, image_dtype
-from pipeline.data.open import DATASETS, expected_images
+from pipeline.data.open import DATASETS, expected_images, train_sides
 from pipeline.run import processes
 from pipeline.run.cards import ON_THE_CPU, held_by_others
 from pipeline.run.config import Config
@@ -82,7 +82,7 @@ class Work:
     def batch(self, images: int) -> Batch:
         """A batch of so many black images."""
         is_resident = DATASETS[self.config.data.dataset].is_resident
-        side, _ = expected_images(self.config)
+        side = max(train_sides(self.config)) if self.trains else expected_images(self.config)[0]
         dtype = image_dtype(self.config.train.precision, self.device, resident=is_resident)
         black = torch.zeros(images, 3, side, side, dtype=dtype, device=self.device)
         labels = torch.zeros(images, dtype=torch.int64, device=self.device)

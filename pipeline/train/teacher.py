@@ -11,7 +11,7 @@ from torch import nn
 from torchvision import models as torchvision
 
 from models import ARCHS
-from pipeline.data.open import expected_images
+from pipeline.data.open import train_sides
 from pipeline.run import checkpoint
 from pipeline.run.classes import by_position, difference
 from pipeline.run.config import Config, make_config
@@ -112,12 +112,13 @@ def _from_file(name: str, file: Path) -> nn.Module:
 
 def _outputs(network: nn.Module, config: Config) -> int:
     """How many outputs a network has for images such as the training shows."""
-    side, _ = expected_images(config)
-    try:
-        with torch.no_grad():
-            return network.eval()(torch.zeros(1, 3, side, side)).shape[1]
-    except Exception as error:  # each network refuses in its own way
-        raise UserError(
-            f"distill.teacher={config.distill.teacher} does not take images of {side} pixels "
-            f"({first_line(error)}); set distill.teacher=resnet34"
-        ) from None
+    for side in train_sides(config):
+        try:
+            with torch.no_grad():
+                outputs = network.eval()(torch.zeros(1, 3, side, side)).shape[1]
+        except Exception as error:  # each network refuses in its own way
+            raise UserError(
+                f"distill.teacher={config.distill.teacher} does not take images of {side} pixels "
+                f"({first_line(error)}); set distill.teacher=resnet34"
+            ) from None
+    return outputs

@@ -72,9 +72,9 @@ def make_trainer(
     return assemble(config, model, (train, val), device, folder, teacher)
 
 
-def small(estimator="reste", bits="1w1a"):
+def small(estimator="reste", bits="1w1a", classes=10):
     """A network of 4 to 16 channels."""
-    return CifarResNet("resnet20", bits, 10, estimator, widths=(4, 8, 16), depth=1)
+    return CifarResNet("resnet20", bits, classes, estimator, widths=(4, 8, 16), depth=1)
 
 
 def assemble(config, model, loaders, device, folder, teacher=None):
