@@ -13,7 +13,7 @@ import torch
 
 from kernels.crop import PADDING, crop_flip_normalize
 from pipeline.data.batch import fit_batch, pieces_of
-from pipeline.data.cifar_files import CifarSplit, load_cifar10
+from pipeline.data.cifar_files import CifarSplit, load_cifar
 from pipeline.data.draws import MEAN, STD, uniforms
 from pipeline.data.loader import IGNORED, Batch, Loader, image_dtype
 from pipeline.data.plan import Plan
@@ -24,14 +24,16 @@ from pipeline.run.errors import UserError
 from pipeline.run.problems import Problems
 
 
-def open_cifar10(config: Config, device: torch.device, splits: Sequence[str]) -> list[Loader]:
-    """The loaders of CIFAR-10 as ``config`` describes it; the test set is for validation."""
+def open_cifar(config: Config, device: torch.device, splits: Sequence[str]) -> list[Loader]:
+    """The loaders of CIFAR-10 or CIFAR-100, whose test set is for validation, as ``config``
+    describes them."""
     data = config.data
     loaded: dict[str, CifarSplit] = {}
     problems = Problems(local=True)
     for split in splits:
         with problems.noted():
-            loaded[split] = load_cifar10(
+            loaded[split] = load_cifar(
+                data.dataset,
                 None if data.path is None else Path(data.path),
                 split="train" if split == "train" else "test",
                 download=data.download,

@@ -128,9 +128,10 @@ class DataSet:
     classes: int | None = None
 
 
-CIFAR10 = "pipeline.data.loader_resident:open_cifar10"
+CIFAR = "pipeline.data.loader_resident:open_cifar"
 DATASETS = {
-    "cifar10": DataSet(CIFAR10, is_resident=True, side=32, classes=10),
+    "cifar10": DataSet(CIFAR, is_resident=True, side=32, classes=10),
+    "cifar100": DataSet(CIFAR, is_resident=True, side=32, classes=100),
     "imagenet": DataSet(open_tree, classes=1000),
     "synthetic": DataSet(open_synthetic, classes=len(synthetic.SHAPES)),
 }

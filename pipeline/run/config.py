@@ -153,8 +153,8 @@ def _option_problem(name: str, value: Any, known: Mapping[str, Option]) -> Itera
 class DataConfig(Section):
     dataset: Text = Field(
         "cifar10",
-        description="cifar10; imagenet: any tree with train/ and val/ of class folders; synthetic: "
-        "drawn here; see pipeline/data/open.py",
+        description="cifar10; cifar100; imagenet: any tree with train/ and val/ of class folders; "
+        "synthetic: drawn here; see pipeline/data/open.py",
     )
     path: OptionalPath = Field(
         None,
@@ -167,7 +167,7 @@ class DataConfig(Section):
         json_schema_extra=also("skip", "ignore"),
     )
     download: Boolean = Field(
-        False, description="cifar10: download torchvision's files when they are missing"
+        False, description="of CIFAR: download torchvision's files when they are missing"
     )
     loader: Text = Field(
         "auto", description="of image trees: dali, torchvision; auto: the first that is installed"

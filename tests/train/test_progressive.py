@@ -17,8 +17,8 @@ from tests.train.tiny import CPU, assemble, fit, small
 
 CONFIG = (
     "{data: {dataset: imagenet, batch_size: 8, eval_batch_size: 5, size: 32, resize: 36,"
-    "workers: 0, train_sizes: '16,24', loader: torchvision}, model: {num_classes: 2}, train: {epochs: 4},"
-    "seed: 3, log: {every: 2, eta: 0}}"
+    "workers: 0, train_sizes: '16,24', loader: torchvision}, model: {num_classes: 2},"
+    "train: {epochs: 4}, seed: 3, log: {every: 2, eta: 0}}"
 )
 
 
