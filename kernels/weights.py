@@ -5,9 +5,9 @@ of all layers in one launch, is
 
     dw = dsign h(w) + ds / n sign(w)
 
-with an estimator's h. In the second term sign(0) is 0, because it is the derivative of |w|. As in
-ReSTE's official code, the scale is one number for a layer, not one for a channel, and it is not
-detached from the gradient.
+with an estimator's h; an estimator may ask for sign(f(w)) instead, with its surrogate f. In the
+second term sign(0) is 0, because it is the derivative of |w|. As in ReSTE's official code, the
+scale is one number for a layer, not one for a channel, and it is not detached from the gradient.
 """
 
 from collections.abc import Sequence
@@ -99,7 +99,7 @@ class _BinarizeWeights(torch.autograd.Function):
         ctx.estimator = estimator
         ctx.save_for_backward(params, *weights)
         laid_out = _laid_out(weights)
-        signs, scales = launch_forward(laid_out, dtype)
+        signs, scales = launch_forward(laid_out, params, estimator, dtype)
         return *_parts(signs, laid_out), *scales.unbind()
 
     @staticmethod
@@ -118,7 +118,7 @@ def _binarize_weights(
 ) -> tuple[Tensor, Tensor]:
     """The signs of all flat weights, one after the other, and the scales (layers,)."""
     compute = launch_forward if uses_triton(weights[0]) else reference.binarize_weights
-    return compute(weights, dtype)
+    return compute(weights, params, estimator, dtype)
 
 
 @torch.library.custom_op("reste::binarize_weights_backward", mutates_args=())
@@ -185,14 +185,19 @@ def _tables_of(weights: list[Tensor]) -> tuple[Tensor, Tensor]:
     return _tables(addresses, sizes, weights[0].itemsize, weights[0].device)
 
 
-def launch_forward(weights: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def launch_forward(
+    weights: list[Tensor], params: Tensor, estimator: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """``reference.binarize_weights`` in Triton; the weights are flat or channels_last."""
     chunks, layers = _tables_of(weights)
     first = weights[0]
     signs = first.new_empty(sum(w.numel() for w in weights), dtype=dtype)
     partials, scales = first.new_empty(len(chunks)), first.new_empty(len(layers))
+    wave = get_estimator(estimator).triton_surrogate
     _forward_kernel[(len(chunks),)](
-        *(chunks, layers, signs, partials, arrivals(first), scales),
+        *(chunks, layers, params.float() if wave else None),
+        *(signs, partials, arrivals(first), scales),
+        SURROGATE=wave,
         ALIGNED=_aligned(weights),
         BLOCK=BLOCK,
     )
@@ -263,16 +268,21 @@ def _store(ptr, values, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-
 def _forward_kernel(  # type: ignore[no-untyped-def]
     chunks_ptr,
     layers_ptr,
+    params_ptr,
     signs_ptr,
     partials_ptr,
     arrivals_ptr,
     scales_ptr,
+    SURROGATE: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     w_ptr, first, count, layer = _chunk(chunks_ptr, ALIGNED)
     w = _load(w_ptr, count, BLOCK)
-    sign = tl.where(w >= 0, 1.0, tl.where(w < 0, -1.0, w))
+    x = w
+    if SURROGATE is not None:
+        x = SURROGATE(w, params_ptr)
+    sign = tl.where(x >= 0, 1.0, tl.where(x < 0, -1.0, x))
     _store(signs_ptr + first, sign.to(signs_ptr.dtype.element_ty), count, BLOCK)
     tl.store(partials_ptr + tl.program_id(0), tl.sum(tl.abs(w), 0))
     begin = tl.load(layers_ptr + 3 * layer)

@@ -31,6 +31,8 @@ Pair = tuple[Tensor, Tensor]
 class Binarize(nn.Module):
     """sign(x) with ``estimator``'s gradient; shape, dtype and memory format stay x's.
 
+    An estimator of weights alone brings the one that activations take.
+
     ``params`` is a buffer outside of the ``state_dict``. It holds the estimator's parameters for
     weights, if ``weights``, or for activations: at first those of the beginning of a training, then
     those that a network's ``set_progress`` fills in.
@@ -40,8 +42,8 @@ class Binarize(nn.Module):
 
     def __init__(self, estimator: str, *, weights: bool = False) -> None:
         super().__init__()
-        self.estimator, self.weights = estimator, weights
-        entry = get_estimator(estimator)
+        entry = get_estimator(estimator) if weights else get_estimator(estimator).of_activations
+        self.estimator, self.weights = entry.name, weights
         schedule = entry.schedule if weights else entry.activation_schedule or entry.schedule
         self.register_buffer("params", torch.tensor(schedule(0.0)), persistent=False)
 
@@ -72,6 +74,11 @@ class BinaryConv2d(nn.Conv2d):
         self.binarize = Binarize(estimator, weights=True)
         self.binarized: tuple[Tensor, Tensor] | None = None
         self.together: list[BinaryConv2d] = []
+
+    @torch.no_grad()
+    def signs(self) -> Tensor:
+        """The weight as it is convolved, of -1 and +1."""
+        return self.binarize(self.weight)
 
     def forward(self, xb: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         if self.binarized is None:

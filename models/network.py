@@ -56,9 +56,11 @@ class BinaryNetwork(nn.Module):
 
     def estimator_parameters(self, *, weights: bool = True) -> dict[str, float]:
         """The present parameters of the estimator by name, for ``weights`` or for activations."""
-        entry = get_estimator(self.estimator)
+        own = get_estimator(self.estimator)
+        entry = own if weights else own.of_activations
         schedule = entry.schedule if weights else entry.activation_schedule or entry.schedule
-        return dict(zip(entry.parameters, schedule(self.progress, **self.options), strict=True))
+        options = self.options if entry is own else {}
+        return dict(zip(entry.parameters, schedule(self.progress, **options), strict=True))
 
     def set_progress(self, progress: float) -> None:
         """Move the estimator's schedule to ``progress`` = epoch / epochs in [0, 1].

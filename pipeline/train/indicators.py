@@ -49,7 +49,7 @@ class Indicators:
         return [conv.weight.detach() for conv in self.convs.values()]
 
     def _signs(self) -> list[Tensor]:
-        return [pack(weight) for weight in self._weights()]
+        return [pack(conv.signs()) for conv in self.convs.values()]
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -205,10 +205,10 @@ def variance(first: float, second: float, size: int) -> float:
 @torch.no_grad()
 def look_at(conv: BinaryConv2d, signs: Tensor) -> Figures:
     """The figures of the weights of ``conv`` as they are, which had the packed ``signs``."""
-    weight = conv.weight.detach()
+    weight, now = conv.weight.detach(), conv.signs()
     params, estimator = conv.binarize.params, get_estimator(conv.binarize.estimator)
-    error = conv.binarize(weight) - estimator.surrogate(weight, params)
-    is_same = unpack(pack(weight) ^ signs, weight.shape, weight.stride(), weight.dtype) < 0
+    error = now - estimator.surrogate(weight, params)
+    is_same = unpack(pack(now) ^ signs, weight.shape, weight.stride(), weight.dtype) < 0
     return {
         "error": float(torch.linalg.vector_norm(error)),
         "flipped": 1 - _share(is_same),

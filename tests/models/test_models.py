@@ -112,6 +112,18 @@ def test_set_progress_follows_the_schedule_and_stays_out_of_the_state_dict():
         model.set_progress(1.5)
 
 
+def test_an_estimator_of_weights_brings_that_of_activations():
+    model = build_model("resnet20", estimator="biper", biper_w0=10.0)
+    signs = [each for each in model.modules() if isinstance(each, Binarize)]
+    names = {each.weights: each.estimator for each in signs}
+    assert names == {True: "biper", False: "approxsign"}
+    assert model.estimator_parameters() == {"w0": 10}
+    assert model.estimator_parameters(weights=False) == {}
+    conv = model.layer1[0].conv1
+    assert torch.equal(conv.signs(), sign((10 * conv.weight).sin()))
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+
+
 def test_weights_and_activations_can_have_different_parameters():
     model = build_model("resnet20", estimator="rbnn")
     for progress, weights, activations in (
