@@ -69,6 +69,15 @@ def binarize_weights(
     return list(results[: len(weights)]), list(results[len(weights) :])
 
 
+def joined(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Weights (O, I, kH, kW) as parts of one tensor, channels_last.
+
+    What is made anew in every step has to be joined before its signs are taken: the kernels keep a
+    table of where weights lie beside each other, and a capture can make no new one.
+    """
+    return _parts(torch.cat(_flat(weights)), weights)
+
+
 def _flat(maps: Sequence[Tensor]) -> list[Tensor]:
     """Each (O, I, kH, kW) as (n,), a view where it is channels_last."""
     return [t.permute(0, 2, 3, 1).reshape(-1) for t in maps]
@@ -159,30 +168,31 @@ _binarize_weights.register_autograd(_op_backward, setup_context=_setup_context)
 # Cached, since parameters stay where they are: a network has one table, and CUDA graphs read it on.
 @cache
 def _tables(
-    addresses: tuple[int, ...], sizes: tuple[int, ...], itemsize: int, device: torch.device
+    offsets: tuple[int, ...], sizes: tuple[int, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The tables that tell each program what to work on, both int64 and on ``device``.
 
-    The first has a row for every chunk of a weight: its address, its first element in the flat
-    signs, its number of elements, and its layer. The second has a row for every layer: its first
-    chunk, its number of chunks, and its number of elements.
+    The first has a row for every chunk of a weight: how many elements it lies behind the first
+    weight, its first element in the flat signs, its number of elements, and its layer. The second
+    has a row for every layer: its first chunk, its number of chunks, and its number of elements.
     """
     chunks: list[tuple[int, ...]] = []
     layers: list[tuple[int, ...]] = []
     at = 0
-    for layer, (address, size) in enumerate(zip(addresses, sizes, strict=True)):
+    for layer, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
         layers.append((len(chunks), -(-size // BLOCK), size))
         for first in range(0, size, BLOCK):
             count = min(BLOCK, size - first)
-            chunks.append((address + first * itemsize, at + first, count, layer))
+            chunks.append((offset + first, at + first, count, layer))
         at += size
     return torch.tensor(chunks, device=device), torch.tensor(layers, device=device)
 
 
 def _tables_of(weights: list[Tensor]) -> tuple[Tensor, Tensor]:
-    addresses = tuple(w.data_ptr() for w in weights)
+    begin, itemsize = weights[0].data_ptr(), weights[0].itemsize
+    offsets = tuple((w.data_ptr() - begin) // itemsize for w in weights)
     sizes = tuple(w.numel() for w in weights)
-    return _tables(addresses, sizes, weights[0].itemsize, weights[0].device)
+    return _tables(offsets, sizes, weights[0].device)
 
 
 def launch_forward(
@@ -195,7 +205,7 @@ def launch_forward(
     partials, scales = first.new_empty(len(chunks)), first.new_empty(len(layers))
     wave = get_estimator(estimator).triton_surrogate
     _forward_kernel[(len(chunks),)](
-        *(chunks, layers, params.float() if wave else None),
+        *(first, chunks, layers, params.float() if wave else None),
         *(signs, partials, arrivals(first), scales),
         SURROGATE=wave,
         ALIGNED=_aligned(weights),
@@ -218,7 +228,7 @@ def launch_backward(
     chunks, layers = _tables_of(weights)
     dw = weights[0].new_empty(sum(w.numel() for w in weights))
     _backward_kernel[(len(chunks),)](
-        *(chunks, layers, tuple(dsigns), tuple(dscales), params.float(), dw),
+        *(weights[0], chunks, layers, tuple(dsigns), tuple(dscales), params.float(), dw),
         FACTOR=get_estimator(estimator).triton_factor,
         ALIGNED=_aligned(weights) and _aligned(dsigns),
         BLOCK=BLOCK,
@@ -233,10 +243,10 @@ def _aligned(weights: Sequence[Tensor]) -> bool:
 
 
 @jit
-def _chunk(chunks_ptr, ALIGNED: tl.constexpr):  # type: ignore[no-untyped-def]
+def _chunk(weights_ptr, chunks_ptr, ALIGNED: tl.constexpr):  # type: ignore[no-untyped-def]
     """The row of the table that this program works on: see ``_tables``."""
     row = chunks_ptr + 4 * tl.program_id(0)
-    w_ptr = tl.load(row).to(tl.pointer_type(tl.float32))
+    w_ptr = weights_ptr + tl.load(row)
     first = tl.load(row + 1)
     if ALIGNED:
         w_ptr = tl.multiple_of(w_ptr, 16)
@@ -266,6 +276,7 @@ def _store(ptr, values, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-
 
 @jit
 def _forward_kernel(  # type: ignore[no-untyped-def]
+    weights_ptr,
     chunks_ptr,
     layers_ptr,
     params_ptr,
@@ -277,7 +288,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    w_ptr, first, count, layer = _chunk(chunks_ptr, ALIGNED)
+    w_ptr, first, count, layer = _chunk(weights_ptr, chunks_ptr, ALIGNED)
     w = _load(w_ptr, count, BLOCK)
     x = w
     if SURROGATE is not None:
@@ -308,6 +319,7 @@ def _pointer(pointers, layer):  # type: ignore[no-untyped-def]
 
 @jit
 def _backward_kernel(  # type: ignore[no-untyped-def]
+    weights_ptr,
     chunks_ptr,
     layers_ptr,
     dsign_ptrs,
@@ -318,7 +330,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    w_ptr, first, count, layer = _chunk(chunks_ptr, ALIGNED)
+    w_ptr, first, count, layer = _chunk(weights_ptr, chunks_ptr, ALIGNED)
     begin = tl.load(layers_ptr + 3 * layer)
     dsign_ptr = _pointer(dsign_ptrs, layer) + (tl.program_id(0) - begin) * BLOCK
     if ALIGNED:

@@ -115,7 +115,8 @@ def test_registration_passes_opcheck(where):
 
 
 def gpu_jobs():
-    tables = {"chunks_ptr": "*i64", "layers_ptr": "*i64", "ALIGNED": True, "BLOCK": op.BLOCK}
+    tables = {"weights_ptr": "*fp32", "chunks_ptr": "*i64", "layers_ptr": "*i64"}
+    tables |= {"ALIGNED": True, "BLOCK": op.BLOCK}
     scales = {"partials_ptr": "*fp32", "arrivals_ptr": "*i32", "scales_ptr": "*fp32"}
     grads = {"dscale_ptrs": ["*fp32"] * 16, "params_ptr": "*fp32", "dw_ptr": "*fp32"}
     jobs = []
