@@ -37,7 +37,8 @@ def build_model(
 
     Args:
         arch: a key of ``ARCHS``.
-        bits: 1w1a (binary weights and activations), 1w32a (binary weights) or 32w32a.
+        bits: 1w1a (binary weights and activations), 1w32a (binary weights), 32w1a (binary
+            activations) or 32w32a.
         estimator: a key of ``kernels.ESTIMATORS``, for weights and activations alike.
         transform: a key of ``kernels.TRANSFORMS``, done to binary weights before their sign, or
             none.

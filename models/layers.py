@@ -1,7 +1,7 @@
 """The layers of the networks: binarization, binary convolution, and what stands between two.
 
 Inside a network every feature map travels as a pair ``(x, xb)``. x is the real stream, which skips
-add to. xb is what the next convolution reads: sign(x) in a 1w1a network, x itself in the others. A
+add to. xb is what the next convolution reads: sign(x) where activations have 1 bit, else x itself. A
 block does this twice:
 
     z, scale = self.conv1(xb)
@@ -25,7 +25,7 @@ from kernels import (
     running_statistics,
 )
 
-BITS = ("1w1a", "1w32a", "32w32a")
+BITS = ("1w1a", "1w32a", "32w1a", "32w32a")
 
 Pair = tuple[Tensor, Tensor]
 
@@ -143,7 +143,7 @@ def conv3x3(
     in_channels: int, channels: int, *, bits: str, estimator: str, stride: int = 1
 ) -> BinaryConv2d | RealConv2d:
     """The 3x3 convolution of a ``bits`` network, without bias."""
-    if bits == "32w32a":
+    if bits.startswith("32w"):
         return RealConv2d(in_channels, channels, stride=stride)
     return BinaryConv2d(in_channels, channels, stride=stride, estimator=estimator)
 
@@ -154,8 +154,8 @@ def global_pool(x: Tensor) -> Tensor:
 
 
 def binarization(bits: str, estimator: str) -> nn.Module:
-    """The module that makes xb from x: ``Binarize`` in 1w1a networks, the identity in others."""
-    return Binarize(estimator) if bits == "1w1a" else nn.Identity()
+    """The module that makes xb from x: ``Binarize`` for activations of 1 bit, else the identity."""
+    return Binarize(estimator) if bits.endswith("w1a") else nn.Identity()
 
 
 class NormBinarize(nn.BatchNorm2d):

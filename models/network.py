@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kernels import get_estimator, get_transform
+from kernels import Estimator, get_estimator, get_transform
 from models.layers import (
     Binarize,
     BinaryConv2d,
@@ -69,11 +69,14 @@ class BinaryNetwork(nn.Module):
 
     def estimator_parameters(self, *, weights: bool = True) -> dict[str, float]:
         """The present parameters of the estimator by name, for ``weights`` or for activations."""
-        own = get_estimator(self.estimator)
-        entry = own if weights else own.of_activations
+        entry = self._estimator(weights)
         schedule = entry.schedule if weights else entry.activation_schedule or entry.schedule
-        options = self.options if entry is own else {}
+        options = self.options if entry.name == self.estimator else {}
         return dict(zip(entry.parameters, schedule(self.progress, **options), strict=True))
+
+    def _estimator(self, weights: bool) -> Estimator:
+        own = get_estimator(self.estimator)
+        return own if weights else own.of_activations
 
     def set_progress(self, progress: float) -> None:
         """Move the schedules of estimator and transform to ``progress`` = epoch / epochs in [0, 1].
@@ -86,7 +89,8 @@ class BinaryNetwork(nn.Module):
         self.progress = progress
         signs = [module for module in self.modules() if isinstance(module, Binarize)]
         for weights in (True, False):
-            params = [sign.params for sign in signs if sign.weights == weights]
+            kind = weights, self._estimator(weights).name
+            params = [sign.params for sign in signs if (sign.weights, sign.estimator) == kind]
             _refill(params, [*self.estimator_parameters(weights=weights).values()])
         transforms = [module for module in self.modules() if isinstance(module, WeightTransform)]
         for each in transforms[:1]:  # all of them are the same

@@ -47,6 +47,10 @@ KEYS = {
         "model.weight_transform=irnet",
         "model.bits=32w32a",
     ],
+    "pipeline/run/config.py:_bop_flips_the_weights_themselves": [
+        "optim.name=bop",
+        "model.weight_transform=recu",
+    ],
     "pipeline/run/config.py:_is_the_name_of_a_folder": ["run.name=a/b"],
     "pipeline/run/device.py:get_device": ["train.device=cuda"],
     "pipeline/train/graph.py:make_graphs": ["train.cuda_graph=true", "train.device=cpu"],
