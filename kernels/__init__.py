@@ -8,6 +8,7 @@ from kernels.estimators import ESTIMATORS, Estimator, get_estimator
 from kernels.norm import batch_statistics, norm_binarize, running_statistics
 from kernels.packing import pack, unpack
 from kernels.pool import norm_pool_binarize
+from kernels.rprelu import norm_prelu_binarize
 from kernels.sign import binarize
 from kernels.transforms import TRANSFORMS, get_transform
 from kernels.weights import binarize_weights, joined
@@ -26,6 +27,7 @@ __all__ = [
     "joined",
     "norm_binarize",
     "norm_pool_binarize",
+    "norm_prelu_binarize",
     "pack",
     "running_statistics",
     "tally",

@@ -336,6 +336,63 @@ def norm_binarize_apply(
     return dz
 
 
+def norm_prelu_binarize(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    residual: Tensor,
+    slope: Tensor,
+    shift: Tensor,
+    offset: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """y = prelu(v) + shift with v = weight (z - mean) rstd + bias + residual, rows; and
+    sign(y + offset).
+
+    The second result is empty, (0,), where ``offset`` is None.
+    """
+    v = torch.addcmul(bias, _deviation(z, mean, False), weight * rstd) + residual
+    y = (torch.where(v > 0, v, slope * v) + shift).to(z.dtype)
+    return y, y.new_empty(0) if offset is None else sign(y + offset).to(z.dtype)
+
+
+def norm_prelu_binarize_reduce(
+    dy: Tensor | None,
+    dyb: Tensor | None,
+    z: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    slope: Tensor,
+    shift: Tensor,
+    offset: Tensor | None,
+    params: Tensor,
+    estimator: str,
+) -> tuple[Tensor, Tensor]:
+    """The gradient g of v, rows, and sums over the positions, (5, C).
+
+    They are those of g, of g xhat, of the gradient of y, of that where v <= 0 times v, and of the
+    gradient that comes by the sign. A gradient that is None counts as 0; at least one is given.
+    """
+    deviation = _deviation(z, mean, False)
+    v = torch.addcmul(bias, deviation, weight * rstd) + residual
+    by_sign = torch.zeros_like(v)
+    if dyb is not None:
+        assert offset is not None
+        y = (torch.where(v > 0, v, slope * v) + shift).to(z.dtype)
+        by_sign = binarize_backward(dyb, y + offset, params, estimator)
+    gy = by_sign if dy is None else by_sign + dy
+    g = torch.where(v > 0, gy, slope * gy).to(z.dtype)
+    wide = g.to(mean.dtype)
+    by_slope = torch.where(v > 0, 0, v) * gy
+    sums = [_column_sums(each) for each in (wide, wide * deviation, gy, by_slope, by_sign)]
+    sums[1] = sums[1] * rstd
+    return g, torch.stack(sums)
+
+
 WINDOW = 3  # the side of a window of ``max_pool``
 
 

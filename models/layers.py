@@ -1,8 +1,8 @@
 """The layers of the networks: binarization, binary convolution, and what stands between two.
 
 Inside a network every feature map travels as a pair ``(x, xb)``. x is the real stream, which skips
-add to. xb is what the next convolution reads: sign(x) where activations have 1 bit, else x itself. A
-block does this twice:
+add to. xb is what the next convolution reads: sign(x) where activations have 1 bit, else x itself.
+A block does this twice:
 
     z, scale = self.conv1(xb)
     x, xb = self.bn1(z, scale, residual=x)
@@ -51,7 +51,11 @@ class Binarize(nn.Module):
 
     def forward(self, x: Tensor, xb: Tensor | None = None) -> Tensor:
         """sign(x), which is ``xb`` where an op has made that together with x."""
-        return binarize(x, self.params, self.estimator) if xb is None else xb
+        return binarize(self.signed(x), self.params, self.estimator) if xb is None else xb
+
+    def signed(self, x: Tensor) -> Tensor:
+        """What the sign is taken of."""
+        return x
 
     def extra_repr(self) -> str:
         return self.estimator
@@ -210,21 +214,28 @@ class NormBinarize(nn.BatchNorm2d):
 class NormPoolBinarize(NormBinarize):
     """What stands between a real stem and a binary convolution: x = max_pool(BN(relu(z))), and xb.
 
+    Without ``relu`` it is batch norm of z itself.
+
     ``forward`` takes z (N, C, H, W) and the module that makes xb from x (see ``binarization``),
     whose hooks see x, and returns (x, xb). The windows are 3 x 3 at stride 2 with padding 1. All of
     it is one fused op, ``kernels.norm_pool_binarize``.
     """
 
+    def __init__(self, channels: int, *, relu: bool = True) -> None:
+        super().__init__(channels)
+        self.relu = relu
+
     def forward(self, z: Tensor, binarize: nn.Module) -> Pair:  # type: ignore[override]
-        sign = binarize if isinstance(binarize, Binarize) else None
+        sign = binarize if type(binarize) is Binarize else None  # others do more than that
         x, xb = norm_pool_binarize(
             z,
             self.weight,
             self.bias,
-            *self.statistics(z, None, relu=True),
+            *self.statistics(z, None, relu=self.relu),
             params=sign.params if sign else None,
             estimator=sign.estimator if sign else None,
             training=self.training,
+            relu=self.relu,
             sync=self.sync,
         )
         return x, sign(x, xb) if sign else binarize(x)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models import BinaryNetwork
+from models.rprelu import NormPReLU, RSign
 from pipeline.run.config import Config
 from pipeline.run.errors import UserError
 from pipeline.train.bop import Bop, drop_latent_weights
@@ -18,6 +19,7 @@ KINDS = {
     "adamw": torch.optim.AdamW,
     "bop": Bop,
 }
+LEARNED = RSign, NormPReLU  # which have parameters that never decay
 NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm
 
 Settings = dict[str, Any]
@@ -59,23 +61,25 @@ def _settings(config: Config, device: torch.device) -> Settings:
 
 
 def _groups(config: Config, model: nn.Module) -> list[Settings]:
-    """The parameters of ``model``: those of norms apart where these do not decay, and binary
-    weights where Bop takes them.
+    """The parameters of ``model``: those of norms apart where these do not decay, with those
+    that never do, and binary weights where Bop takes them.
 
     The decay of norms is what Goyal et al. (2017) and He et al. ("Bag of tricks", CVPR 2019) leave
     out.
     """
     optim = config.optim
-    binary = norms = set[Tensor]()
+    binary = set[Tensor]()
     if optim.name == "bop" and isinstance(model, BinaryNetwork):
         binary = {*drop_latent_weights(model)}
+    still = {each for module in model.modules() if isinstance(module, LEARNED)
+             for each in module.undecayed()}  # fmt: skip
     if not optim.decay_norms:
-        modules = [module for module in model.modules() if isinstance(module, NORMS)]
-        norms = {parameter for module in modules for parameter in module.parameters()}
+        norms = [module for module in model.modules() if isinstance(module, NORMS)]
+        still |= {parameter for norm in norms for parameter in norm.parameters()}
     every = [*model.parameters()]
     groups: list[Settings] = [
-        {"params": [each for each in every if each not in binary | norms]},
-        {"params": [each for each in every if each in norms], "weight_decay": 0.0},
+        {"params": [each for each in every if each not in binary | still]},
+        {"params": [each for each in every if each in still], "weight_decay": 0.0},
         {
             "params": [each for each in every if each in binary],
             "gamma": optim.bop_gamma / (optim.lr or 1),

@@ -34,6 +34,8 @@ BINARY_CONVS = {
     "resnet18": 16,
     "resnet34": 32,
 }
+BINARY_CONVS |= {"resnet18_react": 16, "resnet34_react": 32}  # tests/models/test_react.py
+OFFICIAL = [*PARAMETERS]  # the networks of the official code
 every_network = pytest.mark.parametrize("arch", ARCHS)
 every_bits = pytest.mark.parametrize("bits", BITS)
 
@@ -46,7 +48,7 @@ def build(arch, bits):
     return build_model(arch, bits, classes(arch))
 
 
-@every_network
+@pytest.mark.parametrize("arch", OFFICIAL)
 @every_bits
 def test_sizes_and_keys_are_the_official_ones(arch, bits):
     model = build(arch, bits)
@@ -73,7 +75,7 @@ def float64_cases():
 
     float64 convolutions are slow, and resnet34 is resnet18 with more of the same blocks.
     """
-    for arch, bits in itertools.product(ARCHS, BITS):
+    for arch, bits in itertools.product(OFFICIAL, BITS):
         slow = [pytest.mark.slow] if arch == "resnet34" else []
         yield pytest.param(arch, bits, False, marks=slow)
     for arch in ("resnet20", "resnet20_bireal", "resnet18_cifar", "vgg_small", "resnet18"):

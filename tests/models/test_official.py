@@ -19,6 +19,7 @@ FULL_PRECISION = "resnet20", "resnet18_cifar", "resnet18"  # the others fail
 NETWORKS = [
     (arch, bits)
     for arch in ARCHS
+    if not arch.endswith("_react")
     for bits in BITS
     if bits.startswith("1w") or (bits == "32w32a" and arch in FULL_PRECISION)
 ]
