@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from kernels import ESTIMATORS
+from kernels import ESTIMATORS, TRANSFORMS
 from kernels.estimators import Option
 from models import ARCHS
 from pipeline.run import plain_yaml
@@ -101,8 +101,13 @@ class ModelConfig(Section):
         description="the network, see models/",
         json_schema_extra=also("model", "network", "name"),
     )
-    bits: Literal["1w1a", "1w32a", "32w32a"] = Field(
+    bits: Literal["1w1a", "1w32a", "32w1a", "32w32a"] = Field(
         "1w1a", description="bits of weights and activations", json_schema_extra=also("a32")
+    )
+    weight_transform: Annotated[Text, AfterValidator(OneOf({"none": None, **TRANSFORMS}))] = Field(
+        "none",
+        description="what is done to binary weights before their sign, see kernels/transforms/",
+        json_schema_extra=also("standardize", "weight_standardization", "normalize_weights"),
     )
     num_classes: Annotated[Integer, Field(ge=2)] | None = Field(
         None, description="classes of the classifier; null: as many as the data have"
@@ -112,6 +117,14 @@ class ModelConfig(Section):
         description="a checkpoint, ours or official, to start from (fine-tuning)",
         json_schema_extra=also("pretrained", "finetune", "init"),
     )
+
+    @model_validator(mode="after")
+    def _weights_to_transform_are_binary(self) -> Self:
+        if self.weight_transform != "none" and self.bits.startswith("32w"):
+            what = f"model.weight_transform is {self.weight_transform}"
+            why = f"but a {self.bits} network has no binary weights"
+            raise UserError(f"{what}, {why}; set model.weight_transform=none")
+        return self
 
 
 class EstimatorConfig(Section):
@@ -319,10 +332,11 @@ class TrainConfig(Section):
 
 
 class OptimConfig(Section):
-    name: Literal["sgd", "adam", "adamw"] = Field(
+    name: Literal["sgd", "adam", "adamw", "bop"] = Field(
         "sgd",
-        description="the optimizer: SGD with momentum, Adam, or AdamW, whose decay is not part of "
-        "the gradient",
+        description="the optimizer: SGD with momentum; Adam; AdamW, whose decay is not part of the "
+        "gradient; or Bop, which flips binary weights and keeps no latent ones, and Adam for the "
+        "others",
         json_schema_extra=also("optim", "optimizer", "opt"),
     )
     impl: Literal["torch_fused", "torch", "apex"] = Field(
@@ -342,14 +356,44 @@ class OptimConfig(Section):
         0.9,
         ge=0,
         le=1 - 1e-9,
-        description="of adam and adamw: decay per step of the mean of gradients",
+        description="of adam, adamw and bop: decay per step of the mean of gradients",
         json_schema_extra=also("betas", "beta"),
     )
     beta2: Number = Field(
         0.999,
         ge=0,
         le=1 - 1e-9,
-        description="of adam and adamw: decay per step of the mean of squared gradients",
+        description="of adam, adamw and bop: decay per step of the mean of squared gradients",
+    )
+    bop_gamma: Number = Field(
+        1e-4,
+        ge=0,
+        le=1,
+        description="bop: the share of a new gradient in the mean that flips weights, at the start "
+        "of the schedule, which it follows like the learning rate",
+        json_schema_extra=also("adaptivity_rate"),
+    )
+    bop_threshold: Number = Field(
+        1e-8,
+        ge=0,
+        le=1e6,
+        description="bop: the mean of gradients beyond which a weight flips",
+    )
+    ovsw_delta: Number = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="the least norm of a binary channel's gradient, as a share of its weights' "
+        "(OvSW): 0.01 for ImageNet, 0.04 for resnet20; 0: off",
+        json_schema_extra=also("adaptive_gradient_scale"),
+    )
+    ovsw_decay: Number = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="the share of itself that is added to the gradient of a binary weight whose "
+        "sign hardly ever flips (OvSW): 2e-5 for ImageNet, 9e-4 for resnet20; 0: off",
+        json_schema_extra=also("silent_decay", "dampen"),
     )
     weight_decay: Number = Field(
         1e-4,
@@ -520,6 +564,18 @@ class Config(Section):
             what = f"optim.warmup_epochs is {warmup}"
             must = f"it must be below train.epochs ({epochs})"
             raise UserError(f"{what}; {must}, such as optim.warmup_epochs={epochs - 1}")
+        return self
+
+    @model_validator(mode="after")
+    def _bop_flips_the_weights_themselves(self) -> Self:
+        latent = {
+            "model.weight_transform": (self.model.weight_transform, "none"),
+            "estimator.name": (self.estimator.name, "reste"),
+        }
+        for key, (value, plain) in latent.items() if self.optim.name == "bop" else ():
+            if value in ("biper", *TRANSFORMS):
+                what = f"{key} is {value}, which is for latent weights, but optim.name is bop"
+                raise UserError(f"{what}, which keeps none; set {key}={plain}")
         return self
 
     @model_validator(mode="after")

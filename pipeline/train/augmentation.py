@@ -5,6 +5,8 @@ image in the batch of all processes. So a run that goes on draws what it would h
 number of processes changes nothing.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -46,6 +48,10 @@ class Augmentation:
             changed = mixup.mixed(Batch(images, labels), share, self.classes)
         self.step.add_(1)
         return changed
+
+    def tensors(self) -> Iterator[Tensor]:
+        """What a captured step reads and writes here."""
+        yield self.step
 
     def _places(self, images: int) -> Tensor:
         """A number for each image of this batch that no other one has, (images,) int64."""

@@ -145,9 +145,7 @@ class Trainer:
         everywhere = state.watch.everywhere(loss)
         state.sums.update(logits, batch.labels, loss, state.watch.counts, everywhere)
         state.watch.keep_statistics()
-        if state.indicators:
-            state.scaler.unscale_(state.optimizer)
-            state.indicators.update()
+        state.correct_gradients()
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)

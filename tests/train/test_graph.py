@@ -103,6 +103,8 @@ EXTRAS = {
     "adamw": [*("optim.name=adamw", "optim.lr=0.01"), "optim.decay_norms=false",
               "optim.schedule=linear", "train.precision=fp16"],
     "mixed": ["data.mixup=0.3", "data.jitter=0.4", "train.grad_accumulation=2"],
+    "bop": ["optim.name=bop", "optim.bop_threshold=1e-6", "train.precision=fp16"],
+    "ovsw": ["optim.ovsw_delta=0.04", "optim.ovsw_decay=0.0009", "indicators.enabled=true"],
     "reestimated": ["train.reestimate_bn=4"],
     "reestimated in parts": ["train.reestimate_bn=99", "train.ema_decay=0.9",
                              "train.grad_accumulation=2"],
@@ -149,7 +151,8 @@ def test_replays_equal_eager_steps(tmp_path, traced, records, extra, options):
 
 
 @pytest.mark.parametrize(
-    ("extra", "streamed"), [("everything", False), ("fp16", True), ("adamw", True)]
+    ("extra", "streamed"),
+    [("everything", False), *((extra, True) for extra in ("fp16", "adamw", "bop", "ovsw"))],
 )
 def test_a_captured_training_is_resumed(tmp_path, traced, extra, streamed):
     """From the middle of an epoch, into a trainer that had captured other tensors before."""
