@@ -156,8 +156,8 @@ def _likeness(word: str, key: Key) -> float:
     own_section, _, own = key.name.rpartition(".")
     initials = "".join(part[0] for part in own.split("_"))
     names = (own, f"{own_section}_{own}", *key.also)
-    is_short_for = float(len(name) > 1 and name == initials)
-    spelling = max(is_short_for, *(_ratio(name, each) for each in names))
+    is_short_for = len(name) > 1 and name == initials  # which counts less than a name it goes by
+    spelling = max(0.99 * is_short_for, *(_ratio(name, each) for each in names))
     words, known = _words(name), _words(f"{own} {key.meaning}")
     meaning = sum(each in known for each in words) / max(1, len(words))
     return max(spelling, 0.75 * meaning) + 0.1 * _ratio(section, own_section)
