@@ -29,7 +29,7 @@ from launch.bench.results import Row, device_name, row
 from launch.bench.rivals import Compiled, Official, PlainConv2d, Splits
 from launch.bench.timing import take_turns
 from models import ARCHS, build_model
-from pipeline.data.cifar_files import CifarSplit, load_cifar10
+from pipeline.data.cifar_files import CifarSplit, load_cifar
 from pipeline.data.loader import Batch, Loader, image_dtype
 from pipeline.data.loader_resident import CifarLoader
 from pipeline.data.open import DATASETS
@@ -39,6 +39,7 @@ from pipeline.run.console import logger
 from pipeline.run.recorder import JsonLines, Recorder
 from pipeline.run.signals import StopSignal
 from pipeline.train.metrics import cross_entropy
+from pipeline.train.network import build_network
 from pipeline.train.precision import AUTOCAST, autocast, to_device
 from pipeline.train.trainer import Trainer
 
@@ -127,8 +128,8 @@ def open_splits(config: Config, images: int) -> Splits:
     counts = images, max(1, images // 5)
     if config.data.path is None:
         return _noise(counts[0]), _noise(counts[1])
-    path = Path(config.data.path)
-    train, test = (load_cifar10(path, split=name, download=False) for name in ("train", "test"))
+    path, kind = Path(config.data.path), config.data.dataset
+    train, test = (load_cifar(kind, path, split=name, download=False) for name in ("train", "test"))
     return _first(train, counts[0]), _first(test, counts[1])
 
 
@@ -160,7 +161,7 @@ def make_trainer(
     config: Config, device: torch.device, loaders: tuple[Loader, Loader], folder: Path
 ) -> Trainer:
     """Our training at o = 2, that writes into ``folder``."""
-    model = build_model(*config.network)
+    model = build_network(config)
     store = CheckpointStore(folder, config.checkpoint.keep)
     recorder = Recorder()
     trainer = Trainer(config, model, loaders, device, store, StopSignal(), recorder)

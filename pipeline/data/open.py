@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.data import exclude, synthetic
-from pipeline.data.batch import fit_batch
+from pipeline.data.batch import fit_batch, pieces_of
 from pipeline.data.loader import Loader, image_dtype
 from pipeline.data.tree import ImageFolder, check_classes, scan, scan_train_val
 from pipeline.data.workers import limit_workers
@@ -95,7 +95,7 @@ def open_folder(
     data = config.data
     batch = data.eval_batch_size
     if train:
-        batch = fit_batch(data.batch_size, len(folder.files), config.train.grad_accumulation)
+        batch = fit_batch(data.batch_size, len(folder.files), pieces_of(config))
     return _loader_class(data.loader)(
         folder,
         batch_size=batch,
@@ -109,6 +109,7 @@ def open_folder(
         dtype=image_dtype(config.train.precision, device),
         device=device,
         hw_decoder_load=data.hw_decoder_load,
+        size_of=config.train_side if train else None,
     )
 
 
@@ -127,9 +128,10 @@ class DataSet:
     classes: int | None = None
 
 
-CIFAR10 = "pipeline.data.loader_resident:open_cifar10"
+CIFAR = "pipeline.data.loader_resident:open_cifar"
 DATASETS = {
-    "cifar10": DataSet(CIFAR10, is_resident=True, side=32, classes=10),
+    "cifar10": DataSet(CIFAR, is_resident=True, side=32, classes=10),
+    "cifar100": DataSet(CIFAR, is_resident=True, side=32, classes=100),
     "imagenet": DataSet(open_tree, classes=1000),
     "synthetic": DataSet(open_synthetic, classes=len(synthetic.SHAPES)),
 }
@@ -146,6 +148,12 @@ def expected_images(config: Config) -> tuple[int, int | None]:
     the data set is known for. No data are looked at."""
     dataset: DataSet = _look_up("data.dataset", config.data.dataset, DATASETS)
     return dataset.side or config.data.size, dataset.classes
+
+
+def train_sides(config: Config) -> tuple[int, ...]:
+    """The sides in pixels of the images that a training sees, one after the other."""
+    side = DATASETS[config.data.dataset].side
+    return (side,) if side else config.train_sides
 
 
 def _loader_class(choice: str) -> Callable[..., Loader]:

@@ -17,6 +17,7 @@ import numpy as np
 from pipeline.data import exclude
 from pipeline.data.draws import Ints
 from pipeline.data.image import bad_image
+from pipeline.run.commands import command_line
 from pipeline.run.config import Config
 from pipeline.run.console import logger
 from pipeline.run.errors import UserError
@@ -228,7 +229,8 @@ def _class_names(root: Path, split: str, left_out: Counter[str]) -> list[str]:
         state = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"data.path: {root} {state}; give the folder that holds {layout}")
     if not (root / split).is_dir():
-        raise UserError(f"data.path: {root} has no folder {split}/; it must hold {layout}")
+        way = f"; make such a tree: {_split_command(root)}" if split == "val" else ""
+        raise UserError(f"data.path: {root} has no folder {split}/; it must hold {layout}{way}")
     names = class_folders(root / split, left_out)
     if not names:
         raise UserError(
@@ -236,6 +238,11 @@ def _class_names(root: Path, split: str, left_out: Counter[str]) -> list[str]:
             f"into {split}/<class>/"
         )
     return names
+
+
+def _split_command(root: Path) -> str:
+    """The command that makes a tree with val/ of one without, beside it."""
+    return command_line("prepare", "split", str(root), f"{root.resolve()}-split")
 
 
 def class_folders(path: Path, left_out: Counter[str]) -> list[str]:

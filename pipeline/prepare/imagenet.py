@@ -33,19 +33,13 @@ def make_imagenet(
         job = {
             "command": "prepare imagenet", "source": str(folder.resolve()), "short_side": side,
             "quality": quality if side else None, "checksums": checksums,
-            "archives": {path.name: _state(path) for path in archives},
+            "archives": {path.name: official.state_of(path) for path in archives},
         }  # fmt: skip
         target = Target(into, job)
         if not (target.has_begun() and target.finished()):
             small = partial(shrunk, side=side, quality=quality) if side else None
             _make(target, archives, small, checksums, workers)
         return tell(target)
-
-
-def _state(path: Path) -> list[int]:
-    """What changes where a file does: its size in bytes, and its time of change."""
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
 
 
 def _make(

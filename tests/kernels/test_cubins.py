@@ -54,7 +54,7 @@ def span(channels=64):
     return tile(SPAN_TILE, channels, num_warps=8)
 
 
-STEM = tile(pool_triton.TILE, xb_ptr="*fp16", index_ptr="*u8", top_ptr="*fp16")
+STEM = tile(pool_triton.TILE, RELU=True, xb_ptr="*fp16", index_ptr="*u8", top_ptr="*fp16")
 # By kernel, and what is special about its launch.
 LIMITS = {
     # Numbers of a channel are loaded and stored one by one.

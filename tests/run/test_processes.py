@@ -96,6 +96,14 @@ def test_the_number_of_processes_changes_nothing_in_parts(lab):
 
 
 @pytest.mark.slow
+def test_the_number_of_processes_changes_nothing_in_what_is_mixed(lab):
+    """Neither the colours of an image nor those of its pair, also where a batch has parts."""
+    words = "data.mixup=0.3", "data.jitter=0.4", "train.grad_accumulation=2"
+    one, two = (run(lab, f"mixed{size}", size, *words) for size in (1, 2))
+    check_same(two, one, 1e-9)
+
+
+@pytest.mark.slow
 def test_the_number_of_processes_changes_nothing_in_what_is_evaluated(lab):
     """Statistics taken anew, over batches of all processes, and those of averaged weights."""
     words = "train.reestimate_bn=2", "train.ema_decay=0.5", "optim.decay_norms=false"
