@@ -16,6 +16,7 @@ from models import ARCHS, BITS, build_model
 from models.layers import Binarize, BinaryConv2d, NormBinarize, NormPoolBinarize, binarization
 from models.resnet import ResNet
 from models.resnet_cifar import CifarResNet
+from models.resnet_react import ReactResNet
 from tests.models.parity import compare, make_exact
 
 PARAMETERS = {
@@ -284,13 +285,16 @@ def test_any_resolution(arch):
 
 def every_kind_of_block(arch, bits):
     """``arch`` with as few blocks as have all of its kinds."""
+    if arch == "resnet18_react":
+        return ReactResNet(arch, bits, 10, "reste", depths=(1, 1, 1, 1))
     if arch == "resnet18":
         return ResNet(arch, bits, 10, "reste", depths=(1, 1, 1, 1))
     return CifarResNet(arch, bits, 10, "reste", depth=1)
 
 
 @pytest.mark.parametrize(
-    ("arch", "bits"), [*(("resnet20", bits) for bits in BITS), ("resnet18", "1w1a")]
+    ("arch", "bits"),
+    [*(("resnet20", bits) for bits in BITS), ("resnet18", "1w1a"), ("resnet18_react", "1w1a")],
 )
 def test_one_graph_over_a_whole_schedule(arch, bits):
     """No recompilation and no graph break; the same numbers as eager, buffers included."""
