@@ -36,8 +36,16 @@ RESIZE = Parser(
     """,
     ("/path/to/imagenet imagenet-256", "data data-160 --short-side 160 --quality 95"),
 )
-RESIZE.add_argument(
-    "source", metavar="SRC", type=Path, help="the folder that holds train/, val/ or test/"
+SHARD = Parser(
+    "prepare shard",
+    "SRC DST [--images N] [--workers N]",
+    """Pack a tree into shards, which are a few large files in place of many small ones.
+
+    SRC is only read. DST gets tar archives in WebDataset's form, each with its index for DALI, and
+    manifest.json. data.path takes DST in place of the tree: the same images come in the same order.
+    Started again after a kill, it goes on. Exits with 1 if there are images that could not be read.
+    """,
+    ("/path/to/imagenet imagenet-shards", "data shards --images 10000"),
 )
 SPLIT = Parser(
     "prepare split",
@@ -63,7 +71,9 @@ VERIFY = Parser(
     """,
     ("/path/to/imagenet", "/path/to/imagenet --report bad.txt --workers 16"),
 )
-PARSERS = {"imagenet": IMAGENET, "resize": RESIZE, "split": SPLIT, "verify": VERIFY}
+PARSERS = {
+    "imagenet": IMAGENET, "resize": RESIZE, "shard": SHARD, "split": SPLIT, "verify": VERIFY,
+}  # fmt: skip
 
 
 def percentage(text: str) -> float:
@@ -73,7 +83,11 @@ def percentage(text: str) -> float:
     return float(text.rstrip("%"))
 
 
-for _parser in (IMAGENET, RESIZE, SPLIT):
+for _parser in (RESIZE, SHARD):
+    _parser.add_argument(
+        "source", metavar="SRC", type=Path, help="the folder that holds train/, val/ or test/"
+    )
+for _parser in (IMAGENET, RESIZE, SHARD, SPLIT):
     _parser.add_argument("target", metavar="DST", type=Path, help="the new folder, which is made")
 for _parser, _side, _words in ((IMAGENET, None, "as they are"), (RESIZE, 256, "256")):
     _parser.add_argument(
@@ -87,6 +101,10 @@ for _parser, _side, _words in ((IMAGENET, None, "as they are"), (RESIZE, 256, "2
 IMAGENET.add_argument(
     "--no-checksums", dest="checksums", action="store_false",
     help="do not compare the archives with the official checksums, which reads them once more",
+)  # fmt: skip
+SHARD.add_argument(
+    "--images", metavar="N", type=whole(1), default=1000,
+    help="how many a shard holds (%(default)s)",
 )  # fmt: skip
 SPLIT.add_argument(
     "--val", metavar="PERCENT", type=percentage, default=10.0,
@@ -126,6 +144,13 @@ def resize(options: argparse.Namespace) -> int:
     return resize_tree(options.source, options.target, side, quality, options.workers)
 
 
+def shard(options: argparse.Namespace) -> int:
+    """Pack a tree; returns how many images could not be read."""
+    from pipeline.prepare.shard import shard_tree
+
+    return shard_tree(options.source, options.target, options.images, options.workers)
+
+
 def split(options: argparse.Namespace) -> int:
     """Split a folder; no image is bad, since none is decoded."""
     from pipeline.prepare.split import split_tree
@@ -144,7 +169,9 @@ def verify(options: argparse.Namespace) -> int:
     return verify_tree(options.data, options.report, options.workers)
 
 
-WORK = {"imagenet": imagenet, "resize": resize, "split": split, "verify": verify}
+WORK = {
+    "imagenet": imagenet, "resize": resize, "shard": shard, "split": split, "verify": verify,
+}  # fmt: skip
 
 
 def _start(name: str, arguments: Sequence[str]) -> None:

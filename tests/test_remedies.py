@@ -96,7 +96,7 @@ NOT_FOLLOWED = {
     "pipeline/data/plan.py:check_batch_size": "a training makes the batch smaller before",
     "pipeline/prepare/archives.py:find": FILES,
     "pipeline/prepare/devkit.py:_refused": FILES,
-    "pipeline/prepare/fill.py:_check_classes": FILES,
+    "pipeline/prepare/fill.py:check_classes": FILES,
     "pipeline/prepare/fill.py:told": ROOM,
     "pipeline/prepare/imagenet.py:_survey": FILES,
     "pipeline/prepare/imagenet.py:_val": FILES,
@@ -349,7 +349,7 @@ def _a_list_that_cannot_be_read(house: House) -> None:
 
 
 @provokes("pipeline/data/exclude.py:_name")
-@provokes("pipeline/data/tree.py:_scan")
+@provokes("pipeline/data/tree.py:check_listed")
 def _a_list_that_is_of_other_data(house: House) -> None:
     for line in ("x", "train/dark/999.png"):
         Path("bad-images.txt").write_text(f"{line}\n")  # its name is taken
@@ -366,7 +366,7 @@ def _an_empty_class(house: House) -> None:
     house.train("--check")
 
 
-@provokes("pipeline/data/tree.py:_check_not_emptied")
+@provokes("pipeline/data/tree.py:check_not_emptied")
 def _a_class_that_the_list_emptied(house: House) -> None:
     names = [f"train/dark/{i}.png\n" for i in range(20)]
     Path("list.txt").write_text("".join(names))
@@ -410,6 +410,29 @@ def _a_loader_that_there_is_not(house: House) -> None:
     words = [*house.images(), "--check"]
     said = house.refused(*words, "data.loader=x")
     house.train(*words, "data.loader=" + advice(r"choose one of .*, (\w+)$", said))
+
+
+@provokes("pipeline/data/shards.py:_scan")
+def _shards_that_there_are_not(house: House) -> None:
+    tree, *words = house.images()
+    words = [*words, "--check"]
+    said = house.refused(tree, *words, "data.format=webdataset")
+    house.train(tree, *words, advice(r"set (data.format=\w+) for a tree", said))
+    command = advice(r"of one: .*reste (prepare shard) TREE SHARDS$", said).split()
+    shards = house.folder / "shards"
+    words = [f"data.path={shards}", *words, "data.format=webdataset"]
+    shutil.move(house.folder / "tree/val", house.folder / "val")
+    reste.main([*command, f"{house.folder}/tree", str(shards)])
+    said = house.refused(*words)
+    assert advice(r"make them of a tree that has one: .*reste (prepare shard)", said)
+    shutil.move(house.folder / "val", house.folder / "tree/val")
+    for spoil in (shutil.rmtree, lambda path: (path / "val/000000.idx").unlink()):
+        spoil(shards)
+        if shards.exists():
+            assert advice(r"make the shards again: .*reste (prepare .*)$", house.refused(*words))
+            shutil.rmtree(shards)
+        reste.main([*command, f"{house.folder}/tree", str(shards)])
+        house.train(*words)
 
 
 @provokes("pipeline/data/loader_torchvision.py:_open")

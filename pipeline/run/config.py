@@ -167,6 +167,11 @@ class DataConfig(Section):
     download: Boolean = Field(
         False, description="cifar10: download torchvision's files when they are missing"
     )
+    format: Text = Field(
+        "auto",
+        description="of image trees: folder; webdataset, the shards of ./reste prepare shard; "
+        "auto: what lies there",
+    )
     loader: Text = Field(
         "auto", description="of image trees: dali, torchvision; auto: the first that is installed"
     )

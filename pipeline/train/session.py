@@ -45,7 +45,7 @@ from pipeline.train.randomness import seed_everything
 from pipeline.train.trainer import Trainer
 
 # What may differ between the processes of a run.
-MAY_DIFFER = ("data.path", "data.exclude", "data.workers", "run.dir")
+MAY_DIFFER = ("data.path", "data.format", "data.exclude", "data.workers", "run.dir")
 
 
 class Outcome(NamedTuple):

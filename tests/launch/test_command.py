@@ -216,7 +216,7 @@ def choices(name):
         ("trian quickstart", "there is no command RESTE trian; did you mean train?"),
         ("xyz", "there is no command RESTE xyz; usage: RESTE {train,evaluate,study,"),
         ("--verbose", "there is no command RESTE --verbose; usage: RESTE {train,"),
-        ("prepare", "a word is missing; usage: RESTE prepare {imagenet,resize,split,verify} ..."),
+        ("prepare", "a word is missing; usage: RESTE prepare {imagenet,resize,shard,split,v"),
         ("prepare verfy x", "there is no command RESTE prepare verfy; did you mean verify?"),
         ("benchmark loaders x", "no command RESTE benchmark loaders; did you mean loader?"),
         ("train", "CONFIG is missing; usage: RESTE train CONFIG [key=value ...] [--check[=N]]"),
