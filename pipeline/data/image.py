@@ -46,16 +46,12 @@ def decoded(open_it: Callable[[], BinaryIO], refused: Callable[[str], UserError]
         raise refused(reason(error)) from error
 
 
-def unreadable(path: str) -> str | None:
-    """Why ``open_rgb`` fails on an image file, in one line, or None if it does not.
+def unreadable(open_it: Callable[[], BinaryIO]) -> str | None:
+    """Why the image in the file that ``open_it`` gives cannot be decoded, in one line, or None if
+    it can.
 
     Data that decoders guess from, such as bits that changed within a JPEG, are not noticed.
     """
-    return flaw(partial(open_file, path))
-
-
-def flaw(open_it: Callable[[], BinaryIO]) -> str | None:
-    """What ``unreadable`` says of the image in the file that ``open_it`` gives."""
     try:
         with open_it() as file, opened(file) as image:
             image.draft("RGB", (1, 1))  # reads a JPEG to its end, but computes few of its pixels

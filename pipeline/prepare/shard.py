@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.data.image import flaw, reason
+from pipeline.data.image import reason, unreadable
 from pipeline.data.plan import permutation
 from pipeline.data.shards import COMMAND, NAMES, read_index, read_split
 from pipeline.data.tree import ImageFolder
@@ -142,7 +142,7 @@ def _look(folder: ImageFolder, number: int) -> _Look:
             content = file.read()
     except OSError as error:
         return _Look(number, b"", Bad(name, reason(error)))
-    why = flaw(partial(io.BytesIO, content))
+    why = unreadable(partial(io.BytesIO, content))
     return _Look(number, content, Bad(name, why) if why else None)
 
 
