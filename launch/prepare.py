@@ -63,7 +63,7 @@ SPLIT.add_argument(
 VERIFY = Parser(
     "prepare verify",
     "DATA [--report FILE] [--workers N]",
-    """List the images of a data tree that cannot be read.
+    """List the images of a data tree, or of shards, that cannot be read.
 
     Decodes every image of train/, val/ and test/, whichever exist, and lists those that cannot be
     read in a report, which data.exclude takes as it is. DATA is only read. Started again, it looks

@@ -56,6 +56,7 @@ FOLLOWED = {
     "pipeline/run/sweep.py:check_folder": "test_one_name_for_every_trial_is_refused",
     "pipeline/run/recorder.py:__init__": "test_a_run_that_another_process_finishes_is_kept",
     "pipeline/prepare/archives.py:_check": "test_checksums",
+    "pipeline/run/alone.py:lock": "test_what_another_process_works_at_is_left_alone",
     "pipeline/data/image.py:bad_image": "test_the_command_to_find_bad_images_works",
     "pipeline/run/cards.py:_check_launcher": "test_tritons_own_faults",
     "pipeline/train/memory.py:explained": "test_what_is_said_to_fit_does",

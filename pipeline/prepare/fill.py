@@ -14,6 +14,7 @@ from pipeline.data.tree import scan
 from pipeline.prepare.ahead import in_order
 from pipeline.prepare.shrink import Unreadable
 from pipeline.prepare.target import Find, Size, Target
+from pipeline.run.alone import alone_in
 from pipeline.run.console import ProgressBar, logger
 from pipeline.run.errors import Interrupted, UserError
 from pipeline.run.files import open_file
@@ -39,9 +40,11 @@ class Bad(NamedTuple):
 
 @contextlib.contextmanager
 def told(folder: Path) -> Iterator[None]:
-    """Turn what ends the making of a tree in ``folder`` too early into an error of one line."""
+    """Keep other processes from making a tree in ``folder``, and turn what ends this too early into
+    an error of one line."""
     try:
-        yield
+        with alone_in(folder, "wait until it has ended, or name another folder"):
+            yield
     except OSError as error:
         raise UserError(
             f"cannot use {error.filename or folder}: {error.strerror}; mend that, or make room: "

@@ -65,6 +65,8 @@ class Target:
     def begin(self) -> None:
         """Make the folder, and note what is done in it."""
         self.growing.mkdir(parents=True, exist_ok=True)
+        for left in self.growing.glob(".*"):  # by a kill
+            left.unlink()
         self.write_json(JOB, self.job)
 
     def has(self, name: str, size: int | None) -> bool:
@@ -155,9 +157,7 @@ class Target:
     def _move(self) -> None:
         """A kill may end it anywhere: ``finished`` goes on with it."""
         for path in self.growing.iterdir():
-            if path.name.startswith("."):  # left by a kill
-                path.unlink()
-            elif path.name not in (JOB, MANIFEST):
+            if path.name not in (JOB, MANIFEST):
                 path.replace(self.folder / path.name)
         (self.growing / JOB).unlink(missing_ok=True)
         (self.growing / MANIFEST).replace(self.folder / MANIFEST)

@@ -25,6 +25,7 @@ from pipeline.data.shards import is_sharded, scan_shards
 from pipeline.data.tree import tell_left_out, walk
 from pipeline.prepare.ahead import in_order
 from pipeline.prepare.source import none_there, splits_of
+from pipeline.run.alone import lock
 from pipeline.run.console import ProgressBar, logger
 from pipeline.run.errors import Interrupted, UserError
 from pipeline.run.files import open_file, replacing
@@ -51,6 +52,7 @@ class Memory:
     def __init__(self, path: Path) -> None:
         content = self._read(path)
         self.file = open(path, "ab", opener=open_alone)  # noqa: SIM115
+        lock(self.file.fileno(), f"--report: another process writes {path}; name another report")
         if content and not content.startswith(MAGIC):
             raise UserError(f"--report: {path} is in the way; name another report")
         whole = len(content) // len(MAGIC) * len(MAGIC)
