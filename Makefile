@@ -123,7 +123,7 @@ compare: $(READY)  ## RUNS="runs/a runs/b": settings, results and curves side by
 bench-kernels: $(READY)  ## microbenchmarks of the kernels (DEVICE=cpu|cuda)
 	$(call bench,kernels,imagenet_resnet18)
 
-bench-train: $(READY)  ## training throughput (CONFIG=, DATA=, DEVICE=cpu|cuda)
+bench-train: $(READY)  ## training throughput, and from ImageNet's files on (CONFIG=, DATA=, DEVICE=cpu|cuda)
 	$(call bench,train,cifar10_resnet20)
 
 bench-loader: $(READY)  ## data loading throughput (CONFIG=, DATA=, DEVICE=cpu|cuda); SWEEP=1: the best settings

@@ -90,6 +90,7 @@ NOT_FOLLOWED = {
     "launch/bench/collectives.py:measure": OTHERS,
     "launch/bench/kernels.py:benchmark": "takes minutes: make bench-kernels DEVICE=cpu",
     "launch/bench/loaders.py:_training_images": FILES,
+    "launch/bench/trees.py:given_images": FILES,
     "launch/bench/starts.py:_start": "the run that failed says what is wrong",
     "pipeline/data/cifar_files.py:_load_official": "data.download=true needs the network",
     "pipeline/data/cifar_files.py:load_cifar10": FILES,
