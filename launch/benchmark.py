@@ -27,6 +27,7 @@ def _measure(name: str, options: argparse.Namespace) -> None:
         collectives,
         kernels,
         loaders,
+        preparing,
         results,
         road,
         scaling,
@@ -53,6 +54,8 @@ def _measure(name: str, options: argparse.Namespace) -> None:
     elif name == "loader":
         measured = sweep.sweep if options.sweep else loaders.measure
         rows = measured(config, device, options.rounds)
+    elif name == "prepare":
+        rows = preparing.measure(config, options.rounds, options.images)
     elif name == "collectives":
         rows = collectives.measure(config, device, options.rounds)
     else:
@@ -139,6 +142,17 @@ LOADER.add_argument(
     help="instead, try data.workers and, on a GPU, data.hw_decoder_load of DALI; the last line "
     "holds the fastest ones, to be pasted",
 )  # fmt: skip
+PREPARE = _parser(
+    "prepare",
+    "[--rounds N] [--images N]",
+    """Time how many images a core resizes, and packs into shards.
+
+    data.path names a tree, or a folder of classes. What is made lies in a temporary folder.
+    """,
+    ("imagenet_resnet18 data.path=/path/to/images train.device=cpu",),
+    rounds=3,
+)
+PREPARE.add_argument("--images", metavar="N", type=whole(1), help="how many (those that are there)")
 COLLECTIVES = _parser(
     "collectives",
     "[--rounds N]",
@@ -163,6 +177,7 @@ PARSERS = {
     "kernels": KERNELS,
     "train": TRAIN,
     "loader": LOADER,
+    "prepare": PREPARE,
     "collectives": COLLECTIVES,
     "scaling": SCALING,
 }

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from launch.bench import road, training, trees
+from launch.bench import preparing, road, training, trees
 from pipeline.data.shards import scan_shards
 from pipeline.data.tree import scan
 from pipeline.run.config import load_config
@@ -97,3 +97,12 @@ def test_the_roofline_is_for_one_size_of_images(monkeypatch):
     assert row["p50"] == "0.1000"
     small = whole.changed({"data.size": 160})
     assert training.share_of_roofline(small, CPU, ("case", "ours", "end_to_end"), rate) == []
+
+
+def test_the_rate_of_preparing(images):
+    rows = preparing.measure(config(images), rounds=2, images=10)
+    assert [(row["case"], row["metric"], row["unit"]) for row in rows] == [
+        ("resize/32", "throughput_per_core", "images/s"),
+        ("shard", "throughput_per_core", "images/s"),
+    ]
+    assert all(10 < float(row["p20"]) <= float(row["p80"]) for row in rows)
