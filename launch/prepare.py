@@ -49,8 +49,16 @@ RESIZE = Parser(
     """,
     ("/path/to/imagenet imagenet-256", "data data-160 --short-side 160 --quality 95"),
 )
-RESIZE.add_argument(
-    "source", metavar="SRC", type=Path, help="the folder that holds train/, val/ or test/"
+SHARD = Parser(
+    "prepare shard",
+    "SRC DST [--images N] [--workers N]",
+    """Pack a tree into shards, which are a few large files in place of many small ones.
+
+    SRC is only read. DST gets tar archives in WebDataset's form, each with its index for DALI, and
+    manifest.json. data.path takes DST in place of the tree: the same images come in the same order.
+    Started again after a kill, it goes on. Exits with 1 if there are images that could not be read.
+    """,
+    ("/path/to/imagenet imagenet-shards", "data shards --images 10000"),
 )
 SPLIT = Parser(
     "prepare split",
@@ -68,7 +76,7 @@ SPLIT.add_argument(
 VERIFY = Parser(
     "prepare verify",
     "DATA [--report FILE] [--workers N]",
-    """List the images of a data tree that cannot be read.
+    """List the images of a data tree, or of shards, that cannot be read.
 
     Decodes every image of train/, val/ and test/, whichever exist, and lists those that cannot be
     read in a report, which data.exclude takes as it is. DATA is only read. Started again, it looks
@@ -80,6 +88,7 @@ PARSERS = {
     "imagenet": IMAGENET,
     "tiny_imagenet": TINY,
     "resize": RESIZE,
+    "shard": SHARD,
     "split": SPLIT,
     "verify": VERIFY,
 }
@@ -92,7 +101,11 @@ def percentage(text: str) -> float:
     return float(text.rstrip("%"))
 
 
-for _parser in (IMAGENET, TINY, RESIZE, SPLIT):
+for _parser in (RESIZE, SHARD):
+    _parser.add_argument(
+        "source", metavar="SRC", type=Path, help="the folder that holds train/, val/ or test/"
+    )
+for _parser in (IMAGENET, TINY, RESIZE, SHARD, SPLIT):
     _parser.add_argument("target", metavar="DST", type=Path, help="the new folder, which is made")
 for _parser, _side, _words in ((IMAGENET, None, "as they are"), (RESIZE, 256, "256")):
     _parser.add_argument(
@@ -108,6 +121,10 @@ for _parser in (IMAGENET, TINY):
         "--no-checksums", dest="checksums", action="store_false",
         help="do not compare with the official checksums, which reads everything once more",
     )  # fmt: skip
+SHARD.add_argument(
+    "--images", metavar="N", type=whole(1), default=1000,
+    help="how many a shard holds (%(default)s)",
+)  # fmt: skip
 SPLIT.add_argument(
     "--val", metavar="PERCENT", type=percentage, default=10.0,
     help="how much of each class is for validation (10)",
@@ -155,6 +172,13 @@ def resize(options: argparse.Namespace) -> int:
     return resize_tree(options.source, options.target, side, quality, options.workers)
 
 
+def shard(options: argparse.Namespace) -> int:
+    """Pack a tree; returns how many images could not be read."""
+    from pipeline.prepare.shard import shard_tree
+
+    return shard_tree(options.source, options.target, options.images, options.workers)
+
+
 def split(options: argparse.Namespace) -> int:
     """Split a folder; no image is bad, since none is decoded."""
     from pipeline.prepare.split import split_tree
@@ -177,6 +201,7 @@ WORK = {
     "imagenet": imagenet,
     "tiny_imagenet": tiny_imagenet,
     "resize": resize,
+    "shard": shard,
     "split": split,
     "verify": verify,
 }

@@ -65,6 +65,7 @@ FOLLOWED = {
     "pipeline/run/sweep.py:check_folder": "test_one_name_for_every_trial_is_refused",
     "pipeline/run/recorder.py:__init__": "test_a_run_that_another_process_finishes_is_kept",
     "pipeline/prepare/archives.py:_check": "test_checksums",
+    "pipeline/run/alone.py:lock": "test_what_another_process_works_at_is_left_alone",
     "pipeline/data/image.py:bad_image": "test_the_command_to_find_bad_images_works",
     "pipeline/run/cards.py:_check_launcher": "test_tritons_own_faults",
     "pipeline/train/memory.py:explained": "test_what_is_said_to_fit_does",
@@ -99,6 +100,7 @@ NOT_FOLLOWED = {
     "launch/bench/collectives.py:measure": OTHERS,
     "launch/bench/kernels.py:benchmark": "takes minutes: make bench-kernels DEVICE=cpu",
     "launch/bench/loaders.py:_training_images": FILES,
+    "launch/bench/trees.py:given_images": FILES,
     "launch/bench/starts.py:_start": "the run that failed says what is wrong",
     "pipeline/data/cifar_files.py:_load_official": "data.download=true needs the network",
     "pipeline/data/cifar_files.py:load_cifar": FILES,
@@ -127,7 +129,7 @@ NOT_FOLLOWED = {
     "pipeline/export/trace.py:trace": FILES,
     "pipeline/prepare/archives.py:find": FILES,
     "pipeline/prepare/devkit.py:_refused": FILES,
-    "pipeline/prepare/fill.py:_check_classes": FILES,
+    "pipeline/prepare/fill.py:check_classes": FILES,
     "pipeline/prepare/fill.py:told": ROOM,
     "pipeline/prepare/imagenet.py:_survey": FILES,
     "pipeline/prepare/imagenet.py:_val": FILES,
@@ -388,7 +390,7 @@ def _a_list_that_cannot_be_read(house: House) -> None:
 
 
 @provokes("pipeline/data/exclude.py:_name")
-@provokes("pipeline/data/tree.py:_scan")
+@provokes("pipeline/data/tree.py:check_listed")
 def _a_list_that_is_of_other_data(house: House) -> None:
     for line in ("x", "train/dark/999.png"):
         Path("bad-images.txt").write_text(f"{line}\n")  # its name is taken
@@ -405,7 +407,7 @@ def _an_empty_class(house: House) -> None:
     house.train("--check")
 
 
-@provokes("pipeline/data/tree.py:_check_not_emptied")
+@provokes("pipeline/data/tree.py:check_not_emptied")
 def _a_class_that_the_list_emptied(house: House) -> None:
     names = [f"train/dark/{i}.png\n" for i in range(20)]
     Path("list.txt").write_text("".join(names))
@@ -452,6 +454,29 @@ def _a_loader_that_there_is_not(house: House) -> None:
     words = [*house.images(), "--check"]
     said = house.refused(*words, "data.loader=x")
     house.train(*words, "data.loader=" + advice(r"choose one of .*, (\w+)$", said))
+
+
+@provokes("pipeline/data/shards.py:_scan")
+def _shards_that_there_are_not(house: House) -> None:
+    tree, *words = house.images()
+    words = [*words, "--check"]
+    said = house.refused(tree, *words, "data.format=webdataset")
+    house.train(tree, *words, advice(r"set (data.format=\w+) for a tree", said))
+    command = advice(r"of one: .*reste (prepare shard) TREE SHARDS$", said).split()
+    shards = house.folder / "shards"
+    words = [f"data.path={shards}", *words, "data.format=webdataset"]
+    shutil.move(house.folder / "tree/val", house.folder / "val")
+    reste.main([*command, f"{house.folder}/tree", str(shards)])
+    said = house.refused(*words)
+    assert advice(r"make them of a tree that has one: .*reste (prepare shard)", said)
+    shutil.move(house.folder / "val", house.folder / "tree/val")
+    for spoil in (shutil.rmtree, lambda path: (path / "val/000000.idx").unlink()):
+        spoil(shards)
+        if shards.exists():
+            assert advice(r"make the shards again: .*reste (prepare .*)$", house.refused(*words))
+            shutil.rmtree(shards)
+        reste.main([*command, f"{house.folder}/tree", str(shards)])
+        house.train(*words)
 
 
 @provokes("pipeline/data/loader_torchvision.py:_open")

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from pipeline.data import exclude, synthetic
 from pipeline.data.batch import fit_batch, pieces_of
 from pipeline.data.loader import Loader, image_dtype
-from pipeline.data.tree import ImageFolder, check_classes, scan, scan_train_val
+from pipeline.data.shards import is_sharded, scan_shards
+from pipeline.data.tree import ImageFolder, Scan, check_classes, scan, scan_train_val
 from pipeline.data.workers import limit_workers
 from pipeline.run import processes
 from pipeline.run.config import Config
@@ -78,14 +80,23 @@ def open_synthetic(config: Config, device: torch.device, splits: Sequence[str]) 
 def _open_folders(
     root: Path, config: Config, device: torch.device, splits: Sequence[str]
 ) -> list[Loader]:
-    excluded = config.data.exclude
+    excluded, scan = config.data.exclude, scan_of(config.data.format, root)
     if list(splits) == ["val"]:
-        return [open_folder(scan(root, "val", excluded), config, device, train=False)]
-    train, val = scan_train_val(root, excluded, lambda classes: check_classes(config, classes))
+        return [open_folder(scan(root, "val", excluded, None), config, device, train=False)]
+    check = partial(check_classes, config)
+    train, val = scan_train_val(root, excluded, check, scan)
     return [
         open_folder(train, config, device, train=True),
         open_folder(val, config, device, train=False),
     ]
+
+
+def scan_of(choice: str, root: Path) -> Scan:
+    """What lists the images in ``root``, which lie there as ``data.format`` says."""
+    if choice == "auto":
+        choice = "webdataset" if is_sharded(root) else "folder"
+    found: Scan = _look_up("data.format", choice, FORMATS, "auto")
+    return found
 
 
 def open_folder(
@@ -135,6 +146,8 @@ DATASETS = {
     "imagenet": DataSet(open_tree, classes=1000),
     "synthetic": DataSet(open_synthetic, classes=len(synthetic.SHAPES)),
 }
+# How the images of a tree may lie, and what lists them.
+FORMATS: dict[str, Scan] = {"folder": scan, "webdataset": scan_shards}
 # The loaders of image trees, or where to find them; data.loader=auto takes the first that can be
 # imported.
 LOADERS: dict[str, Callable[..., Loader] | str] = {

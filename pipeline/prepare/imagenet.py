@@ -9,7 +9,7 @@ from pipeline.prepare import archives as official
 from pipeline.prepare import tars
 from pipeline.prepare.archives import Archives
 from pipeline.prepare.devkit import Devkit, read_devkit
-from pipeline.prepare.fill import Item, fill, finish, tell, told
+from pipeline.prepare.fill import WORDS, Item, fill, finish, tell, told
 from pipeline.prepare.shrink import shrunk
 from pipeline.prepare.target import Size, Target
 from pipeline.run.console import logger
@@ -53,7 +53,7 @@ def _make(
     target.begin()
     items = _items(archives, devkit, small)
     bad = fill(target, items, sum(size.images for size in sizes.values()), workers)
-    target.write_json("classes.json", devkit.words)
+    target.write_json(WORDS, devkit.words)
     finish(target, sizes, bad)
 
 

@@ -182,6 +182,11 @@ class DataConfig(Section):
     download: Boolean = Field(
         False, description="of CIFAR: download torchvision's files when they are missing"
     )
+    format: Text = Field(
+        "auto",
+        description="of image trees: folder; webdataset, the shards of ./reste prepare shard; "
+        "auto: what lies there",
+    )
     loader: Text = Field(
         "auto", description="of image trees: dali, torchvision; auto: the first that is installed"
     )

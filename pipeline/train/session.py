@@ -46,7 +46,7 @@ from pipeline.train.teacher import make_teacher
 from pipeline.train.trainer import Trainer
 
 # What may differ between the processes of a run.
-MAY_DIFFER = ("data.path", "data.exclude", "data.workers", "run.dir")
+MAY_DIFFER = ("data.path", "data.format", "data.exclude", "data.workers", "run.dir")
 
 
 class Outcome(NamedTuple):

@@ -231,7 +231,7 @@ def choices(name):
         ("--verbose", "there is no command RESTE --verbose; usage: RESTE {train,"),
         (
             "prepare",
-            "a word is missing; usage: RESTE prepare {imagenet,tiny_imagenet,resize,split,verify}",
+            "a word is missing; usage: RESTE prepare {imagenet,tiny_imagenet,resize,shard,split,v",
         ),
         ("prepare verfy x", "there is no command RESTE prepare verfy; did you mean verify?"),
         ("benchmark loaders x", "no command RESTE benchmark loaders; did you mean loader?"),
