@@ -8,7 +8,7 @@ from tests import ROOT
 
 FILES = sorted(
     path
-    for room in ("kernels", "models", "pipeline", "launch")
+    for room in ("native", "kernels", "models", "pipeline", "launch")
     for path in (ROOT / room).rglob("*.py")
 )
 TEXT = {"read_text", "write_text", "fdopen", "TextIOWrapper", "NamedTemporaryFile"}

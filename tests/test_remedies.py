@@ -94,6 +94,12 @@ NOT_FOLLOWED = {
     "pipeline/data/cifar_files.py:load_cifar10": FILES,
     "pipeline/data/open.py:build_loaders": OTHERS,
     "pipeline/data/plan.py:check_batch_size": "a training makes the batch smaller before",
+    "pipeline/export/pack.py:_binary": FILES,
+    "pipeline/export/pack.py:_other": FILES,
+    "pipeline/export/pack.py:unpack": FILES,
+    "pipeline/export/packed_file.py:decode": FILES,
+    "pipeline/export/packed_file.py:read": FILES,
+    "pipeline/export/trace.py:trace": FILES,
     "pipeline/prepare/archives.py:find": FILES,
     "pipeline/prepare/devkit.py:_refused": FILES,
     "pipeline/prepare/fill.py:_check_classes": FILES,
@@ -135,7 +141,7 @@ RAISED = ("UserError", "_NotPlain")
 
 def errors() -> Iterator[str]:
     """The place of each error of the user's, as "file:function"."""
-    for room in ("kernels", "models", "pipeline", "launch"):
+    for room in ("native", "kernels", "models", "pipeline", "launch"):
         for path in sorted((ROOT / room).rglob("*.py")):
             place = str(path.relative_to(ROOT))
             yield from _calls(ast.parse(path.read_text(encoding="utf-8")), place, "")

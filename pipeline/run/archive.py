@@ -12,11 +12,11 @@ The older format of ``torch.save``, a row of pickles, and safetensors files are 
 import io
 import math
 import struct
-import sys
 import zipfile
 from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -348,16 +348,8 @@ def _legacy_places(
 
 
 def _read_safetensors(file: BinaryIO, size: int) -> Any:
-    """The tensors of a safetensors file by their names; raises NotPlain where the package that
-    reads them is not installed."""
-    try:
-        from safetensors.torch import load
-    except ImportError:
-        raise NotPlain(
-            "is a safetensors file, which takes a package to read; "
-            f"{sys.executable} -m pip install safetensors"
-        ) from None
+    """The tensors of a safetensors file by their names."""
     if struct.unpack("<Q", file.read(8))[0] > min(size, MOST_PICKLE):
         raise ValueError("a header of an impossible size")
     file.seek(0)
-    return load(file.read(size))
+    return safetensors.torch.load(file.read(size))

@@ -1,0 +1,116 @@
+"""A network of torch as a packed one, and back: the logits stay the same to the bit."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kernels import binarize_weights
+from models import ARCHS, BITS, BinaryNetwork, build_model
+from models.frozen import freeze
+from pipeline.export.packed import About, Packed, layers, pack_signs
+from pipeline.export.program import Array, Step
+from pipeline.export.trace import trace
+from pipeline.run.errors import UserError
+
+STATISTICS = ("weight", "bias", "running_mean", "running_var")  # the rows of <layer>.norm
+
+
+@torch.no_grad()
+def pack(network: BinaryNetwork, about: About) -> Packed:
+    """``network`` with the real weights in float32, as ``about`` describes it.
+
+    Raises UserError where it does what no step stands for, or a layer has no weight but 0.
+    """
+    steps = trace(network)
+    tensors = _binary(network) | _real(network, steps)
+    return Packed(replace(about, real="float32"), steps, tensors)
+
+
+def _binary(network: BinaryNetwork) -> dict[str, Array]:
+    """The bits and scales of the binary convolutions."""
+    convs = network.binary_convs()
+    if not convs:
+        return {}
+    first = next(iter(convs.values())).binarize
+    weights = [conv.weight for conv in convs.values()]
+    signs, scales = binarize_weights(weights, first.params, first.estimator)
+    found: dict[str, Array] = {}
+    for name, sign, scale in zip(convs, signs, scales, strict=True):
+        if not scale > 0:
+            raise UserError(f"{name} has no weight but 0, so no scale; train the network again")
+        found |= {f"{name}.bits": pack_signs(sign.numpy()), f"{name}.scale": scale.numpy()}
+    return found
+
+
+def _real(network: BinaryNetwork, steps: tuple[Step, ...]) -> dict[str, Array]:
+    found: dict[str, Array] = {}
+    for step in steps:
+        if step.op == "norm":
+            norm = network.get_submodule(step.layer)
+            rows = [getattr(norm, name).float() for name in STATISTICS]
+            found[f"{step.layer}.norm"] = torch.stack(rows).numpy()
+        elif step.op in ("conv", "linear") and "channels" not in step.options:
+            parameters = network.get_submodule(step.layer).named_parameters()
+            found |= {f"{step.layer}.{name}": _array(each) for name, each in parameters}
+    return found
+
+
+def _array(tensor: Tensor) -> Array:
+    return np.ascontiguousarray(tensor.float().numpy())
+
+
+def unpack(packed: Packed) -> BinaryNetwork:
+    """The network of ``build_model`` with the weights of ``packed``, in evaluation.
+
+    Raises UserError where it is a network that this code does not have, or another one of its name.
+    """
+    about = packed.about
+    if about.arch not in ARCHS or about.bits not in BITS:
+        raise UserError(
+            f"the packed network is {about.arch[:40]!r} {about.bits[:40]!r}, which is not in "
+            "models/; take the code that it was exported with"
+        )
+    network = build_model(about.arch, about.bits, packed.num_classes)
+    try:
+        freeze(network, _frozen(packed))
+        network.load_state_dict(_state(packed, network))
+    except (RuntimeError, KeyError, ValueError):
+        raise _other(about) from None
+    if trace(network) != packed.steps:
+        raise _other(about)
+    return network.eval()
+
+
+def _other(about: About) -> UserError:
+    return UserError(
+        f"the packed network is another {about.arch} {about.bits} than that of models/; take the "
+        f"code that it was exported with{about.commit and f', {about.commit[:40]}'}"
+    )
+
+
+def _frozen(packed: Packed) -> dict[str, tuple[Tensor, Tensor]]:
+    found = {}
+    for step in packed.steps:
+        if step.op == "conv" and "channels" in step.options:
+            signs = torch.from_numpy(packed.signs(step)).float()
+            scale = torch.tensor(packed.tensors[f"{step.layer}.scale"])
+            found[step.layer] = signs, scale
+    return found
+
+
+def _state(packed: Packed, network: nn.Module) -> dict[str, Any]:
+    """The ``state_dict`` of a network that is frozen already."""
+    state: dict[str, Any] = dict(network.state_dict())
+    for name in layers(packed.steps, "norm"):
+        rows = torch.tensor(packed.tensors[f"{name}.norm"])
+        state |= {f"{name}.{key}": row for key, row in zip(STATISTICS, rows, strict=True)}
+    for key in packed.tensors:
+        name, _, kind = key.rpartition(".")
+        if kind == "weight":
+            state[key] = torch.from_numpy(packed.weight(name))
+        elif kind == "bias":
+            state[key] = torch.from_numpy(packed.bias(name))
+    return state

@@ -1,0 +1,43 @@
+"""Networks to take away: with statistics of their own, as a training leaves them."""
+
+from functools import cache
+
+import torch
+
+from models import ARCHS, build_model
+from pipeline.export.pack import pack
+from pipeline.export.packed import About, Images
+
+KINDS = [(arch, bits) for arch in ARCHS for bits in ("1w1a", "1w32a", "32w32a")]
+SEVERAL = ("resnet18", "resnet20", "resnet20_bireal", "vgg_small")  # each has steps of its own
+
+
+def images_of(arch, count=2, side=None):
+    """(count, 3, side, side) images; ``side`` is that of the network, if it is not given."""
+    side = side or min(ARCHS[arch].image_size, 64)
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(count))
+
+
+@cache
+def network(arch="resnet20", bits="1w1a", classes=10):
+    """A network in evaluation whose batch norms have seen a batch; nobody may change it."""
+    torch.manual_seed(0)
+    model = build_model(arch, bits, classes)
+    with torch.no_grad():
+        for norm in (each for each in model.modules() if hasattr(each, "running_mean")):
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.uniform_(-0.5, 0.5)
+            norm.momentum = 1.0  # the running statistics become those of such images
+        model.train()(images_of(arch, 4, 32))
+    return model.eval()
+
+
+def about(arch="resnet20", bits="1w1a", classes=None, **values):
+    side = ARCHS[arch].image_size
+    images = Images(side, side, 255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return About(arch, bits, "reste", ARCHS[arch].dataset, classes, images, **values)
+
+
+@cache
+def packed(arch="resnet20", bits="1w1a", classes=10):
+    return pack(network(arch, bits, classes), about(arch, bits))
