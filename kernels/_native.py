@@ -1,18 +1,22 @@
-"""The reference's functions on a CPU in C++ (native/blocks.cpp): each map is read and written once.
+"""The reference's functions on a CPU in C++ (native/training): each map is read and written once.
 
 Every function here takes and gives what the one of its name in ``kernels.reference`` does, and calls
-that for what the library cannot: float64 and fp16, and all on a machine without a compiler.
+that for what the library cannot: float64, fp16, and everything on a machine without a compiler.
+Their results depend neither on the number of threads nor on how the work was shared.
 """
 
 import ctypes
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeVar
+from ctypes import c_double, c_float, c_int, c_int64, c_void_p
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+import native
 from kernels import reference
 from kernels.estimators import ESTIMATORS, get_estimator
 from native import build
@@ -21,27 +25,51 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}  # the dtypes of maps
+# The arguments before the number of threads: p an address, f and d floats, i and n integers.
+FUNCTIONS = {
+    "deviations": "pniipp",
+    "forward": "ppppppniipp",
+    "reduce": "pppppppp" + "niipp",
+    "apply": "ppppppdiniip",
+    "pool": "pppppniiipppp",
+    "unpool": "pppppppdiniiip",
+    "signs": "pnp",
+    "weights": "ppfppnp",
+}
+TYPES = {"p": c_void_p, "f": c_float, "d": c_double, "i": c_int, "n": c_int64}
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The library, built at the first call; None, and one warning, where it cannot be built."""
+    recipe = build.Recipe(
+        folder=Path(native.__file__).parent / "training",
+        sources=(("blocks", ()),),
+        options=("-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"),
+        texts=(("estimators", _estimators()),),
+    )
     try:
-        return ctypes.CDLL(str(build.library("training", {"estimators.cpp": _estimators()})))
+        found = ctypes.CDLL(str(build.library(recipe)))
     except (build.NoLibrary, OSError) as error:
         warnings.warn(f"training is slower on this CPU: {error}", stacklevel=2)
         return None
+    for function, arguments in FUNCTIONS.items():
+        for dtype in NAMES.values():
+            each = found[f"{function}_{dtype}"]
+            each.argtypes = [*(TYPES[letter] for letter in arguments), c_int]
+            each.restype = c_double if function == "signs" else None
+    return found
 
 
 def _estimators() -> str:
-    """C++ of h of every estimator that gives it: see ``Estimator.native_factor``."""
-    functions = [
-        f'extern "C" void factor_{name}(const float* params, const float* xs, float* hs, int n) {{\n'
+    """C++ of every estimator's h, where it gives one: ``Estimator.native_factor``."""
+    head = 'extern "C" __attribute__((visibility("default"))) void'
+    return '#include "elementary.h"\n\n#include <cmath>\n\nusing namespace elementary;\n' + "".join(
+        f"\n{head} factor_{each.name}(const float* params, const float* xs, float* hs, int count) {{\n"
         f"{each.native_factor}\n}}\n"
-        for name, each in ESTIMATORS.items()
+        for each in ESTIMATORS.values()
         if each.native_factor
-    ]
-    return '#include "elementary.h"\nusing namespace elementary;\n' + "\n".join(functions)
+    )
 
 
 def takes(t: Tensor) -> bool:
@@ -52,29 +80,134 @@ def takes(t: Tensor) -> bool:
 def instead_of(plain: Callable[P, R], at: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """The decorated function where the library takes argument number ``at``, else ``plain``."""
 
-    def choose(native: Callable[P, R]) -> Callable[P, R]:
+    def choose(fast: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(plain)
         def chosen(*args: P.args, **kwargs: P.kwargs) -> R:
-            decisive = args[at]
-            assert isinstance(decisive, Tensor)
-            return (native if takes(decisive) else plain)(*args, **kwargs)
+            return (fast if takes(args[at]) else plain)(*args, **kwargs)  # type: ignore[arg-type]
 
         return chosen
 
     return choose
 
 
-def _call(name: str, like: Tensor, *args: Tensor | int | float | None) -> float:
-    """Call the function for the dtype of ``like``. Tensors go as addresses, floats as doubles."""
-    given = [
-        a.data_ptr() if isinstance(a, Tensor) else a for a in (*args, torch.get_num_threads())
-    ]
+def _call(name: str, like: Tensor, *arguments: Any) -> Any:
+    """Call a function for maps of the dtype of ``like``. Tensors are contiguous."""
+    given = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
     function = getattr(library(), f"{name}_{NAMES[like.dtype]}")
-    return function(*(ctypes.c_void_p(a) if isinstance(b, Tensor) or a is None else a))
+    return function(*given, torch.get_num_threads())
+
+
+def _floats(*tensors: Tensor) -> list[Tensor]:
+    """Vectors of channels as the library reads them."""
+    return [t.detach().float().contiguous() for t in tensors]
+
+
+def _factor(estimator: str) -> int | None:
+    """The address of h of an estimator; None where it does not give it in C++."""
+    if get_estimator(estimator).native_factor is None:
+        return None
+    return ctypes.cast(getattr(library(), f"factor_{estimator}"), c_void_p).value
 
 
 @instead_of(reference.deviations, 0)
 def deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
     mean, squares = z.new_empty(2, z.shape[1], dtype=torch.float32)
-    _deviations(z, z, *z.shape, relu, mean, squares)
+    _call("deviations", z, z, *z.shape, relu, mean, squares)
     return mean, squares
+
+
+@instead_of(reference.batch_statistics, 0)
+def batch_statistics(
+    z: Tensor, scale: Tensor | None, *running_momentum_eps: Any
+) -> tuple[Tensor, Tensor]:
+    *rest, relu = running_momentum_eps
+    return reference.finish_statistics(*deviations(z, relu), len(z), scale, *rest)
+
+
+@instead_of(reference.norm_binarize, 0)
+def norm_binarize(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    residual: Tensor | None,
+    binarized: bool,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    vectors = _floats(weight, bias, mean, rstd)
+    y, yb = torch.empty_like(z), torch.empty_like(z) if binarized else None
+    _call("forward", z, z, residual, *vectors, *z.shape, relu, y, yb)
+    return y, y.new_empty(0) if yb is None else yb
+
+
+@instead_of(reference.norm_binarize_reduce, 3)
+def norm_binarize_reduce(
+    dy: Tensor | None,
+    dyb: Tensor | None,
+    y: Tensor | None,
+    z: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    params: Tensor,
+    estimator: str,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    factor = None
+    if dyb is not None and (factor := _factor(estimator)) is None:
+        assert y is not None
+        g = reference.binarize_backward(dyb, y, params, estimator)
+        dy, dyb = g if dy is None else g.add_(dy), None
+    g = dy if dyb is None else torch.empty_like(z)
+    assert g is not None
+    sums = mean.new_empty(2, len(mean), dtype=torch.float32)
+    vectors = _floats(mean, rstd)
+    _call("reduce", z, dy, dyb, y, z, *vectors, factor, *_floats(params), *z.shape, relu, g, sums)
+    return g, sums
+
+
+@instead_of(reference.norm_binarize_apply, 1)
+def norm_binarize_apply(
+    g: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    sums: Tensor,
+    count: Tensor | None,
+    training: bool,
+    relu: bool,
+) -> Tensor:
+    dz = torch.empty_like(z)
+    vectors = _floats(weight, mean, rstd, sums)
+    positions = len(z) if count is None else count.item()
+    _call("apply", z, g, z, *vectors, positions, training, *z.shape, relu, dz)
+    return dz
+
+
+def binarize_weights(weights: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    sizes = [len(w) for w in weights]
+    signs = weights[0].new_empty(sum(sizes), dtype=dtype)
+    if weights[0].dtype != torch.float32 or not takes(signs):
+        return reference.binarize_weights(weights, dtype)
+    parts = zip(weights, sizes, signs.split(sizes), strict=True)
+    scales = [_call("signs", signs, w, n, part) for w, n, part in parts]
+    return signs, weights[0].new_tensor(scales)
+
+
+def binarize_weights_backward(
+    dsigns: Sequence[Tensor],
+    dscales: Sequence[Tensor],
+    weights: list[Tensor],
+    params: Tensor,
+    estimator: str,
+) -> Tensor:
+    first, known = dsigns[0], get_estimator(estimator).native_factor is not None
+    if weights[0].dtype != torch.float32 or not known or not takes(first):
+        return reference.binarize_weights_backward(dsigns, dscales, weights, params, estimator)
+    sizes = [len(w) for w in weights]
+    dw, (p,) = weights[0].new_empty(sum(sizes)), _floats(params)
+    parts = zip(dsigns, torch.stack(list(dscales)).tolist(), weights, dw.split(sizes), strict=True)
+    for dsign, dscale, w, part in parts:
+        _call("weights", first, dsign, w, dscale / len(w), _factor(estimator), p, len(w), part)
+    return dw

@@ -416,7 +416,9 @@ void differentiate(Factor h, const float* params, const T* dy, const float* x, f
     differentiate(h, params, dsigns, w, slope, count, dw, threads);                               \
   }
 
+#pragma GCC visibility push(default)
 extern "C" {
 EXPORTS(float, float32)
 EXPORTS(Bfloat16, bfloat16)
 }
+#pragma GCC visibility pop
