@@ -35,7 +35,7 @@ from kernels.norm import (
     reduce,
 )
 from kernels.pool_triton import empty_pooled, launch_apply, launch_forward
-from kernels.sign import check_params
+from kernels.sign import check_activations
 
 
 def norm_pool_binarize(
@@ -79,7 +79,7 @@ def norm_pool_binarize(
     if params is None:
         params = weight.new_empty(0)
     if estimator:
-        check_params(params, z.device, estimator)
+        check_activations(params, z.device, estimator)
     options = estimator or "", training, sync and training
     if is_launched(z):
         x, xb = _NormPoolBinarize.apply(z, weight, bias, mean, rstd, params, *options)

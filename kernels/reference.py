@@ -23,6 +23,15 @@ def sign(x: Tensor) -> Tensor:
     return _keep_nan(torch.copysign(x.new_ones(()), x + 0), x)
 
 
+def binarize(x: Tensor, params: Tensor, estimator: str) -> Tensor:
+    """sign(x), or sign(f(x)) where ``estimator`` asks for that; in the shape and dtype of x."""
+    entry = get_estimator(estimator)
+    if entry.triton_surrogate is None:
+        return sign(x)
+    compute = torch.promote_types(x.dtype, torch.float32)
+    return sign(entry.surrogate(x.to(compute), params.to(compute))).to(x.dtype)
+
+
 def binarize_backward(grad: Tensor, x: Tensor, params: Tensor, estimator: str) -> Tensor:
     """grad * h(x) with the factor h of ``estimator``, NaN where x is NaN.
 
@@ -41,11 +50,13 @@ def _keep_nan(y: Tensor, x: Tensor) -> Tensor:
     return y.masked_fill_(x.isnan(), torch.nan) if x.sum().isnan() else y
 
 
-def binarize_weights(weights: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The signs of flat weights, joined to one tensor, and mean |w| of each, (layers,)."""
+def binarize_weights(
+    weights: list[Tensor], params: Tensor, estimator: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """``binarize`` of flat weights, joined to one tensor, and mean |w| of each, (layers,)."""
     signs = weights[0].new_empty(sum(map(len, weights)), dtype=dtype)
     for part, w in zip(signs.split([len(w) for w in weights]), weights, strict=True):
-        part.copy_(sign(w))
+        part.copy_(binarize(w, params, estimator))
     return signs, torch.stack([w.abs().mean() for w in weights])
 
 

@@ -18,6 +18,8 @@ from kernels import (
     binarize,
     binarize_weights,
     get_estimator,
+    get_transform,
+    joined,
     norm_binarize,
     norm_pool_binarize,
     running_statistics,
@@ -31,6 +33,8 @@ Pair = tuple[Tensor, Tensor]
 class Binarize(nn.Module):
     """sign(x) with ``estimator``'s gradient; shape, dtype and memory format stay x's.
 
+    An estimator of weights alone brings the one that activations take.
+
     ``params`` is a buffer outside of the ``state_dict``. It holds the estimator's parameters for
     weights, if ``weights``, or for activations: at first those of the beginning of a training, then
     those that a network's ``set_progress`` fills in.
@@ -40,8 +44,8 @@ class Binarize(nn.Module):
 
     def __init__(self, estimator: str, *, weights: bool = False) -> None:
         super().__init__()
-        self.estimator, self.weights = estimator, weights
-        entry = get_estimator(estimator)
+        entry = get_estimator(estimator) if weights else get_estimator(estimator).of_activations
+        self.estimator, self.weights = entry.name, weights
         schedule = entry.schedule if weights else entry.activation_schedule or entry.schedule
         self.register_buffer("params", torch.tensor(schedule(0.0)), persistent=False)
 
@@ -53,8 +57,31 @@ class Binarize(nn.Module):
         return self.estimator
 
 
+class WeightTransform(nn.Module):
+    """The transform ``name`` of ``kernels.TRANSFORMS``: what is done to a weight before its sign.
+
+    ``params``, a buffer outside of the ``state_dict``, holds its parameters: at first those of the
+    beginning of a training, then those that a network's ``set_progress`` fills in.
+    """
+
+    params: Tensor
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.register_buffer("params", torch.tensor(get_transform(name).schedule(0.0)), False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return get_transform(self.name).apply(weight, self.params)
+
+    def extra_repr(self) -> str:
+        return self.name
+
+
 class BinaryConv2d(nn.Conv2d):
     """Convolution of ``xb`` (N, C, H, W) with sign(w), and the layer's scale mean |w|, 0-dim.
+
+    With a ``transform``, w is not the weight itself but what that makes of it.
 
     The scale is handed on rather than multiplied in: sums of ±1 are small integers, which are exact
     in fp32 in whatever order they are added, while sums of ±scale are not. Border taps are 0,
@@ -70,8 +97,13 @@ class BinaryConv2d(nn.Conv2d):
     ) -> None:
         super().__init__(in_channels, channels, 3, stride, padding=1, bias=False)
         self.binarize = Binarize(estimator, weights=True)
+        self.transform: WeightTransform | None = None
         self.binarized: tuple[Tensor, Tensor] | None = None
         self.together: list[BinaryConv2d] = []
+
+    def signed(self) -> Tensor:
+        """The weight of which the sign is convolved."""
+        return self.weight if self.transform is None else self.transform(self.weight)
 
     def forward(self, xb: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         if self.binarized is None:
@@ -87,7 +119,9 @@ def binarize_convs(convs: list[BinaryConv2d]) -> None:
     device = first.weight.device.type
     mixed = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if mixed else first.weight.dtype
-    weights = [conv.weight for conv in convs]
+    weights = [conv.signed() for conv in convs]
+    if first.transform is not None:
+        weights = joined(weights)
     signs, scales = binarize_weights(
         weights, first.binarize.params, first.binarize.estimator, dtype
     )

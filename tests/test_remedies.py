@@ -43,6 +43,10 @@ KEYS = {
     "pipeline/run/config.py:_warmup_ends": ["optim.warmup_epochs=7"],
     "pipeline/run/config.py:_steps_have_milestones": ["optim.schedule=step"],
     "pipeline/run/config.py:_apex_is_for_sgd": ["optim.impl=apex", "optim.name=adam"],
+    "pipeline/run/config.py:_weights_to_transform_are_binary": [
+        "model.weight_transform=irnet",
+        "model.bits=32w32a",
+    ],
     "pipeline/run/config.py:_is_the_name_of_a_folder": ["run.name=a/b"],
     "pipeline/run/device.py:get_device": ["train.device=cuda"],
     "pipeline/train/graph.py:make_graphs": ["train.cuda_graph=true", "train.device=cpu"],

@@ -39,6 +39,7 @@ from pipeline.run.console import logger
 from pipeline.run.recorder import JsonLines, Recorder
 from pipeline.run.signals import StopSignal
 from pipeline.train.metrics import cross_entropy
+from pipeline.train.network import build_network
 from pipeline.train.precision import AUTOCAST, autocast, to_device
 from pipeline.train.trainer import Trainer
 
@@ -160,7 +161,7 @@ def make_trainer(
     config: Config, device: torch.device, loaders: tuple[Loader, Loader], folder: Path
 ) -> Trainer:
     """Our training at o = 2, that writes into ``folder``."""
-    model = build_model(*config.network)
+    model = build_network(config)
     store = CheckpointStore(folder, config.checkpoint.keep)
     recorder = Recorder()
     trainer = Trainer(config, model, loaders, device, store, StopSignal(), recorder)

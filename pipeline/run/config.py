@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from kernels import ESTIMATORS
+from kernels import ESTIMATORS, TRANSFORMS
 from kernels.estimators import Option
 from models import ARCHS
 from pipeline.run import plain_yaml
@@ -102,6 +102,11 @@ class ModelConfig(Section):
     bits: Literal["1w1a", "1w32a", "32w32a"] = Field(
         "1w1a", description="bits of weights and activations", json_schema_extra=also("a32")
     )
+    weight_transform: Annotated[Text, AfterValidator(OneOf({"none": None, **TRANSFORMS}))] = Field(
+        "none",
+        description="what is done to binary weights before their sign, see kernels/transforms/",
+        json_schema_extra=also("standardize", "weight_standardization", "normalize_weights"),
+    )
     num_classes: Annotated[Integer, Field(ge=2)] | None = Field(
         None, description="classes of the classifier; null: as many as the data have"
     )
@@ -110,6 +115,14 @@ class ModelConfig(Section):
         description="a checkpoint, ours or official, to start from (fine-tuning)",
         json_schema_extra=also("pretrained", "finetune", "init"),
     )
+
+    @model_validator(mode="after")
+    def _weights_to_transform_are_binary(self) -> Self:
+        if self.weight_transform != "none" and self.bits.startswith("32w"):
+            what = f"model.weight_transform is {self.weight_transform}"
+            why = f"but a {self.bits} network has no binary weights"
+            raise UserError(f"{what}, {why}; set model.weight_transform=none")
+        return self
 
 
 class EstimatorConfig(Section):

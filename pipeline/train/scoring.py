@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from models import ARCHS, BinaryNetwork, build_model
+from models import ARCHS, BinaryNetwork
 from pipeline.data.open import build_eval_loader
 from pipeline.run import cards, checkpoint
 from pipeline.run.classes import arrange, by_position, is_classifier, match, names_of
@@ -21,7 +21,7 @@ from pipeline.run.weights import (
 )
 from pipeline.train.evaluation import Evaluation
 from pipeline.train.memory import shortage_explained
-from pipeline.train.network import load_weights
+from pipeline.train.network import build_network, load_weights
 from pipeline.train.precision import settle_evaluation, to_device
 from pipeline.train.randomness import seed_everything
 
@@ -81,13 +81,13 @@ def load_network(config: Config, state: dict[str, Any], path: Path) -> BinaryNet
 
     Raises UserError where they do not fit, and Diverged where one is not finite.
     """
-    arch, bits, classes = config.network
+    classes = config.network[2]
     # A network of that many classes is only built if the file holds a classifier of that size.
     if all(classes not in weight.shape[:1] for weight in network_weights(state).values()):
         known = classes_of(state)
         remedy = f"set model.num_classes={known}" if known else "take another"
         raise UserError(f"checkpoint {path} has no classifier of {classes} classes; {remedy}")
-    model = build_model(arch, bits, classes)
+    model = build_network(config)
     load_weights(model, state, path)
     if name := first_not_finite(model.state_dict()):
         raise Diverged(f"checkpoint {path}: {name} is not finite; take an earlier checkpoint")

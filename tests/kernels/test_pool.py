@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from kernels import (
-    ESTIMATORS,
     batch_statistics,
     binarize,
     norm,
@@ -23,6 +22,7 @@ from tests.kernels.device import DEVICE, TRITON
 from tests.kernels.test_norm import (
     EPS,
     MOMENTUM,
+    OF_ACTIVATIONS,
     TOLERANCE,
     agree,
     close,
@@ -261,6 +261,7 @@ def test_registration_passes_opcheck(where, sign):
         ({"weight": torch.ones(4)}, "weight is .*channels of z"),
         ({"rstd": torch.ones(3, device="meta")}, "rstd is .*meta"),
         ({"estimator": "foo"}, "foo.*unknown"),
+        ({"estimator": "biper", "params": torch.ones(1)}, "'biper' is for weights"),
         ({"params": torch.ones(2)}, "params must be"),
     ],
 )
@@ -273,7 +274,7 @@ def test_bad_arguments_name_themselves(change, word):
         norm_pool_binarize(**arguments | change)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", OF_ACTIVATIONS)
 def test_every_estimator(estimator):
     leaves = inputs(SHAPES[1], torch.float64)
     options = {"training": True, "sign": True, "estimator": estimator}

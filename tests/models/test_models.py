@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from kernels import ESTIMATORS, reference
+from kernels import ESTIMATORS, TRANSFORMS, reference
 from kernels.reference import sign
 from launch.bench.official import build_official, set_official_o
 from models import ARCHS, BITS, build_model
@@ -112,6 +112,18 @@ def test_set_progress_follows_the_schedule_and_stays_out_of_the_state_dict():
         model.set_progress(1.5)
 
 
+def test_an_estimator_of_weights_brings_that_of_activations():
+    model = build_model("resnet20", estimator="biper", biper_w0=10.0)
+    signs = [each for each in model.modules() if isinstance(each, Binarize)]
+    names = {each.weights: each.estimator for each in signs}
+    assert names == {True: "biper", False: "approxsign"}
+    assert model.estimator_parameters() == {"w0": 10}
+    assert model.estimator_parameters(weights=False) == {}
+    conv = model.layer1[0].conv1
+    assert torch.equal(conv.binarize(conv.signed()), sign((10 * conv.weight).sin()))
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+
+
 def test_weights_and_activations_can_have_different_parameters():
     model = build_model("resnet20", estimator="rbnn")
     for progress, weights, activations in (
@@ -141,6 +153,27 @@ def test_trains_with_every_estimator(arch, bits, estimator):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     assert all(c.weight.grad.abs().sum() > 0 for c in model.binary_convs().values())
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("arch", ["resnet20", "vgg_small", "resnet18"])
+def test_trains_with_every_transform(arch, transform):
+    """At once and stage by stage the gradients are the same."""
+    torch.manual_seed(0)
+    model = build_model(arch, "1w1a", 10, transform=transform)
+    model.set_progress(0.5)
+    images, found = torch.randn(2, 3, 32, 32), []
+    for model.binarize_by_stage in (False, True):
+        model.zero_grad()
+        model(images).square().mean().backward()
+        found.append([conv.weight.grad.clone() for conv in model.binary_convs().values()])
+    for one, other in zip(*found, strict=True):
+        assert one.isfinite().all() and one.abs().sum() > 0
+        torch.testing.assert_close(one, other)
+    for conv in model.binary_convs().values():
+        expected = TRANSFORMS[transform].schedule(0.5)
+        assert tuple(conv.transform.params.tolist()) == pytest.approx(expected)
+        assert torch.equal(conv.signed(), conv.transform(conv.weight))
 
 
 @every_network
@@ -228,6 +261,7 @@ def test_initialisation():
         ({"arch": "resnet20", "estimator": "stee"}, "stee"),
         ({"arch": "resnet20", "estimator": "ste", "o_end": 3.0}, "o_end"),
         ({"arch": "resnet20", "num_classes": 1}, "num_classes"),
+        ({"arch": "resnet20", "transform": "foo"}, "'foo' is unknown; choose one of irnet, recu"),
         ({"arch": "resnet20", "o_end": 0.5}, "o_end"),
         ({"arch": "resnet20", "estimator": "dsq", "dsq_a": 1.0}, "dsq_a"),
     ],
