@@ -1,8 +1,8 @@
 """The reference's functions on a CPU in C++ (native/training): each map is read and written once.
 
-Every function here takes and gives what the one of its name in ``kernels.reference`` does, and calls
-that for what the library cannot: float64, fp16, and everything on a machine without a compiler.
-Their results depend neither on the number of threads nor on how the work was shared.
+Every function here takes and gives what the one of its name in ``kernels.reference`` does, and
+calls that for what the library cannot: float64, fp16, and all on a machine without a compiler.
+Results depend neither on the number of threads nor on how the work was shared.
 """
 
 import ctypes
@@ -33,6 +33,8 @@ FUNCTIONS = {
     "apply": "ppppppdiniip",
     "pool": "pppppniiipppp",
     "unpool": "pppppppdiniiip",
+    "convolve": "ppniiiiipp",
+    "weight_gradient": "ppniiiiip",
     "signs": "pnp",
     "weights": "ppfppnp",
 }
@@ -44,8 +46,11 @@ def library() -> ctypes.CDLL | None:
     """The library, built at the first call; None, and one warning, where it cannot be built."""
     recipe = build.Recipe(
         folder=Path(native.__file__).parent / "training",
-        sources=(("blocks", ()),),
-        options=("-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"),
+        sources=(("blocks", ()), ("convolution", ())),
+        options=(
+            *("-march=native", "-fopenmp", "-ffp-contract=fast"),
+            *("-fno-math-errno", "-fno-trapping-math"),  # or some loops would not become vectors
+        ),
         texts=(("estimators", _estimators()),),
     )
     try:
@@ -55,18 +60,19 @@ def library() -> ctypes.CDLL | None:
         return None
     for function, arguments in FUNCTIONS.items():
         for dtype in NAMES.values():
-            each = found[f"{function}_{dtype}"]
+            each = getattr(found, f"{function}_{dtype}")
             each.argtypes = [*(TYPES[letter] for letter in arguments), c_int]
-            each.restype = c_double if function == "signs" else None
+            each.restype = {"signs": c_double, "convolve": c_int}.get(function)
     return found
 
 
 def _estimators() -> str:
     """C++ of every estimator's h, where it gives one: ``Estimator.native_factor``."""
-    head = 'extern "C" __attribute__((visibility("default"))) void'
-    return '#include "elementary.h"\n\n#include <cmath>\n\nusing namespace elementary;\n' + "".join(
-        f"\n{head} factor_{each.name}(const float* params, const float* xs, float* hs, int count) {{\n"
-        f"{each.native_factor}\n}}\n"
+    return '#include "elementary.h"\n\nusing namespace elementary;\n' + "".join(
+        'extern "C" __attribute__((visibility("default")))\n'
+        f"void factor_{each.name}(const float* params, const float* xs, float* hs, int count) {{\n"
+        f"  const auto h = [params] {{{each.native_factor}  }}();\n"
+        "  for (int i = 0; i < count; i++) hs[i] = h(xs[i]);\n}\n"
         for each in ESTIMATORS.values()
         if each.native_factor
     )
@@ -118,10 +124,18 @@ def deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
 
 @instead_of(reference.batch_statistics, 0)
 def batch_statistics(
-    z: Tensor, scale: Tensor | None, *running_momentum_eps: Any
+    z: Tensor,
+    scale: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor,
+    momentum: float,
+    eps: float,
+    relu: bool,
 ) -> tuple[Tensor, Tensor]:
-    *rest, relu = running_momentum_eps
-    return reference.finish_statistics(*deviations(z, relu), len(z), scale, *rest)
+    found = *deviations(z, relu), len(z), scale
+    running = running_mean, running_var, num_batches_tracked
+    return reference.finish_statistics(*found, *running, momentum, eps)
 
 
 @instead_of(reference.norm_binarize, 0)
@@ -156,8 +170,8 @@ def norm_binarize_reduce(
     factor = None
     if dyb is not None and (factor := _factor(estimator)) is None:
         assert y is not None
-        g = reference.binarize_backward(dyb, y, params, estimator)
-        dy, dyb = g if dy is None else g.add_(dy), None
+        own = reference.binarize_backward(dyb, y, params, estimator)
+        dy, dyb = own if dy is None else own.add_(dy), None
     g = dy if dyb is None else torch.empty_like(z)
     assert g is not None
     sums = mean.new_empty(2, len(mean), dtype=torch.float32)
@@ -185,11 +199,19 @@ def norm_binarize_apply(
     return dz
 
 
-def binarize_weights(weights: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    sizes = [len(w) for w in weights]
+def takes_weights(weight: Tensor, estimator: str) -> bool:
+    """Whether the library makes the signs of weights like this one, and their gradients."""
+    entry = get_estimator(estimator)
+    plain = entry.triton_surrogate is None and entry.native_factor is not None
+    return plain and weight.dtype == torch.float32 and takes(weight)
+
+
+def binarize_weights(
+    weights: Sequence[Tensor], params: Tensor, estimator: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """As the reference's; the weights may also be channels_last. For ``takes_weights``."""
+    sizes = [w.numel() for w in weights]
     signs = weights[0].new_empty(sum(sizes), dtype=dtype)
-    if weights[0].dtype != torch.float32 or not takes(signs):
-        return reference.binarize_weights(weights, dtype)
     parts = zip(weights, sizes, signs.split(sizes), strict=True)
     scales = [_call("signs", signs, w, n, part) for w, n, part in parts]
     return signs, weights[0].new_tensor(scales)
@@ -198,16 +220,75 @@ def binarize_weights(weights: list[Tensor], dtype: torch.dtype) -> tuple[Tensor,
 def binarize_weights_backward(
     dsigns: Sequence[Tensor],
     dscales: Sequence[Tensor],
-    weights: list[Tensor],
+    weights: Sequence[Tensor],
     params: Tensor,
     estimator: str,
 ) -> Tensor:
-    first, known = dsigns[0], get_estimator(estimator).native_factor is not None
-    if weights[0].dtype != torch.float32 or not known or not takes(first):
-        return reference.binarize_weights_backward(dsigns, dscales, weights, params, estimator)
-    sizes = [len(w) for w in weights]
+    """As the reference's; weights and gradients may also be channels_last. For
+    ``takes_weights``."""
+    sizes = [w.numel() for w in weights]
     dw, (p,) = weights[0].new_empty(sum(sizes)), _floats(params)
-    parts = zip(dsigns, torch.stack(list(dscales)).tolist(), weights, dw.split(sizes), strict=True)
-    for dsign, dscale, w, part in parts:
-        _call("weights", first, dsign, w, dscale / len(w), _factor(estimator), p, len(w), part)
+    slopes = torch.stack(list(dscales)).tolist()
+    layers = zip(dsigns, slopes, weights, sizes, dw.split(sizes), strict=True)
+    for dsign, slope, w, n, part in layers:
+        _call("weights", dsign, dsign, w, slope / n, _factor(estimator), p, n, part)
+    return dw
+
+
+def pool(
+    z: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, sign: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``kernels.pool``'s x, xb, places and z there of a map in channels_last that ``takes``."""
+    n, c, height, width = z.shape
+    small = n, c, -(-height // 2), -(-width // 2)
+    x = torch.empty(small, dtype=z.dtype, memory_format=torch.channels_last)
+    top, xb, index = (torch.empty_like(x, dtype=t) for t in (z.dtype, z.dtype, torch.uint8))
+    signs = xb if sign else None
+    vectors = _floats(weight, bias, mean, rstd)
+    _call("pool", z, z, *vectors, n, height, width, c, x, signs, index, top)
+    return x, xb if sign else z.new_empty(0), index, top
+
+
+def unpool(
+    g: Tensor,
+    index: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    sums: Tensor,
+    count: Tensor | None,
+    training: bool,
+) -> Tensor:
+    """dz, as ``norm_binarize_apply`` gives it, from the gradient g of the maxima."""
+    dz = torch.empty_like(z)
+    n, c, height, width = z.shape
+    positions = n * height * width if count is None else count.item()
+    vectors = _floats(weight, mean, rstd, sums)
+    _call("unpool", z, g, index, z, *vectors, positions, training, n, height, width, c, dz)
+    return dz
+
+
+def convolve(xb: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor] | None:
+    """The 3x3 convolution with padding 1 of signs (N, C, H, W) with signs (O, C, 3, 3), and the
+    former's bits, (N H W C / 8,) uint8. None where not all of them are +1 or -1.
+
+    Both are channels_last and of one dtype that ``takes``, and C is a multiple of 8.
+    """
+    n, c, height, width = xb.shape
+    size = n, len(weight), (height - 1) // stride + 1, (width - 1) // stride + 1
+    z = torch.empty(size, dtype=xb.dtype, memory_format=torch.channels_last)
+    bits = torch.empty(xb.numel() // 8, dtype=torch.uint8)
+    shape = n, height, width, c, len(weight), stride
+    return (z, bits) if _call("convolve", xb, xb, weight, *shape, bits, z) else None
+
+
+def weight_gradient(
+    bits: Tensor, dz: Tensor, shape: torch.Size, weight: Tensor, stride: int
+) -> Tensor:
+    """The gradient of ``convolve``'s weight, channels_last, from that of z, channels_last, and the
+    bits and the shape of its signs."""
+    n, c, height, width = shape
+    dw = torch.empty_like(weight)
+    _call("weight_gradient", dz, bits, dz, n, height, width, c, len(weight), stride, dw)
     return dw
