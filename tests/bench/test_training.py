@@ -15,7 +15,6 @@ CPU = torch.device("cpu")
 CIFAR = "configs/cifar10_resnet20.yaml"
 SMALL = [
     *("data.batch_size=4", "data.eval_batch_size=4", "data.workers=0"),
-    "train.compile=false",
 ]
 
 
