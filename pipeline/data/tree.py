@@ -247,6 +247,7 @@ def _class_names(root: Path, split: str, left_out: Counter[str]) -> list[str]:
     if not root.is_dir():
         state = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"data.path: {root} {state}; give the folder that holds {layout}")
+    check_case(root)
     if not (root / split).is_dir():
         raise UserError(f"data.path: {root} has no folder {split}/; it must hold {layout}")
     names = class_folders(root / split, left_out)
@@ -256,6 +257,14 @@ def _class_names(root: Path, split: str, left_out: Counter[str]) -> list[str]:
             f"into {split}/<class>/"
         )
     return names
+
+
+def check_case(root: Path) -> None:
+    """Raise UserError where the folder of a split is not written in lower case, if it is there."""
+    for path in sorted(root.iterdir()):
+        name = path.name.lower()
+        if name in exclude.SPLITS and path.name != name and not (root / name).is_dir():
+            raise UserError(f"data.path: {path} is not called {name}; rename it to {root / name}")
 
 
 def class_folders(path: Path, left_out: Counter[str]) -> list[str]:
