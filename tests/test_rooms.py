@@ -27,11 +27,16 @@ MAY_IMPORT = {
 # Packages that not every machine has, and the only files that import them.
 OPTIONAL = {
     "apex": {"pipeline/train/optimizer.py"},
+    "huggingface_hub": {"pipeline/export/push.py"},
     "matplotlib": {"launch/bench/results.py", "pipeline/report/pictures.py"},
+    "onnx": {"launch/bench/peers.py", "pipeline/export/onnx_file.py"},
+    "onnxruntime": {"launch/bench/peers.py", "pipeline/export/run_onnx.py"},
+    "openvino": {
+        "launch/bench/peers.py",
+        "pipeline/export/openvino_file.py",
+        "pipeline/export/run_openvino.py",
+    },
     "nvidia": {"pipeline/data/loader_dali.py"},
-    "onnx": {"launch/bench/peers.py"},
-    "onnxruntime": {"launch/bench/peers.py"},
-    "openvino": {"launch/bench/peers.py"},
     "plotly": {"pipeline/report/page.py"},
     "scipy": {"pipeline/prepare/devkit.py"},
     "triton": {"kernels/_triton.py"},

@@ -1,10 +1,9 @@
 """What an export leaves: files that are written whole or not at all."""
 
-import shlex
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline.run.errors import UserError
 from pipeline.run.files import replacing
@@ -15,11 +14,14 @@ Files = dict[str, bytes]  # their content, by their endings, or by their names i
 @dataclass(frozen=True)
 class Options:
     """How a network is exported: ``real``, as in ``shrink``; ``weights`` (bits or float) and
-    ``opset`` of ONNX, None for the one that suits."""
+    ``opset`` of ONNX, None for the one that suits. For the README of a folder: ``recipe``, the keys
+    of the training's config that are not the defaults, and ``curve``, its picture."""
 
     real: str = "float32"
     weights: str = "bits"
     opset: int | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    curve: Path | None = None
 
 
 def write(path: Path, content: bytes) -> None:
@@ -35,9 +37,3 @@ def write(path: Path, content: bytes) -> None:
         raise UserError(
             f"cannot write {path}: {error.strerror}; make room or name another place for it"
         ) from None
-
-
-def missing(what: str, packages: Sequence[str]) -> UserError:
-    """The error about ``packages`` that are not installed, without which ``what`` does not work."""
-    install = shlex.join([sys.executable, "-m", "pip", "install", *packages])
-    return UserError(f"{what} takes a package that is not installed; {install}")

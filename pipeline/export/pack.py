@@ -52,7 +52,7 @@ def _real(network: BinaryNetwork, steps: tuple[Step, ...]) -> dict[str, Array]:
             norm = network.get_submodule(step.layer)
             rows = [getattr(norm, name).float() for name in STATISTICS]
             found[f"{step.layer}.norm"] = torch.stack(rows).numpy()
-        elif step.op in ("conv", "linear") and "channels" not in step.options:
+        elif step.op in ("conv", "linear") and not step.is_binary:
             parameters = network.get_submodule(step.layer).named_parameters()
             found |= {f"{step.layer}.{name}": _array(each) for name, each in parameters}
     return found
@@ -94,7 +94,7 @@ def _other(about: About) -> UserError:
 def _frozen(packed: Packed) -> dict[str, tuple[Tensor, Tensor]]:
     found = {}
     for step in packed.steps:
-        if step.op == "conv" and "channels" in step.options:
+        if step.is_binary:
             signs = torch.from_numpy(packed.signs(step)).float()
             scale = torch.tensor(packed.tensors[f"{step.layer}.scale"])
             found[step.layer] = signs, scale

@@ -7,7 +7,6 @@ digest over all of it. Nothing here imports torch.
 
 import hashlib
 import json
-import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,17 +16,15 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from pipeline.export.packed import About, Images, Packed, plain
-from pipeline.export.program import MOST_SIDE, Array, Step, Tensors, from_plain, shapes, to_plain
+from pipeline.export.description import KEY, described, parse_json
+from pipeline.export.packed import Packed, plain
+from pipeline.export.program import Array, Step, Tensors, from_plain, shapes, to_plain
 from pipeline.run.errors import UserError
 from pipeline.run.files import open_file
 
-KEY = "reste"  # under which the metadata hold everything, as JSON
 VERSION = 1
 MOST_BYTES = 2**31
 MOST_HEADER = 2**23
-MOST_TEXT = 2**16
-REAL = ("float32", "classifier16", "float16", "int8")  # how real weights may be stored
 
 _REAL_DTYPES = (np.float32, np.float16, np.int8)
 # The dtypes of a tensor by the last part of its name, and its number of dimensions.
@@ -116,33 +113,11 @@ def _about(content: bytes) -> dict[str, Any]:
     (size,) = struct.unpack("<Q", content[:8].ljust(8, b"\xff"))
     if size > min(len(content) - 8, MOST_HEADER):
         raise ValueError("its header has an impossible size")
-    header = _json(content[8 : 8 + size])
+    header = parse_json(content[8 : 8 + size])
     metadata = header.get("__metadata__")
     if not isinstance(metadata, dict) or not isinstance(metadata.get(KEY), str):
         raise _NotPacked
-    return _json(metadata[KEY])
-
-
-def _json(text: str | bytes) -> dict[str, Any]:
-    """A JSON object without keys that come twice, of which parsers take the first or the last."""
-    try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise ValueError("its header is no JSON") from None
-    if not isinstance(value, dict):
-        raise ValueError("its header is no JSON object")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name in its header comes twice")
-    return found
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(f"its header holds {constant}")
+    return parse_json(metadata[KEY])
 
 
 def _checked(about: dict[str, Any], tensors: dict[str, Array]) -> Packed:
@@ -152,65 +127,12 @@ def _checked(about: dict[str, Any], tensors: dict[str, Array]) -> Packed:
         raise ValueError("its digest is wrong")
     del about["version"]
     steps = from_plain(about.pop("steps", None))
-    packed = Packed(_described(about), steps, tensors)
+    packed = Packed(described(about), steps, tensors)
     for name, each in tensors.items():
         _check_tensor(name, each)
     _check_layers(packed.steps, tensors)
     _check_end(packed)
     return packed
-
-
-def _described(values: dict[str, Any]) -> About:
-    """The metadata in the types of ``About``; raises ValueError where they are others."""
-    about = plain(_EXAMPLE)
-    if values.keys() != about.keys():
-        raise ValueError("its metadata are not those of a packed network")
-    texts = ("arch", "bits", "estimator", "dataset", "real", "commit")
-    if not all(isinstance(values[key], str) and len(values[key]) < MOST_TEXT for key in texts):
-        raise ValueError("a text in its metadata is none")
-    return About(
-        **{key: values[key] for key in texts},
-        classes=_classes(values["classes"]),
-        images=_images(values["images"]),
-        accuracy=_numbers(values["accuracy"]),
-    )
-
-
-def _classes(names: Any) -> tuple[str, ...] | None:
-    if names is None:
-        return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("its classes are no names")
-    return tuple(names)
-
-
-def _images(values: Any) -> Images:
-    if not isinstance(values, dict) or values.keys() != vars(_EXAMPLE.images).keys():
-        raise ValueError("it does not say how images are prepared")
-    size, resize, divisor = values["size"], values["resize"], values["divisor"]
-    if not all(type(side) is int and 0 < side <= MOST_SIDE for side in (size, resize)):
-        raise ValueError("the size of its images is impossible")
-    colours = {name: _colours(values[name]) for name in ("mean", "std")}
-    if not _is_number(divisor) or divisor <= 0 or min(colours["std"]) <= 0:
-        raise ValueError("it divides images by what is not positive")
-    return Images(size, max(size, resize), float(divisor), **colours)
-
-
-def _colours(values: Any) -> tuple[float, float, float]:
-    if not isinstance(values, list) or len(values) != 3 or not all(map(_is_number, values)):
-        raise ValueError("it has not one number for each colour")
-    red, green, blue = map(float, values)
-    return red, green, blue
-
-
-def _numbers(values: Any) -> dict[str, float]:
-    if not isinstance(values, dict) or not all(map(_is_number, values.values())):
-        raise ValueError("its accuracy is no number")
-    return values
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _check_tensor(name: str, tensor: Array) -> None:
@@ -230,7 +152,7 @@ def _check_layers(steps: tuple[Step, ...], tensors: Tensors) -> None:
     wanted: set[str] = set()
     for step in steps:
         wanted |= _tensors_of(step, tensors)
-        if step.op == "conv" and step.options.get("channels", 0) % 8:
+        if step.is_binary and step["channels"] % 8:
             last = tensors[f"{step.layer}.bits"][..., -1]
             if (last >> (step["channels"] % 8)).any():
                 raise ValueError(f"{step.layer}.bits has bits behind the last channel")
@@ -244,7 +166,7 @@ def _tensors_of(step: Step, tensors: Tensors) -> set[str]:
     if not step.layer:
         return set()
     kinds = {"conv": ["weight"], "norm": ["norm"], "linear": ["weight", "bias"]}[step.op]
-    if "channels" in step.options:
+    if step.is_binary:
         kinds = ["bits", "scale"]
     elif f"{step.layer}.weight" in tensors and tensors[f"{step.layer}.weight"].dtype == np.int8:
         kinds = [*kinds, "unit"]
@@ -264,6 +186,3 @@ def _check_end(packed: Packed) -> None:
     classes = packed.about.classes
     if packed.steps[-1].op != "linear" or found[-1] != (len(classes or range(*found[-1])),):
         raise ValueError("its steps do not end with a number for each class")
-
-
-_EXAMPLE = About("", "", "", "", None, Images(1, 1, 1.0, (0.0,) * 3, (1.0,) * 3))

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from models import BinaryNetwork
+from pipeline.export.optional import load
 from pipeline.export.packed import About
 from pipeline.export.program import Array
 from pipeline.export.source import open_source
@@ -31,12 +32,23 @@ class Predictor:
         return self.about.classes
 
 
+# What opens a file by its ending, "module:name", and the package that this takes.
+OPENERS = {
+    ".onnx": ("pipeline.export.run_onnx:open_onnx", "onnxruntime"),
+    ".xml": ("pipeline.export.run_openvino:open_openvino", "openvino"),
+}
+
+
 def open_predictor(path: Path, overrides: Sequence[str]) -> Predictor:
-    """The network in ``path``: a checkpoint, a packed file or a folder of Hugging Face's layout.
+    """The network in ``path``: a checkpoint, a packed file, a folder of Hugging Face's layout, or
+    what ``OPENERS`` lists.
 
     ``overrides`` are key=value over the config of a checkpoint. Raises UserError where the file is
     none of these, is damaged, or takes a package that is missing.
     """
+    if path.suffix in OPENERS:
+        entry, package = OPENERS[path.suffix]
+        return Predictor(*load(entry, f"a {path.suffix} file", (package,))(path))
     source = open_source(path, overrides)
     return Predictor(source.packed.about, source.packed.num_classes, in_torch(source.network))
 

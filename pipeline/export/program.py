@@ -69,6 +69,11 @@ class Step:
         """The layer whose tensors it uses; empty where it uses none."""
         return self.options.get("layer", "")
 
+    @property
+    def is_binary(self) -> bool:
+        """Whether it is a convolution whose weights are bits."""
+        return self.op == "conv" and "channels" in self.options
+
 
 def to_plain(steps: Sequence[Step]) -> list[dict[str, Any]]:
     """The steps as JSON holds them."""
@@ -81,8 +86,8 @@ def from_plain(values: Any) -> tuple[Step, ...]:
         raise ValueError("its steps are no list")
     steps = tuple(_step(place, value) for place, value in enumerate(values, start=1))
     for place, step in enumerate(steps, start=1):
-        scale = step.options.get("scale", 0)
-        if scale and not (scale < place and "channels" in steps[scale - 1].options):
+        scale = step.options.get("scale")
+        if scale is not None and not (0 < scale < place and steps[scale - 1].is_binary):
             raise ValueError(f"step {place} takes the scale of what has none")
     return steps
 
@@ -145,7 +150,7 @@ def _window(side: int, size: int, stride: int, padding: int) -> int:
 
 def _conv(step: Step, tensors: Tensors, read: list[Shape]) -> Shape:
     ((channels, height, width),) = read
-    if "channels" in step.options:
+    if step.is_binary:
         count, tall, wide, octets = tensors[f"{step.layer}.bits"].shape
         _fits(step["channels"] == channels, octets == (channels + 7) // 8)
     else:

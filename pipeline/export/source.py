@@ -1,7 +1,7 @@
 """What is exported: the network in a checkpoint, ours or an official one, or in a packed file."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,21 +15,24 @@ from pipeline.export.packed import About, Images, Packed
 from pipeline.export.packed_file import is_packed, read
 from pipeline.run import checkpoint
 from pipeline.run.classes import names_of
-from pipeline.run.config import Config, make_config
+from pipeline.run.config import Config, flatten, make_config
 from pipeline.run.errors import UserError
 from pipeline.run.origin import commit
 from pipeline.run.weights import is_ours
-from pipeline.train.scoring import load_network, values_of
+from pipeline.train.scoring import PLACES, load_network, values_of
 
 WEIGHTS = "model.safetensors"  # in a folder of Hugging Face's layout
 
 
 class Source(NamedTuple):
-    """A network to export: packed, and as it stands in torch, with the config of its data."""
+    """A network to export: packed, and as it stands in torch, with the config of its data.
+    ``recipe``: the keys of its training's config that are not the defaults; empty where nobody
+    knows them."""
 
     packed: Packed
     network: BinaryNetwork
     config: Config
+    recipe: Mapping[str, Any] = {}
 
 
 def open_source(path: Path, overrides: Sequence[str]) -> Source:
@@ -45,7 +48,15 @@ def open_source(path: Path, overrides: Sequence[str]) -> Source:
     state = checkpoint.load(path)
     config = make_config(values_of(state), overrides, name="export")
     network = load_network(config, state, path).eval()
-    return Source(pack(network, describe(config, state)), network, config)
+    recipe = _recipe(config) if is_ours(state) else {}
+    return Source(pack(network, describe(config, state)), network, config, recipe)
+
+
+def _recipe(config: Config) -> dict[str, Any]:
+    usual = flatten(make_config({}, name=config.run.name))
+    places = {f"{section}.{key}" for section, keys in PLACES.items() for key in keys}
+    changed = {key: value for key, value in flatten(config).items() if value != usual[key]}
+    return {key: value for key, value in changed.items() if key not in places}
 
 
 def packed_path(path: Path) -> Path:

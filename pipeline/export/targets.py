@@ -1,14 +1,13 @@
 """The kinds of files that a network is exported to."""
 
-import importlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.export.measure import measured
-from pipeline.export.output import Files, Options, missing, write
+from pipeline.export.optional import load
+from pipeline.export.output import Files, Options, write
 from pipeline.export.packed import Packed
 from pipeline.export.packed_file import encode
 from pipeline.export.shrink import MEASURED, shrink
@@ -36,6 +35,9 @@ class Target:
 
 TARGETS = {
     "packed": Target(".safetensors", packed_files),
+    "onnx": Target(".onnx", "pipeline.export.onnx_file:files", ("onnx",)),
+    "openvino": Target(".xml", "pipeline.export.openvino_file:files", ("openvino",)),
+    "hub": Target("", "pipeline.export.hub:files"),
 }
 
 
@@ -46,26 +48,24 @@ def export(source: Source, path: Path, kind: str, out: Path | None, options: Opt
     Raises UserError where a package is missing, the network cannot be written so, or not there.
     """
     target = TARGETS[kind]
-    make = _maker(kind, target)
+    make = target.maker
+    if isinstance(make, str):
+        make = load(make, f"--to {kind}", target.packages)
+    if not (out or target.suffix):
+        raise UserError(f"--to {kind} takes a folder behind it, such as --to {kind} {path.stem}")
     place = out or path.with_suffix(target.suffix)
     if os.path.realpath(place) == os.path.realpath(path):
         raise UserError(f"{place} is the network itself; name another place behind --to {kind}")
     packed = shrink(source.packed, options.real)
     if options.real in MEASURED and packed is not source.packed:
         packed = measured(source, packed, path)
+    options = replace(options, recipe=source.recipe, curve=_curve(path))
     for name, content in make(packed, options).items():
         write(place.with_suffix(name) if target.suffix else place / name, content)
     return place.with_suffix(target.suffix) if target.suffix else place
 
 
-def _maker(kind: str, target: Target) -> Maker:
-    if not isinstance(target.maker, str):
-        return target.maker
-    module, _, name = target.maker.partition(":")
-    try:
-        found: Any = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in target.packages:
-            raise
-        raise missing(f"--to {kind}", target.packages) from None
-    return found
+def _curve(path: Path) -> Path | None:
+    """The picture of the run that a checkpoint lies in."""
+    picture = path.resolve().parent.parent / "plots" / "training.png"
+    return picture if picture.is_file() else None

@@ -163,6 +163,8 @@ META = {
     "no layer": put("steps", 0, "layer", "gone"),
     "the scale of a real layer": put("steps", 4, "scale", 1),
     "a scale of later": put("steps", 4, "scale", 60),
+    "the scale of what skips": put("steps", 32, "scale", 22),
+    "the scale of the images": put("steps", 4, "scale", 0),
     "a negative eps": put("steps", 4, "eps", -1.0),
     "no steps": put("steps", []),
     "steps that are none": put("steps", {"op": "conv"}),

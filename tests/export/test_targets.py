@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from models import build_model
 from pipeline.export.packed_file import encode, read
 from pipeline.export.predictor import open_predictor
 from pipeline.export.shrink import shrink
+from pipeline.export.targets import TARGETS
 from pipeline.run.checkpoint import load
 from pipeline.run.errors import Diverged, UserError
 from pipeline.run.origin import commit
@@ -119,3 +121,16 @@ def test_where_nothing_can_be_written_nothing_is_left(checkpoint, tmp_path, monk
 def test_a_network_is_not_written_over_itself(checkpoint):
     with pytest.raises(UserError, match="best.pt is the network itself; name another place behind"):
         command.main([str(checkpoint), "--to", "packed", str(checkpoint)])
+
+
+@pytest.mark.parametrize("kind", [kind for kind, target in TARGETS.items() if target.packages])
+def test_a_missing_package_is_a_line_with_the_command_that_installs_it(
+    kind, checkpoint, tmp_path, monkeypatch
+):
+    for package in TARGETS[kind].packages:
+        monkeypatch.setitem(sys.modules, package, None)
+    module = TARGETS[kind].maker.partition(":")[0]
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(UserError, match=f"--to {kind} takes a package.*; .* -m pip install "):
+        command.main([str(checkpoint), "--to", kind, str(tmp_path / "x")])
+    assert not os.listdir(tmp_path)

@@ -1,0 +1,39 @@
+"""An OpenVINO graph that export wrote, run by its CPU plugin."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import openvino
+
+from pipeline.export.description import KEY, from_text
+from pipeline.export.packed import About
+from pipeline.export.program import Array
+from pipeline.run.errors import UserError
+
+# On processors with bf16 the plugin would round real layers, and flip signs behind them.
+EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
+
+
+def open_openvino(path: Path) -> tuple[About, int, Callable[[Array], Array]]:
+    """What the network in ``path`` is, the number of its classes, and what gives its logits, one
+    image at a time.
+
+    Raises UserError where the file is none that export wrote, or is damaged.
+    """
+    try:
+        model = openvino.Core().read_model(path)
+        about = from_text(model.get_rt_info(KEY).astype(str))
+        compiled = openvino.compile_model(model, "CPU", EXACT)
+        _, classes = compiled.output("logits").shape
+    except Exception:  # openvino has many, and none in common
+        raise UserError(
+            f"{path} is no OpenVINO file that export wrote, or it or its .bin is damaged; export "
+            "the network again"
+        ) from None
+
+    def logits(images: Array) -> Array:
+        each = (compiled({"images": image[None]})["logits"] for image in images)
+        return np.concatenate([found.copy() for found in each])
+
+    return about, classes, logits
