@@ -8,11 +8,14 @@ from kernels.estimators import ESTIMATORS, Estimator, get_estimator
 from kernels.norm import batch_statistics, norm_binarize, running_statistics
 from kernels.packing import pack, unpack
 from kernels.pool import norm_pool_binarize
+from kernels.rprelu import norm_prelu_binarize
 from kernels.sign import binarize
-from kernels.weights import binarize_weights
+from kernels.transforms import TRANSFORMS, get_transform
+from kernels.weights import binarize_weights, joined
 
 __all__ = [
     "ESTIMATORS",
+    "TRANSFORMS",
     "Estimator",
     "batch_statistics",
     "binarize",
@@ -20,8 +23,11 @@ __all__ = [
     "compiled_reference",
     "crop_flip_normalize",
     "get_estimator",
+    "get_transform",
+    "joined",
     "norm_binarize",
     "norm_pool_binarize",
+    "norm_prelu_binarize",
     "pack",
     "running_statistics",
     "tally",

@@ -33,7 +33,7 @@ from kernels.norm_triton import (
     launch_statistics,
     launch_sums,
 )
-from kernels.sign import check_params
+from kernels.sign import check_activations
 
 
 def batch_statistics(
@@ -150,7 +150,7 @@ def norm_binarize(
     if params is None:
         params = weight.new_empty(0)
     if estimator:
-        check_params(params, z.device, estimator)
+        check_activations(params, z.device, estimator)
     options = estimator or "", training, eps, relu, sync and training
     compute = _NormBinarize.apply if is_launched(z) else _norm_binarize
     y, yb = compute(z, weight, bias, mean, rstd, scale, residual, params, *options)

@@ -1,7 +1,7 @@
 """What stands between a real stem and the first binary convolution, fused: ReLU, batch norm,
 max-pooling and sign.
 
-With u = relu(z) and its channel statistics over all positions of the batch,
+With u = relu(z) (or z) and its channel statistics over all positions of the batch,
 
     y = gamma (u - mean) rstd + beta
     x = the maxima of y over 3 x 3 windows at stride 2 with padding 1
@@ -35,7 +35,7 @@ from kernels.norm import (
     reduce,
 )
 from kernels.pool_triton import empty_pooled, launch_apply, launch_forward
-from kernels.sign import check_params
+from kernels.sign import check_activations
 
 
 def norm_pool_binarize(
@@ -48,6 +48,7 @@ def norm_pool_binarize(
     params: Tensor | None = None,
     estimator: str | None = None,
     training: bool = True,
+    relu: bool = True,
     sync: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(x, xb) of this file's equations, (N, C, ceil(H / 2), ceil(W / 2)) of z's dtype,
@@ -60,6 +61,7 @@ def norm_pool_binarize(
         mean, rstd: (C,), from ``batch_statistics`` if ``training``, else from
             ``running_statistics``. In training their dependence on z is part of the gradient.
         params, estimator: as in ``kernels.binarize``; without an estimator xb is x itself.
+        relu: whether batch norm is that of relu(z) or of z.
         sync: as in ``batch_statistics``; the backward pass then sums over all processes in one
             collective. The gradients of weight and bias remain those of this process.
 
@@ -79,8 +81,8 @@ def norm_pool_binarize(
     if params is None:
         params = weight.new_empty(0)
     if estimator:
-        check_params(params, z.device, estimator)
-    options = estimator or "", training, sync and training
+        check_activations(params, z.device, estimator)
+    options = estimator or "", training, relu, sync and training
     if is_launched(z):
         x, xb = _NormPoolBinarize.apply(z, weight, bias, mean, rstd, params, *options)
     else:
@@ -89,12 +91,18 @@ def norm_pool_binarize(
 
 
 def _pool(
-    z: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, sign: bool
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    sign: bool,
+    relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x, xb, the places of the maxima, uint8, and z there; without ``sign`` xb is empty, (0,)."""
     if uses_triton(z):
-        return launch_forward(laid_out(z), weight, bias, mean, rstd, sign)
-    y, _ = cpu_forward(as_rows(z), weight, bias, mean, rstd, None, False, True)
+        return launch_forward(laid_out(z), weight, bias, mean, rstd, sign, relu)
+    y, _ = cpu_forward(as_rows(z), weight, bias, mean, rstd, None, False, relu)
     x, index, top = reference.max_pool(as_map(y, z), z)
     return x, reference.sign(x) if sign else x.new_empty(0), index, top
 
@@ -112,6 +120,7 @@ def _differentiate(
     params: Tensor,
     estimator: str,
     training: bool,
+    relu: bool,
     sync: bool,
 ) -> tuple[Tensor, Tensor]:
     """dz and (dbias, dweight)."""
@@ -119,12 +128,13 @@ def _differentiate(
     form = laid_out if on_gpu else as_rows
     dx, dxb, x = (None if t is None else form(t) for t in (dx, dxb, x))
     rows, positions = form(z), z.numel() // z.shape[1]
-    fixed = mean, rstd, params, estimator, True, sync, positions
+    fixed = mean, rstd, params, estimator, relu, sync, positions
     g, sums, everywhere, count = reduce(dx, dxb, x, form(top), *fixed)
     if on_gpu:
-        return launch_apply(g, index, rows, weight, mean, rstd, everywhere, sync, training), sums
+        settings = everywhere, sync, training, relu
+        return launch_apply(g, index, rows, weight, mean, rstd, *settings), sums
     g = form(reference.unpool(as_map(g, top).to(mean.dtype), index, z))
-    dz = cpu_apply(g, rows, weight, mean, rstd, everywhere, count, training, True)
+    dz = cpu_apply(g, rows, weight, mean, rstd, everywhere, count, training, relu)
     return as_map(dz, z), sums
 
 
@@ -133,7 +143,8 @@ class _NormPoolBinarize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z, weight, bias, mean, rstd, params, *options):  # type: ignore[no-untyped-def]
-        x, xb, index, top = _pool(z, weight, bias, mean, rstd, bool(options[0]))
+        estimator, _, relu, _ = options
+        x, xb, index, top = _pool(z, weight, bias, mean, rstd, bool(estimator), relu)
         _keep(ctx, (x, index, top, z, weight, mean, rstd, params), options)
         return x, xb
 
@@ -153,14 +164,15 @@ def _norm_pool_binarize(
     params: Tensor,
     estimator: str,
     training: bool,
+    relu: bool,
     sync: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As ``_pool``; only the first two results are differentiable."""
-    return _pool(z, weight, bias, mean, rstd, bool(estimator))
+    return _pool(z, weight, bias, mean, rstd, bool(estimator), relu)
 
 
 @_norm_pool_binarize.register_fake
-def _(z, weight, bias, mean, rstd, params, estimator, training, sync):  # type: ignore[no-untyped-def]
+def _(z, weight, bias, mean, rstd, params, estimator, training, relu, sync):  # type: ignore[no-untyped-def]
     x = empty_pooled(z)
     xb = torch.empty_like(x) if estimator else z.new_empty(0)
     return x, xb, torch.empty_like(x, dtype=torch.uint8), torch.empty_like(x)
@@ -172,7 +184,7 @@ _norm_pool_binarize_backward = torch.library.custom_op(
 
 
 @_norm_pool_binarize_backward.register_fake
-def _(dx, dxb, x, index, top, z, weight, mean, rstd, params, estimator, training, sync):  # type: ignore[no-untyped-def]
+def _(dx, dxb, x, index, top, z, weight, mean, rstd, params, estimator, training, relu, sync):  # type: ignore[no-untyped-def]
     dz = torch.empty_like(z, memory_format=torch.channels_last)
     return dz, mean.new_empty(2, len(mean))
 
@@ -187,15 +199,15 @@ def _keep(ctx, tensors, options) -> None:  # type: ignore[no-untyped-def]
 def _gradients(
     ctx: Any, dx: Tensor | None, dxb: Tensor | None, differentiate: Callable[..., Any]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of the 9 arguments of ``reste::norm_pool_binarize``."""
+    """The gradients of the 10 arguments of ``reste::norm_pool_binarize``."""
     dxb = dxb if ctx.options[0] else None
     if dx is None and dxb is None:
-        return (None,) * 9
+        return (None,) * 10
     saved = ctx.saved_tensors
     weight = saved[4]
     dz, sums = differentiate(dx, dxb, *saved, *ctx.options)
     dbias, dweight = (sums if sums.dtype == weight.dtype else sums.to(weight.dtype)).unbind()
-    return dz, dweight, dbias, *(None,) * 6
+    return dz, dweight, dbias, *(None,) * 7
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

@@ -28,7 +28,13 @@ def empty_pooled(z: Tensor) -> Tensor:
 
 
 def launch_forward(
-    z: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, sign: bool
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    sign: bool,
+    relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``reference.norm_binarize`` without the sign, ``reference.max_pool`` and ``reference.sign``
     in Triton: x, xb, index and top; without ``sign`` xb is empty, (0,)."""
@@ -40,6 +46,7 @@ def launch_forward(
         _forward_kernel[grid.tiles](
             *(z, weight, bias, mean, rstd, x, xb if sign else None, index, top),
             *(grid.rows, grid.channels, *z.shape[2:]),
+            RELU=relu,
             **grid.blocks,
         )
     return x, xb, index, top
@@ -55,6 +62,7 @@ def launch_apply(
     sums: Tensor,
     counted: bool,
     training: bool,
+    relu: bool,
 ) -> Tensor:
     """``reference.norm_binarize_apply`` of ``reference.unpool`` in Triton.
 
@@ -68,6 +76,7 @@ def launch_apply(
             *(z.numel() // grid.channels, grid.rows, grid.channels, *z.shape[2:]),
             COUNTED=counted,
             TRAINING=training,
+            RELU=relu,
             **grid.blocks,
         )
     return dz
@@ -88,6 +97,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     channels,
     height,
     width,
+    RELU: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -108,7 +118,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
         place = 3 * (h - 2 * i + 1) + w - 2 * j + 1
         at = _at(image, h, w, height, width, channels, c)
         z = tl.load(z_ptr + at, mask=inside, other=0.0)
-        y = normalize(z, affine, True).to(x_ptr.dtype.element_ty).to(tl.float32)
+        y = normalize(z, affine, RELU).to(x_ptr.dtype.element_ty).to(tl.float32)
         taken = inside if k == 0 else (y > x) | (y != y)  # a NaN wins
         x, top = tl.where(taken, y, x), tl.where(taken, z, top)
         index = tl.where(taken, place[:, None], index)
@@ -138,6 +148,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     width,
     COUNTED: tl.constexpr,
     TRAINING: tl.constexpr,
+    RELU: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -168,7 +179,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
         inside = ((row < rows) & (h < height) & (w < width))[:, None] & here[None, :]
         at = _at(image, h, w, height, width, channels, c)
         z = tl.load(z_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        dz = differentiate(chosen, z, coefficients, TRAINING, True)
+        dz = differentiate(chosen, z, coefficients, TRAINING, RELU)
         tl.store(dz_ptr + at, dz.to(dz_ptr.dtype.element_ty), mask=inside)
 
 

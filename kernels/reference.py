@@ -23,6 +23,15 @@ def sign(x: Tensor) -> Tensor:
     return _keep_nan(torch.copysign(x.new_ones(()), x + 0), x)
 
 
+def binarize(x: Tensor, params: Tensor, estimator: str) -> Tensor:
+    """sign(x), or sign(f(x)) where ``estimator`` asks for that; in the shape and dtype of x."""
+    entry = get_estimator(estimator)
+    if entry.triton_surrogate is None:
+        return sign(x)
+    compute = torch.promote_types(x.dtype, torch.float32)
+    return sign(entry.surrogate(x.to(compute), params.to(compute))).to(x.dtype)
+
+
 def binarize_backward(grad: Tensor, x: Tensor, params: Tensor, estimator: str) -> Tensor:
     """grad * h(x) with the factor h of ``estimator``, NaN where x is NaN.
 
@@ -41,11 +50,13 @@ def _keep_nan(y: Tensor, x: Tensor) -> Tensor:
     return y.masked_fill_(x.isnan(), torch.nan) if x.sum().isnan() else y
 
 
-def binarize_weights(weights: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The signs of flat weights, joined to one tensor, and mean |w| of each, (layers,)."""
+def binarize_weights(
+    weights: list[Tensor], params: Tensor, estimator: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """``binarize`` of flat weights, joined to one tensor, and mean |w| of each, (layers,)."""
     signs = weights[0].new_empty(sum(map(len, weights)), dtype=dtype)
     for part, w in zip(signs.split([len(w) for w in weights]), weights, strict=True):
-        part.copy_(sign(w))
+        part.copy_(binarize(w, params, estimator))
     return signs, torch.stack([w.abs().mean() for w in weights])
 
 
@@ -323,6 +334,63 @@ def norm_binarize_apply(
     if relu:
         dz = torch.ops.aten.threshold_backward(dz, z, 0)  # 0 where z <= 0, and a NaN stays a NaN
     return dz
+
+
+def norm_prelu_binarize(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    residual: Tensor,
+    slope: Tensor,
+    shift: Tensor,
+    offset: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """y = prelu(v) + shift with v = weight (z - mean) rstd + bias + residual, rows; and
+    sign(y + offset).
+
+    The second result is empty, (0,), where ``offset`` is None.
+    """
+    v = torch.addcmul(bias, _deviation(z, mean, False), weight * rstd) + residual
+    y = (torch.where(v > 0, v, slope * v) + shift).to(z.dtype)
+    return y, y.new_empty(0) if offset is None else sign(y + offset).to(z.dtype)
+
+
+def norm_prelu_binarize_reduce(
+    dy: Tensor | None,
+    dyb: Tensor | None,
+    z: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    slope: Tensor,
+    shift: Tensor,
+    offset: Tensor | None,
+    params: Tensor,
+    estimator: str,
+) -> tuple[Tensor, Tensor]:
+    """The gradient g of v, rows, and sums over the positions, (5, C).
+
+    They are those of g, of g xhat, of the gradient of y, of that where v <= 0 times v, and of the
+    gradient that comes by the sign. A gradient that is None counts as 0; at least one is given.
+    """
+    deviation = _deviation(z, mean, False)
+    v = torch.addcmul(bias, deviation, weight * rstd) + residual
+    by_sign = torch.zeros_like(v)
+    if dyb is not None:
+        assert offset is not None
+        y = (torch.where(v > 0, v, slope * v) + shift).to(z.dtype)
+        by_sign = binarize_backward(dyb, y + offset, params, estimator)
+    gy = by_sign if dy is None else by_sign + dy
+    g = torch.where(v > 0, gy, slope * gy).to(z.dtype)
+    wide = g.to(mean.dtype)
+    by_slope = torch.where(v > 0, 0, v) * gy
+    sums = [_column_sums(each) for each in (wide, wide * deviation, gy, by_slope, by_sign)]
+    sums[1] = sums[1] * rstd
+    return g, torch.stack(sums)
 
 
 WINDOW = 3  # the side of a window of ``max_pool``

@@ -12,6 +12,8 @@ BLOCK = 1024
 def binarize(x: torch.Tensor, params: torch.Tensor, estimator: str = "reste") -> torch.Tensor:
     """y = sign(x) with sign(0) = +1, whose gradient is dx = dy * h(x).
 
+    An estimator of weights alone may have y = sign(f(x)) instead, with its surrogate f.
+
     Args:
         x: floating point, of any shape and memory format. A NaN stays a NaN, in y and in dx.
         params: the estimator's parameters in the order of ``ESTIMATORS[estimator].parameters``,
@@ -49,11 +51,18 @@ def check_params(params: torch.Tensor, device: torch.device, estimator: str) -> 
         raise ValueError(f"params is on {params.device} but x on {device}; move it there once")
 
 
+def check_activations(params: torch.Tensor, device: torch.device, estimator: str) -> None:
+    """``check_params``, and ValueError for an estimator of weights alone."""
+    check_params(params, device, estimator)
+    if other := get_estimator(estimator).activations:
+        raise ValueError(f"estimator {estimator!r} is for weights; activations take {other!r}")
+
+
 @torch.library.custom_op("reste::binarize", mutates_args=())
 def _binarize(x: torch.Tensor, params: torch.Tensor, estimator: str) -> torch.Tensor:
     if uses_triton(x):
-        return launch_forward(x)
-    return _laid_out_like(reference.sign(x), x)
+        return launch_forward(x, params, estimator)
+    return _laid_out_like(reference.binarize(x, params, estimator), x)
 
 
 @torch.library.custom_op("reste::binarize_backward", mutates_args=())
@@ -98,13 +107,15 @@ def _laid_out_like(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return t if t.stride() == layout.stride() else layout.copy_(t)
 
 
-def launch_forward(x: torch.Tensor) -> torch.Tensor:
+def launch_forward(x: torch.Tensor, params: torch.Tensor, estimator: str) -> torch.Tensor:
     """Run the forward kernel on ``x``, which is fp32, bf16 or fp16."""
     x = _laid_out_like(x, x)
     y = torch.empty_like(x)
     if x.numel():
         grid = (triton.cdiv(x.numel(), BLOCK),)
-        _forward_kernel[grid](x, y, x.numel(), BLOCK=BLOCK)
+        wave = get_estimator(estimator).triton_surrogate
+        values = params.float() if wave else None
+        _forward_kernel[grid](x, values, y, x.numel(), SURROGATE=wave, BLOCK=BLOCK)
     return y
 
 
@@ -123,10 +134,14 @@ def launch_backward(
 
 
 @jit
-def _forward_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _forward_kernel(  # type: ignore[no-untyped-def]
+    x_ptr, params_ptr, y_ptr, n, SURROGATE: tl.constexpr, BLOCK: tl.constexpr
+):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n
     x = tl.load(x_ptr + at, mask=inside).to(tl.float32)
+    if SURROGATE is not None:
+        x = SURROGATE(x, params_ptr)
     y = tl.where(x >= 0, 1.0, tl.where(x < 0, -1.0, x))
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 

@@ -5,9 +5,9 @@ of all layers in one launch, is
 
     dw = dsign h(w) + ds / n sign(w)
 
-with an estimator's h. In the second term sign(0) is 0, because it is the derivative of |w|. As in
-ReSTE's official code, the scale is one number for a layer, not one for a channel, and it is not
-detached from the gradient.
+with an estimator's h; an estimator may ask for sign(f(w)) instead, with its surrogate f. In the
+second term sign(0) is 0, because it is the derivative of |w|. As in ReSTE's official code, the
+scale is one number for a layer, not one for a channel, and it is not detached from the gradient.
 """
 
 from collections.abc import Sequence
@@ -69,6 +69,15 @@ def binarize_weights(
     return list(results[: len(weights)]), list(results[len(weights) :])
 
 
+def joined(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Weights (O, I, kH, kW) as parts of one tensor, channels_last.
+
+    What is made anew in every step has to be joined before its signs are taken: the kernels keep a
+    table of where weights lie beside each other, and a capture can make no new one.
+    """
+    return _parts(torch.cat(_flat(weights)), weights)
+
+
 def _flat(maps: Sequence[Tensor]) -> list[Tensor]:
     """Each (O, I, kH, kW) as (n,), a view where it is channels_last."""
     return [t.permute(0, 2, 3, 1).reshape(-1) for t in maps]
@@ -99,7 +108,7 @@ class _BinarizeWeights(torch.autograd.Function):
         ctx.estimator = estimator
         ctx.save_for_backward(params, *weights)
         laid_out = _laid_out(weights)
-        signs, scales = launch_forward(laid_out, dtype)
+        signs, scales = launch_forward(laid_out, params, estimator, dtype)
         return *_parts(signs, laid_out), *scales.unbind()
 
     @staticmethod
@@ -118,7 +127,7 @@ def _binarize_weights(
 ) -> tuple[Tensor, Tensor]:
     """The signs of all flat weights, one after the other, and the scales (layers,)."""
     compute = launch_forward if uses_triton(weights[0]) else reference.binarize_weights
-    return compute(weights, dtype)
+    return compute(weights, params, estimator, dtype)
 
 
 @torch.library.custom_op("reste::binarize_weights_backward", mutates_args=())
@@ -159,40 +168,46 @@ _binarize_weights.register_autograd(_op_backward, setup_context=_setup_context)
 # Cached, since parameters stay where they are: a network has one table, and CUDA graphs read it on.
 @cache
 def _tables(
-    addresses: tuple[int, ...], sizes: tuple[int, ...], itemsize: int, device: torch.device
+    offsets: tuple[int, ...], sizes: tuple[int, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The tables that tell each program what to work on, both int64 and on ``device``.
 
-    The first has a row for every chunk of a weight: its address, its first element in the flat
-    signs, its number of elements, and its layer. The second has a row for every layer: its first
-    chunk, its number of chunks, and its number of elements.
+    The first has a row for every chunk of a weight: how many elements it lies behind the first
+    weight, its first element in the flat signs, its number of elements, and its layer. The second
+    has a row for every layer: its first chunk, its number of chunks, and its number of elements.
     """
     chunks: list[tuple[int, ...]] = []
     layers: list[tuple[int, ...]] = []
     at = 0
-    for layer, (address, size) in enumerate(zip(addresses, sizes, strict=True)):
+    for layer, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
         layers.append((len(chunks), -(-size // BLOCK), size))
         for first in range(0, size, BLOCK):
             count = min(BLOCK, size - first)
-            chunks.append((address + first * itemsize, at + first, count, layer))
+            chunks.append((offset + first, at + first, count, layer))
         at += size
     return torch.tensor(chunks, device=device), torch.tensor(layers, device=device)
 
 
 def _tables_of(weights: list[Tensor]) -> tuple[Tensor, Tensor]:
-    addresses = tuple(w.data_ptr() for w in weights)
+    begin, itemsize = weights[0].data_ptr(), weights[0].itemsize
+    offsets = tuple((w.data_ptr() - begin) // itemsize for w in weights)
     sizes = tuple(w.numel() for w in weights)
-    return _tables(addresses, sizes, weights[0].itemsize, weights[0].device)
+    return _tables(offsets, sizes, weights[0].device)
 
 
-def launch_forward(weights: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def launch_forward(
+    weights: list[Tensor], params: Tensor, estimator: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """``reference.binarize_weights`` in Triton; the weights are flat or channels_last."""
     chunks, layers = _tables_of(weights)
     first = weights[0]
     signs = first.new_empty(sum(w.numel() for w in weights), dtype=dtype)
     partials, scales = first.new_empty(len(chunks)), first.new_empty(len(layers))
+    wave = get_estimator(estimator).triton_surrogate
     _forward_kernel[(len(chunks),)](
-        *(chunks, layers, signs, partials, arrivals(first), scales),
+        *(first, chunks, layers, params.float() if wave else None),
+        *(signs, partials, arrivals(first), scales),
+        SURROGATE=wave,
         ALIGNED=_aligned(weights),
         BLOCK=BLOCK,
     )
@@ -213,7 +228,7 @@ def launch_backward(
     chunks, layers = _tables_of(weights)
     dw = weights[0].new_empty(sum(w.numel() for w in weights))
     _backward_kernel[(len(chunks),)](
-        *(chunks, layers, tuple(dsigns), tuple(dscales), params.float(), dw),
+        *(weights[0], chunks, layers, tuple(dsigns), tuple(dscales), params.float(), dw),
         FACTOR=get_estimator(estimator).triton_factor,
         ALIGNED=_aligned(weights) and _aligned(dsigns),
         BLOCK=BLOCK,
@@ -228,10 +243,10 @@ def _aligned(weights: Sequence[Tensor]) -> bool:
 
 
 @jit
-def _chunk(chunks_ptr, ALIGNED: tl.constexpr):  # type: ignore[no-untyped-def]
+def _chunk(weights_ptr, chunks_ptr, ALIGNED: tl.constexpr):  # type: ignore[no-untyped-def]
     """The row of the table that this program works on: see ``_tables``."""
     row = chunks_ptr + 4 * tl.program_id(0)
-    w_ptr = tl.load(row).to(tl.pointer_type(tl.float32))
+    w_ptr = weights_ptr + tl.load(row)
     first = tl.load(row + 1)
     if ALIGNED:
         w_ptr = tl.multiple_of(w_ptr, 16)
@@ -261,18 +276,24 @@ def _store(ptr, values, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-
 
 @jit
 def _forward_kernel(  # type: ignore[no-untyped-def]
+    weights_ptr,
     chunks_ptr,
     layers_ptr,
+    params_ptr,
     signs_ptr,
     partials_ptr,
     arrivals_ptr,
     scales_ptr,
+    SURROGATE: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    w_ptr, first, count, layer = _chunk(chunks_ptr, ALIGNED)
+    w_ptr, first, count, layer = _chunk(weights_ptr, chunks_ptr, ALIGNED)
     w = _load(w_ptr, count, BLOCK)
-    sign = tl.where(w >= 0, 1.0, tl.where(w < 0, -1.0, w))
+    x = w
+    if SURROGATE is not None:
+        x = SURROGATE(w, params_ptr)
+    sign = tl.where(x >= 0, 1.0, tl.where(x < 0, -1.0, x))
     _store(signs_ptr + first, sign.to(signs_ptr.dtype.element_ty), count, BLOCK)
     tl.store(partials_ptr + tl.program_id(0), tl.sum(tl.abs(w), 0))
     begin = tl.load(layers_ptr + 3 * layer)
@@ -298,6 +319,7 @@ def _pointer(pointers, layer):  # type: ignore[no-untyped-def]
 
 @jit
 def _backward_kernel(  # type: ignore[no-untyped-def]
+    weights_ptr,
     chunks_ptr,
     layers_ptr,
     dsign_ptrs,
@@ -308,7 +330,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    w_ptr, first, count, layer = _chunk(chunks_ptr, ALIGNED)
+    w_ptr, first, count, layer = _chunk(weights_ptr, chunks_ptr, ALIGNED)
     begin = tl.load(layers_ptr + 3 * layer)
     dsign_ptr = _pointer(dsign_ptrs, layer) + (tl.program_id(0) - begin) * BLOCK
     if ALIGNED:

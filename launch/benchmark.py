@@ -5,6 +5,7 @@ What is measured is printed as a table and appended to docs/results/<bench>_<dev
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from launch.command import Main, Parser, choose, command, find_config, whole
@@ -27,7 +28,9 @@ def _measure(name: str, options: argparse.Namespace) -> None:
         inference,
         kernels,
         loaders,
+        preparing,
         results,
+        road,
         scaling,
         starts,
         sweep,
@@ -54,11 +57,17 @@ def _measure(name: str, options: argparse.Namespace) -> None:
     elif name == "loader":
         measured = sweep.sweep if options.sweep else loaders.measure
         rows = measured(config, device, options.rounds)
+    elif name == "prepare":
+        rows = preparing.measure(config, options.rounds, options.images)
     elif name == "collectives":
         rows = collectives.measure(config, device, options.rounds)
     else:
-        if config.data.path is not None:  # first: a child's peak is at least this process's so far
-            rows = starts.starts(str(path), options.overrides, config)
+        start = partial(starts.starts, str(path), options.overrides, config)
+        # First what starts runs: a child's peak is at least this process's so far.
+        if config.data.path is not None and training.is_resident(config):
+            rows = start()
+        elif config.data.path is not None:
+            rows = road.measure(config, device, options.rounds, options.images, start)
         rows += training.measure(config, device, options.rounds, options.official, options.images)
     if processes.is_main():
         results.write(name, rows, device, commit)
@@ -102,10 +111,14 @@ TRAIN = _parser(
     """Time training steps and whole epochs, and show where the time of a step goes.
 
     Also draws docs/results/train_<config>_<device>.png. Where data.path is set, a real run is
-    started too: the seconds to its first step, and the memory that it takes.
+    started too: the seconds to its first step, and the memory that it takes. Of ImageNet's networks
+    the whole road is measured then, from image files to trained batches: data.path names a tree, or
+    a folder of classes, whose images are taken as often as need be, as they are, resized and in
+    shards (in a temporary folder, see TMPDIR).
     """,
     (
         "cifar10_resnet20 data.path=/path/to/cifar10",
+        "imagenet_resnet18 data.path=/path/to/images",
         "cifar10_resnet20 train.device=cpu --images 1024",
     ),
     rounds=10,
@@ -144,6 +157,17 @@ INFERENCE = _parser(
     ("imagenet_resnet18", "cifar10_resnet20 --rounds 200"),
     rounds=40,
 )
+PREPARE = _parser(
+    "prepare",
+    "[--rounds N] [--images N]",
+    """Time how many images a core resizes, and packs into shards.
+
+    data.path names a tree, or a folder of classes. What is made lies in a temporary folder.
+    """,
+    ("imagenet_resnet18 data.path=/path/to/images train.device=cpu",),
+    rounds=3,
+)
+PREPARE.add_argument("--images", metavar="N", type=whole(1), help="how many (those that are there)")
 COLLECTIVES = _parser(
     "collectives",
     "[--rounds N]",
@@ -169,6 +193,7 @@ PARSERS = {
     "train": TRAIN,
     "loader": LOADER,
     "inference": INFERENCE,
+    "prepare": PREPARE,
     "collectives": COLLECTIVES,
     "scaling": SCALING,
 }

@@ -25,6 +25,19 @@ IMAGENET = Parser(
 IMAGENET.add_argument(
     "archives", metavar="ARCHIVES", type=Path, help="the folder that holds the three files"
 )
+TINY = Parser(
+    "prepare tiny_imagenet",
+    "ZIP DST [--no-checksums] [--workers N]",
+    """Make a tree of the archive of Tiny ImageNet.
+
+    ZIP is tiny-imagenet-200.zip, which is only read. DST gets train/ and val/ with a folder for
+    each of the 200 classes, classes.json with the words for these, and manifest.json; the test
+    images, whose classes nobody was told, are left out. Started again after a kill, it goes on.
+    Exits with 1 if there are images that could not be read.
+    """,
+    ("tiny-imagenet-200.zip data/tiny-imagenet",),
+)
+TINY.add_argument("archive", metavar="ZIP", type=Path, help="the archive")
 RESIZE = Parser(
     "prepare resize",
     "SRC DST [--short-side N] [--quality Q] [--workers N]",
@@ -36,8 +49,16 @@ RESIZE = Parser(
     """,
     ("/path/to/imagenet imagenet-256", "data data-160 --short-side 160 --quality 95"),
 )
-RESIZE.add_argument(
-    "source", metavar="SRC", type=Path, help="the folder that holds train/, val/ or test/"
+SHARD = Parser(
+    "prepare shard",
+    "SRC DST [--images N] [--workers N]",
+    """Pack a tree into shards, which are a few large files in place of many small ones.
+
+    SRC is only read. DST gets tar archives in WebDataset's form, each with its index for DALI, and
+    manifest.json. data.path takes DST in place of the tree: the same images come in the same order.
+    Started again after a kill, it goes on. Exits with 1 if there are images that could not be read.
+    """,
+    ("/path/to/imagenet imagenet-shards", "data shards --images 10000"),
 )
 SPLIT = Parser(
     "prepare split",
@@ -55,7 +76,7 @@ SPLIT.add_argument(
 VERIFY = Parser(
     "prepare verify",
     "DATA [--report FILE] [--workers N]",
-    """List the images of a data tree that cannot be read.
+    """List the images of a data tree, or of shards, that cannot be read.
 
     Decodes every image of train/, val/ and test/, whichever exist, and lists those that cannot be
     read in a report, which data.exclude takes as it is. DATA is only read. Started again, it looks
@@ -63,7 +84,14 @@ VERIFY = Parser(
     """,
     ("/path/to/imagenet", "/path/to/imagenet --report bad.txt --workers 16"),
 )
-PARSERS = {"imagenet": IMAGENET, "resize": RESIZE, "split": SPLIT, "verify": VERIFY}
+PARSERS = {
+    "imagenet": IMAGENET,
+    "tiny_imagenet": TINY,
+    "resize": RESIZE,
+    "shard": SHARD,
+    "split": SPLIT,
+    "verify": VERIFY,
+}
 
 
 def percentage(text: str) -> float:
@@ -73,7 +101,11 @@ def percentage(text: str) -> float:
     return float(text.rstrip("%"))
 
 
-for _parser in (IMAGENET, RESIZE, SPLIT):
+for _parser in (RESIZE, SHARD):
+    _parser.add_argument(
+        "source", metavar="SRC", type=Path, help="the folder that holds train/, val/ or test/"
+    )
+for _parser in (IMAGENET, TINY, RESIZE, SHARD, SPLIT):
     _parser.add_argument("target", metavar="DST", type=Path, help="the new folder, which is made")
 for _parser, _side, _words in ((IMAGENET, None, "as they are"), (RESIZE, 256, "256")):
     _parser.add_argument(
@@ -84,9 +116,14 @@ for _parser, _side, _words in ((IMAGENET, None, "as they are"), (RESIZE, 256, "2
         "--quality", metavar="Q", type=whole(1, 100), default=90,
         help="of the JPEGs that are made (%(default)s)",
     )  # fmt: skip
-IMAGENET.add_argument(
-    "--no-checksums", dest="checksums", action="store_false",
-    help="do not compare the archives with the official checksums, which reads them once more",
+for _parser in (IMAGENET, TINY):
+    _parser.add_argument(
+        "--no-checksums", dest="checksums", action="store_false",
+        help="do not compare with the official checksums, which reads everything once more",
+    )  # fmt: skip
+SHARD.add_argument(
+    "--images", metavar="N", type=whole(1), default=1000,
+    help="how many a shard holds (%(default)s)",
 )  # fmt: skip
 SPLIT.add_argument(
     "--val", metavar="PERCENT", type=percentage, default=10.0,
@@ -118,12 +155,28 @@ def imagenet(options: argparse.Namespace) -> int:
     )  # fmt: skip
 
 
+def tiny_imagenet(options: argparse.Namespace) -> int:
+    """Make a tree of Tiny ImageNet's archive; returns how many images could not be read."""
+    from pipeline.prepare.tiny_imagenet import make_tiny_imagenet
+
+    return make_tiny_imagenet(
+        options.archive, options.target, checksums=options.checksums, workers=options.workers
+    )
+
+
 def resize(options: argparse.Namespace) -> int:
     """Make a tree of small images; returns how many could not be read."""
     from pipeline.prepare.resize import resize_tree
 
     side, quality = options.short_side, options.quality
     return resize_tree(options.source, options.target, side, quality, options.workers)
+
+
+def shard(options: argparse.Namespace) -> int:
+    """Pack a tree; returns how many images could not be read."""
+    from pipeline.prepare.shard import shard_tree
+
+    return shard_tree(options.source, options.target, options.images, options.workers)
 
 
 def split(options: argparse.Namespace) -> int:
@@ -144,7 +197,14 @@ def verify(options: argparse.Namespace) -> int:
     return verify_tree(options.data, options.report, options.workers)
 
 
-WORK = {"imagenet": imagenet, "resize": resize, "split": split, "verify": verify}
+WORK = {
+    "imagenet": imagenet,
+    "tiny_imagenet": tiny_imagenet,
+    "resize": resize,
+    "shard": shard,
+    "split": split,
+    "verify": verify,
+}
 
 
 def _start(name: str, arguments: Sequence[str]) -> None:

@@ -37,8 +37,9 @@ def main(arguments: Sequence[str]) -> None:
     options = PARSER.parse(arguments)
     from pipeline.report.study import write_report
     from pipeline.report.study_table import listing
+    from pipeline.run.alone import alone_in
     from pipeline.run.console import start_console, start_file
-    from pipeline.run.study import check_folder, read_study
+    from pipeline.run.study import another, check_folder, read_study
     from pipeline.run.trials import exit_code, run_trials, tell
 
     path = find_config(options.study, STUDIES)
@@ -50,9 +51,10 @@ def main(arguments: Sequence[str]) -> None:
         return answer(write_report(study))
     check_folder(study)
     write_report(study)  # first: it says whether the folder can be written
-    start_file(study.folder / "log.txt")
-    failures = run_trials(study, options.jobs, lambda: write_report(study))
-    answer(write_report(study))
+    with alone_in(study.folder, f"stop it, or {another(study)}"):
+        start_file(study.folder / "log.txt")
+        failures = run_trials(study, options.jobs, lambda: write_report(study))
+        answer(write_report(study))
     tell(failures)
     if failures:
         raise SystemExit(exit_code(failures))

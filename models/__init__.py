@@ -30,18 +30,23 @@ def build_model(
     bits: str = "1w1a",
     num_classes: int = 10,
     estimator: str = "reste",
+    transform: str = "none",
     **options: float,
 ) -> BinaryNetwork:
     """A freshly initialised network, from (N, 3, H, W) images to (N, num_classes) logits.
 
     Args:
         arch: a key of ``ARCHS``.
-        bits: 1w1a (binary weights and activations), 1w32a (binary weights) or 32w32a.
+        bits: 1w1a (binary weights and activations), 1w32a (binary weights), 32w1a (binary
+            activations) or 32w32a.
         estimator: a key of ``kernels.ESTIMATORS``, for weights and activations alike.
+        transform: a key of ``kernels.TRANSFORMS``, done to binary weights before their sign, or
+            none.
         options: the estimator's own, such as ``o_end=3.0`` for reste.
 
     Raises:
-        ValueError: an unknown arch, bits, estimator or option, or fewer than two classes.
+        ValueError: an unknown arch, bits, estimator, transform or option, or fewer than two
+            classes.
 
     Keys of the ``state_dict`` are those of the official networks (github.com/DravenALG/ReSTE).
     """
@@ -57,4 +62,7 @@ def build_model(
             raise ValueError(
                 f"{option!r} is no option of {estimator}; it has {', '.join(known) or 'none'}"
             )
-    return ARCHS[arch].build(arch, bits, num_classes, estimator, **options)
+    model = ARCHS[arch].build(arch, bits, num_classes, estimator, **options)
+    if transform != "none":
+        model.transform_weights(transform)
+    return model

@@ -1,8 +1,8 @@
 """The layers of the networks: binarization, binary convolution, and what stands between two.
 
 Inside a network every feature map travels as a pair ``(x, xb)``. x is the real stream, which skips
-add to. xb is what the next convolution reads: sign(x) in a 1w1a network, x itself in the others. A
-block does this twice:
+add to. xb is what the next convolution reads: sign(x) where activations have 1 bit, else x itself.
+A block does this twice:
 
     z, scale = self.conv1(xb)
     x, xb = self.bn1(z, scale, residual=x)
@@ -18,18 +18,22 @@ from kernels import (
     binarize,
     binarize_weights,
     get_estimator,
+    get_transform,
+    joined,
     norm_binarize,
     norm_pool_binarize,
     running_statistics,
 )
 
-BITS = ("1w1a", "1w32a", "32w32a")
+BITS = ("1w1a", "1w32a", "32w1a", "32w32a")
 
 Pair = tuple[Tensor, Tensor]
 
 
 class Binarize(nn.Module):
     """sign(x) with ``estimator``'s gradient; shape, dtype and memory format stay x's.
+
+    An estimator of weights alone brings the one that activations take.
 
     ``params`` is a buffer outside of the ``state_dict``. It holds the estimator's parameters for
     weights, if ``weights``, or for activations: at first those of the beginning of a training, then
@@ -40,21 +44,48 @@ class Binarize(nn.Module):
 
     def __init__(self, estimator: str, *, weights: bool = False) -> None:
         super().__init__()
-        self.estimator, self.weights = estimator, weights
-        entry = get_estimator(estimator)
+        entry = get_estimator(estimator) if weights else get_estimator(estimator).of_activations
+        self.estimator, self.weights = entry.name, weights
         schedule = entry.schedule if weights else entry.activation_schedule or entry.schedule
         self.register_buffer("params", torch.tensor(schedule(0.0)), persistent=False)
 
     def forward(self, x: Tensor, xb: Tensor | None = None) -> Tensor:
         """sign(x), which is ``xb`` where an op has made that together with x."""
-        return binarize(x, self.params, self.estimator) if xb is None else xb
+        return binarize(self.signed(x), self.params, self.estimator) if xb is None else xb
+
+    def signed(self, x: Tensor) -> Tensor:
+        """What the sign is taken of."""
+        return x
 
     def extra_repr(self) -> str:
         return self.estimator
 
 
+class WeightTransform(nn.Module):
+    """The transform ``name`` of ``kernels.TRANSFORMS``: what is done to a weight before its sign.
+
+    ``params``, a buffer outside of the ``state_dict``, holds its parameters: at first those of the
+    beginning of a training, then those that a network's ``set_progress`` fills in.
+    """
+
+    params: Tensor
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.register_buffer("params", torch.tensor(get_transform(name).schedule(0.0)), False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return get_transform(self.name).apply(weight, self.params)
+
+    def extra_repr(self) -> str:
+        return self.name
+
+
 class BinaryConv2d(nn.Conv2d):
     """Convolution of ``xb`` (N, C, H, W) with sign(w), and the layer's scale mean |w|, 0-dim.
+
+    With a ``transform``, w is not the weight itself but what that makes of it.
 
     The scale is handed on rather than multiplied in: sums of ±1 are small integers, which are exact
     in fp32 in whatever order they are added, while sums of ±scale are not. Border taps are 0,
@@ -70,8 +101,13 @@ class BinaryConv2d(nn.Conv2d):
     ) -> None:
         super().__init__(in_channels, channels, 3, stride, padding=1, bias=False)
         self.binarize = Binarize(estimator, weights=True)
+        self.transform: WeightTransform | None = None
         self.binarized: tuple[Tensor, Tensor] | None = None
         self.together: list[BinaryConv2d] = []
+
+    def signed(self) -> Tensor:
+        """The weight of which the sign is convolved."""
+        return self.weight if self.transform is None else self.transform(self.weight)
 
     def forward(self, xb: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         if self.binarized is None:
@@ -87,7 +123,9 @@ def binarize_convs(convs: list[BinaryConv2d]) -> None:
     device = first.weight.device.type
     mixed = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if mixed else first.weight.dtype
-    weights = [conv.weight for conv in convs]
+    weights = [conv.signed() for conv in convs]
+    if first.transform is not None:
+        weights = joined(weights)
     signs, scales = binarize_weights(
         weights, first.binarize.params, first.binarize.estimator, dtype
     )
@@ -109,7 +147,7 @@ def conv3x3(
     in_channels: int, channels: int, *, bits: str, estimator: str, stride: int = 1
 ) -> BinaryConv2d | RealConv2d:
     """The 3x3 convolution of a ``bits`` network, without bias."""
-    if bits == "32w32a":
+    if bits.startswith("32w"):
         return RealConv2d(in_channels, channels, stride=stride)
     return BinaryConv2d(in_channels, channels, stride=stride, estimator=estimator)
 
@@ -120,8 +158,8 @@ def global_pool(x: Tensor) -> Tensor:
 
 
 def binarization(bits: str, estimator: str) -> nn.Module:
-    """The module that makes xb from x: ``Binarize`` in 1w1a networks, the identity in others."""
-    return Binarize(estimator) if bits == "1w1a" else nn.Identity()
+    """The module that makes xb from x: ``Binarize`` for activations of 1 bit, else the identity."""
+    return Binarize(estimator) if bits.endswith("w1a") else nn.Identity()
 
 
 class NormBinarize(nn.BatchNorm2d):
@@ -176,21 +214,28 @@ class NormBinarize(nn.BatchNorm2d):
 class NormPoolBinarize(NormBinarize):
     """What stands between a real stem and a binary convolution: x = max_pool(BN(relu(z))), and xb.
 
+    Without ``relu`` it is batch norm of z itself.
+
     ``forward`` takes z (N, C, H, W) and the module that makes xb from x (see ``binarization``),
     whose hooks see x, and returns (x, xb). The windows are 3 x 3 at stride 2 with padding 1. All of
     it is one fused op, ``kernels.norm_pool_binarize``.
     """
 
+    def __init__(self, channels: int, *, relu: bool = True) -> None:
+        super().__init__(channels)
+        self.relu = relu
+
     def forward(self, z: Tensor, binarize: nn.Module) -> Pair:  # type: ignore[override]
-        sign = binarize if isinstance(binarize, Binarize) else None
+        sign = binarize if type(binarize) is Binarize else None  # others do more than that
         x, xb = norm_pool_binarize(
             z,
             self.weight,
             self.bias,
-            *self.statistics(z, None, relu=True),
+            *self.statistics(z, None, relu=self.relu),
             params=sign.params if sign else None,
             estimator=sign.estimator if sign else None,
             training=self.training,
+            relu=self.relu,
             sync=self.sync,
         )
         return x, sign(x, xb) if sign else binarize(x)

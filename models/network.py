@@ -1,13 +1,20 @@
 """What all networks share: their binary weights and their estimator's schedule."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from kernels import get_estimator
-from models.layers import Binarize, BinaryConv2d, NormBinarize, binarize_convs
+from kernels import Estimator, get_estimator, get_transform
+from models.layers import (
+    Binarize,
+    BinaryConv2d,
+    NormBinarize,
+    WeightTransform,
+    binarize_convs,
+)
 
 
 class BinaryNetwork(nn.Module):
@@ -54,30 +61,50 @@ class BinaryNetwork(nn.Module):
         """The binary convolutions by name, from the input to the output."""
         return {n: m for n, m in self.named_modules() if isinstance(m, BinaryConv2d)}
 
+    def transform_weights(self, transform: str) -> None:
+        """Take the signs of ``transform`` of the weights, a name of ``kernels.TRANSFORMS``."""
+        for conv in self.binary_convs().values():
+            conv.transform = WeightTransform(transform).to(conv.weight)
+        self.set_progress(self.progress)
+
     def estimator_parameters(self, *, weights: bool = True) -> dict[str, float]:
         """The present parameters of the estimator by name, for ``weights`` or for activations."""
-        entry = get_estimator(self.estimator)
+        entry = self._estimator(weights)
         schedule = entry.schedule if weights else entry.activation_schedule or entry.schedule
-        return dict(zip(entry.parameters, schedule(self.progress, **self.options), strict=True))
+        options = self.options if entry.name == self.estimator else {}
+        return dict(zip(entry.parameters, schedule(self.progress, **options), strict=True))
+
+    def _estimator(self, weights: bool) -> Estimator:
+        own = get_estimator(self.estimator)
+        return own if weights else own.of_activations
 
     def set_progress(self, progress: float) -> None:
-        """Move the estimator's schedule to ``progress`` = epoch / epochs in [0, 1].
+        """Move the schedules of estimator and transform to ``progress`` = epoch / epochs in [0, 1].
 
-        The params of every ``Binarize`` are refilled in place, so that nothing recompiles or
-        synchronises and a captured CUDA graph sees the new values.
+        Their params are refilled in place, so that nothing recompiles or synchronises and a
+        captured CUDA graph sees the new values.
         """
         if not 0 <= progress <= 1:
             raise ValueError(f"progress is {progress}; it must lie in [0, 1]")
         self.progress = progress
         signs = [module for module in self.modules() if isinstance(module, Binarize)]
         for weights in (True, False):
-            params = [sign.params for sign in signs if sign.weights == weights]
-            values = [*self.estimator_parameters(weights=weights).values()]
-            if params and values:
-                now = torch.tensor(values, dtype=params[0].dtype)
-                now = now.to(params[0].device, non_blocking=True)
-                torch._foreach_copy_(params, [now] * len(params))
+            kind = weights, self._estimator(weights).name
+            params = [sign.params for sign in signs if (sign.weights, sign.estimator) == kind]
+            _refill(params, [*self.estimator_parameters(weights=weights).values()])
+        transforms = [module for module in self.modules() if isinstance(module, WeightTransform)]
+        for each in transforms[:1]:  # all of them are the same
+            values = get_transform(each.name).schedule(progress)
+            _refill([other.params for other in transforms], values)
 
     def reset_head_binarization(self, block: nn.Module) -> None:
         """Drop the sign after the last ``block``, because the classifier reads the real stream."""
         cast(NormBinarize, block.bn2).binarize = nn.Identity()
+
+
+def _refill(params: Sequence[Tensor], values: Sequence[float]) -> None:
+    """Fill ``values`` into each of ``params``, without waiting for the device."""
+    if params and values:
+        now = torch.tensor(values, dtype=params[0].dtype)
+        now = now.to(params[0].device, non_blocking=True)
+        torch._foreach_copy_([*params], [now] * len(params))

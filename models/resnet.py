@@ -1,5 +1,6 @@
 """The ImageNet networks resnet18 and resnet34: a skip around every convolution (Bi-Real)."""
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
@@ -65,14 +66,14 @@ class ResNet(BinaryNetwork):
         self.bn1 = NormPoolBinarize(64)
         self.binarize = binarization(bits, estimator)
         make_block = partial(Block, bits=bits, estimator=estimator)
-        self.layer1 = _stage(make_block, 64, 64, depths[0], stride=1)
-        self.layer2 = _stage(make_block, 64, 128, depths[1], stride=2)
-        self.layer3 = _stage(make_block, 128, 256, depths[2], stride=2)
-        self.layer4 = _stage(make_block, 256, 512, depths[3], stride=2)
+        self.layer1 = make_stage(make_block, 64, 64, depths[0], stride=1)
+        self.layer2 = make_stage(make_block, 64, 128, depths[1], stride=2)
+        self.layer3 = make_stage(make_block, 128, 256, depths[2], stride=2)
+        self.layer4 = make_stage(make_block, 256, 512, depths[3], stride=2)
         self.bn2 = BatchNorm(512)
         self.fc = nn.Linear(512, num_classes)
         self.reset_head_binarization(self.layer4[-1])
-        self.apply(_init)
+        self.apply(init_convs)
         self.set_progress(0)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -82,14 +83,24 @@ class ResNet(BinaryNetwork):
         return self.fc(self.bn2(global_pool(pair[0])))
 
 
-def _stage(
-    make_block: "partial[Block]", in_channels: int, channels: int, depth: int, *, stride: int
+def make_stage(
+    make_block: Callable[[int, int, int], nn.Module],
+    in_channels: int,
+    channels: int,
+    depth: int,
+    *,
+    stride: int,
 ) -> nn.Sequential:
+    """``depth`` blocks, of which the first changes channels and has the stride.
+
+    ``make_block`` is called with the channels that come in, those that go out, and the stride.
+    """
     first = make_block(in_channels, channels, stride)
     return nn.Sequential(first, *(make_block(channels, channels, 1) for _ in range(depth - 1)))
 
 
-def _init(module: nn.Module) -> None:
+def init_convs(module: nn.Module) -> None:
+    """Kaiming's initialisation of a convolution, for ReLU; leaves other modules alone."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 

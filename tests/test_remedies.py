@@ -39,10 +39,19 @@ from tests.data.fixtures import cifar_tree, plain_folder
 # Errors of a training with these overrides, whose remedy is key=value.
 KEYS = {
     "pipeline/data/tree.py:check_classes": ["model.num_classes=3"],
+    "pipeline/data/loader_resident.py:_check_sides": ["data.train_sizes=24,32"],
     "pipeline/run/config.py:_crop_lies_in_the_image": ["data.resize=64"],
     "pipeline/run/config.py:_warmup_ends": ["optim.warmup_epochs=7"],
     "pipeline/run/config.py:_steps_have_milestones": ["optim.schedule=step"],
     "pipeline/run/config.py:_apex_is_for_sgd": ["optim.impl=apex", "optim.name=adam"],
+    "pipeline/run/config.py:_weights_to_transform_are_binary": [
+        "model.weight_transform=irnet",
+        "model.bits=32w32a",
+    ],
+    "pipeline/run/config.py:_bop_flips_the_weights_themselves": [
+        "optim.name=bop",
+        "model.weight_transform=recu",
+    ],
     "pipeline/run/config.py:_is_the_name_of_a_folder": ["run.name=a/b"],
     "pipeline/run/device.py:get_device": ["train.device=cuda"],
     "pipeline/train/graph.py:make_graphs": ["train.cuda_graph=true", "train.device=cpu"],
@@ -56,6 +65,7 @@ FOLLOWED = {
     "pipeline/run/sweep.py:check_folder": "test_one_name_for_every_trial_is_refused",
     "pipeline/run/recorder.py:__init__": "test_a_run_that_another_process_finishes_is_kept",
     "pipeline/prepare/archives.py:_check": "test_checksums",
+    "pipeline/run/alone.py:lock": "test_what_another_process_works_at_is_left_alone",
     "pipeline/data/image.py:bad_image": "test_the_command_to_find_bad_images_works",
     "pipeline/run/cards.py:_check_launcher": "test_tritons_own_faults",
     "pipeline/train/memory.py:explained": "test_what_is_said_to_fit_does",
@@ -76,6 +86,7 @@ FOLLOWED = {
     "pipeline/run/plan.py:read_plan": "test_a_file_that_is_wrong_says_how_it_is_written",
     "pipeline/run/plan.py:check_keys": "test_a_key_that_cannot_stand_there_is_named",
     "pipeline/run/study.py:check_folder": "test_another_folder_takes_other_settings",
+    "pipeline/train/teacher.py:_of_checkpoint": "test_a_file_says_for_itself_what_to_set",
     "pipeline/run/resume.py:check_place": "test_other_metrics_go_on_from_the_end_of_an_epoch",
 }  # fmt: skip
 FILES = "the person's own files are to be mended, or named"
@@ -89,9 +100,10 @@ NOT_FOLLOWED = {
     "launch/bench/collectives.py:measure": OTHERS,
     "launch/bench/kernels.py:benchmark": "takes minutes: make bench-kernels DEVICE=cpu",
     "launch/bench/loaders.py:_training_images": FILES,
+    "launch/bench/trees.py:given_images": FILES,
     "launch/bench/starts.py:_start": "the run that failed says what is wrong",
     "pipeline/data/cifar_files.py:_load_official": "data.download=true needs the network",
-    "pipeline/data/cifar_files.py:load_cifar10": FILES,
+    "pipeline/data/cifar_files.py:load_cifar": FILES,
     "pipeline/data/open.py:build_loaders": OTHERS,
     "pipeline/data/plan.py:check_batch_size": "a training makes the batch smaller before",
     "launch/export.py:_split": WORDS,
@@ -117,7 +129,7 @@ NOT_FOLLOWED = {
     "pipeline/export/trace.py:trace": FILES,
     "pipeline/prepare/archives.py:find": FILES,
     "pipeline/prepare/devkit.py:_refused": FILES,
-    "pipeline/prepare/fill.py:_check_classes": FILES,
+    "pipeline/prepare/fill.py:check_classes": FILES,
     "pipeline/prepare/fill.py:told": ROOM,
     "pipeline/prepare/imagenet.py:_survey": FILES,
     "pipeline/prepare/imagenet.py:_val": FILES,
@@ -133,6 +145,8 @@ NOT_FOLLOWED = {
     "pipeline/prepare/target.py:_check_empty": WORDS,
     "pipeline/prepare/target.py:_described": ROOM,
     "pipeline/prepare/target.py:has_begun": WORDS,
+    "pipeline/prepare/tiny_imagenet.py:_opened": FILES,
+    "pipeline/prepare/tiny_imagenet.py:_survey": FILES,
     "pipeline/report/sync.py:_config_of": FILES,
     "pipeline/report/sync.py:send": "the run writes records as it goes on",
     "pipeline/run/cards.py:current": DEVICE,
@@ -149,6 +163,12 @@ NOT_FOLLOWED = {
     "pipeline/run/trials.py:check": PASSES,
     "pipeline/train/graph.py:record": DEVICE,
     "pipeline/train/memory.py:shortage_explained": DEVICE,
+    "pipeline/run/config.py:_weights_have_a_teacher": FILES,
+    "pipeline/train/teacher.py:_check_finite": FILES,
+    "pipeline/train/teacher.py:_fetched": "its remedies need the network, or a file of weights",
+    "pipeline/train/teacher.py:_from_file": FILES,
+    "pipeline/train/teacher.py:_of_torchvision": "trains a teacher first",
+    "pipeline/train/teacher.py:_outputs": "takes another network from the net",
     "pipeline/train/trainer.py:_record": PASSES,
 }
 RAISED = ("UserError", "_NotPlain")
@@ -370,7 +390,7 @@ def _a_list_that_cannot_be_read(house: House) -> None:
 
 
 @provokes("pipeline/data/exclude.py:_name")
-@provokes("pipeline/data/tree.py:_scan")
+@provokes("pipeline/data/tree.py:check_listed")
 def _a_list_that_is_of_other_data(house: House) -> None:
     for line in ("x", "train/dark/999.png"):
         Path("bad-images.txt").write_text(f"{line}\n")  # its name is taken
@@ -387,7 +407,7 @@ def _an_empty_class(house: House) -> None:
     house.train("--check")
 
 
-@provokes("pipeline/data/tree.py:_check_not_emptied")
+@provokes("pipeline/data/tree.py:check_not_emptied")
 def _a_class_that_the_list_emptied(house: House) -> None:
     names = [f"train/dark/{i}.png\n" for i in range(20)]
     Path("list.txt").write_text("".join(names))
@@ -410,6 +430,9 @@ def _a_tree_that_is_half(house: House) -> None:
     words = [*house.images(), "--check"]
     shutil.move(house.folder / "tree/val", house.folder / "val")
     said = house.refused(*words)
+    obey(said)
+    made = advice(r"prepare split \S+ (\S+)$", said)
+    house.train(f"data.path={made}", *words[1:])
     root, name = re.search(r"data.path: (\S+) has no folder (\w+)/;", said).groups()
     (Path(root) / name).mkdir()
     folder = advice(r"sort the images into (\w+/)<class>/", house.refused(*words))
@@ -431,6 +454,29 @@ def _a_loader_that_there_is_not(house: House) -> None:
     words = [*house.images(), "--check"]
     said = house.refused(*words, "data.loader=x")
     house.train(*words, "data.loader=" + advice(r"choose one of .*, (\w+)$", said))
+
+
+@provokes("pipeline/data/shards.py:_scan")
+def _shards_that_there_are_not(house: House) -> None:
+    tree, *words = house.images()
+    words = [*words, "--check"]
+    said = house.refused(tree, *words, "data.format=webdataset")
+    house.train(tree, *words, advice(r"set (data.format=\w+) for a tree", said))
+    command = advice(r"of one: .*reste (prepare shard) TREE SHARDS$", said).split()
+    shards = house.folder / "shards"
+    words = [f"data.path={shards}", *words, "data.format=webdataset"]
+    shutil.move(house.folder / "tree/val", house.folder / "val")
+    reste.main([*command, f"{house.folder}/tree", str(shards)])
+    said = house.refused(*words)
+    assert advice(r"make them of a tree that has one: .*reste (prepare shard)", said)
+    shutil.move(house.folder / "val", house.folder / "tree/val")
+    for spoil in (shutil.rmtree, lambda path: (path / "val/000000.idx").unlink()):
+        spoil(shards)
+        if shards.exists():
+            assert advice(r"make the shards again: .*reste (prepare .*)$", house.refused(*words))
+            shutil.rmtree(shards)
+        reste.main([*command, f"{house.folder}/tree", str(shards)])
+        house.train(*words)
 
 
 @provokes("pipeline/data/loader_torchvision.py:_open")
@@ -577,9 +623,9 @@ def _more_processes_than_images(house: House) -> None:
         patch.setattr(processes, "size", lambda: 8)
         said = message_of(lambda: fit_batch(256, 7))
     assert int(advice(r"start one process with GPUS=(\d)", said)) == 1 and fit_batch(256, 7) == 7
-    said = message_of(lambda: fit_batch(256, 7, 8))
-    parts = int(advice(r"set train.grad_accumulation=(\d)$", said))
-    assert fit_batch(256, 7, parts) == 7
+    said = message_of(lambda: fit_batch(256, 7, (8, 1)))
+    assert advice(r"set (.*)$", said) == "train.grad_accumulation=1 data.mixup=0"
+    assert fit_batch(256, 7) == 7
 
 
 @provokes("pipeline/data/workers.py:limit_workers")

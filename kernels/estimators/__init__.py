@@ -1,9 +1,9 @@
 """Gradient estimators: what stands in for the derivative of sign.
 
-The forward pass is always sign(x). An estimator says which factor h(x) multiplies the gradient,
-``dx = dy * h(x)``, and which surrogate f with f' = h (up to clipping) it thereby trains. To add
-one, write a file in this folder that defines ``ESTIMATOR``: kernels, models, indicators and the
-config take it from there.
+The forward pass is sign(x), or sign(f(x)) where an estimator asks for that. An estimator says which
+factor h(x) multiplies the gradient, ``dx = dy * h(x)``, and which surrogate f with f' = h (up to
+clipping) it thereby trains. To add one, write a file in this folder that defines ``ESTIMATOR``:
+kernels, models, indicators and the config take it from there.
 """
 
 import importlib

@@ -40,6 +40,10 @@ class Estimator:
 
     ``options`` holds the options of the schedules by name. No other estimator may use the same
     names, because all of them are keys of one section of the config.
+
+    ``triton_surrogate`` makes the forward pass sign(f(x)) instead of sign(x), for an f whose sign
+    changes elsewhere than at 0: it is f in Triton. Such an estimator is one of weights alone, and
+    ``activations`` names that of the activations beside them, whose options stay at their defaults.
     """
 
     name: str
@@ -51,6 +55,13 @@ class Estimator:
     surrogate: Factor
     options: Mapping[str, Option] = field(default_factory=dict)
     activation_schedule: Callable[..., tuple[float, ...]] | None = None
+    activations: str | None = None
+    triton_surrogate: Any = None
+
+    @property
+    def of_activations(self) -> "Estimator":
+        """The estimator of the activations beside weights of this one."""
+        return get_estimator(self.activations) if self.activations else self
 
 
 ESTIMATORS: dict[str, Estimator] = {}

@@ -13,8 +13,8 @@ from torch import Tensor
 from launch.bench.results import Row, row
 from launch.bench.timing import take_turns
 from pipeline.data.loader import Loader
-from pipeline.data.open import open_folder
-from pipeline.data.tree import ImageFolder, scan
+from pipeline.data.open import open_folder, scan_of
+from pipeline.data.tree import ImageFolder
 from pipeline.run.config import Config
 from pipeline.run.errors import UserError
 
@@ -34,7 +34,7 @@ def throughput(config: Config, device: torch.device, rounds: int, suffix: str = 
 
     Raises UserError where ``data.path`` is not set or holds no images.
     """
-    folder = _training_images(config.data.path, config.data.exclude)
+    folder = _training_images(config.data.path, config.data.exclude, config.data.format)
     batch, workers = config.data.batch_size, config.data.workers
     case = f"{folder.root.name}/{batch}x3x{config.data.size}x{config.data.size}/workers{workers}"
     opened = open_folder(folder, config, device, train=True)
@@ -44,11 +44,12 @@ def throughput(config: Config, device: torch.device, rounds: int, suffix: str = 
 
 
 @cache
-def _training_images(path: str | None, exclude: str | None) -> ImageFolder:
-    """The training images of the tree at ``path``, whose files are listed once for all settings."""
+def _training_images(path: str | None, exclude: str | None, form: str) -> ImageFolder:
+    """The training images of the tree or the shards at ``path``, which are listed once for all
+    settings."""
     if path is None:
         raise UserError("data.path is not set: give a tree with train/ of class folders (DATA=)")
-    return scan(Path(path), "train", exclude)
+    return scan_of(form, Path(path))(Path(path), "train", exclude, None)
 
 
 def _windows(loader: Loader, rounds: int, device: torch.device) -> Tensor:

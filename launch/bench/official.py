@@ -38,19 +38,24 @@ class MaskedReSTE(torch.autograd.Function):
 
 
 class OfficialConv2d(nn.Conv2d):
-    """conv(sign(a), mean|w| sign(w)), or conv(a, mean|w| sign(w)) with ``real_input``."""
+    """conv(sign(a), mean|w| sign(w)), or with a itself, or w itself, as ``bits`` say."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int, real_input: bool) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, bits: str) -> None:
         super().__init__(in_channels, channels, 3, stride, padding=1, bias=False)
-        self.real_input = real_input
+        self.bits = bits
         self.o = torch.tensor(1.0)
         self.t = torch.tensor(1.5)
 
+    def sign(self, x: Tensor) -> Tensor:
+        """The sign of x with ReSTE's gradient."""
+        return MaskedReSTE.apply(x, self.o.to(x.device), self.t.to(x.device))
+
     def forward(self, a: Tensor) -> Tensor:
-        o, t = self.o.to(a.device), self.t.to(a.device)
-        weight = MaskedReSTE.apply(self.weight, o, t) * self.weight.abs().mean()
-        if not self.real_input:
-            a = MaskedReSTE.apply(a, o, t)
+        weight: Tensor = self.weight
+        if self.bits.startswith("1w"):
+            weight = self.sign(weight) * weight.abs().mean()
+        if self.bits.endswith("w1a"):
+            a = self.sign(a)
         return F.conv2d(a, weight, None, self.stride, self.padding)
 
 
@@ -60,7 +65,7 @@ Conv = type[OfficialConv2d]
 def _conv(in_channels: int, channels: int, stride: int, bits: str, kind: Conv) -> nn.Module:
     if bits == "32w32a":
         return nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
-    return kind(in_channels, channels, stride, real_input=bits == "1w32a")
+    return kind(in_channels, channels, stride, bits)
 
 
 class _PadShortcut(nn.Module):

@@ -31,15 +31,12 @@ class PlainConv2d(OfficialConv2d):
 
     params: Tensor
 
-    def __init__(self, in_channels: int, channels: int, stride: int, real_input: bool) -> None:
-        super().__init__(in_channels, channels, stride, real_input)
+    def __init__(self, in_channels: int, channels: int, stride: int, bits: str) -> None:
+        super().__init__(in_channels, channels, stride, bits)
         self.register_buffer("params", torch.tensor([2.0, 1.5, 0.1]), persistent=False)
 
-    def forward(self, a: Tensor) -> Tensor:
-        weight = WhereSign.apply(self.weight, self.params) * self.weight.abs().mean()
-        if not self.real_input:
-            a = WhereSign.apply(a, self.params)
-        return F.conv2d(a, weight, None, self.stride, self.padding)
+    def sign(self, x: Tensor) -> Tensor:
+        return WhereSign.apply(x, self.params)
 
 
 def sgd(model: nn.Module, *, fused: bool | None = None) -> torch.optim.Optimizer:

@@ -23,9 +23,13 @@ from pipeline.run.errors import UserError
 START_STEPS = 30  # steps of a real run before it is stopped
 
 
-def starts(path: str, overrides: Sequence[str], config: Config, times: int = 3) -> list[Row]:
-    """Seconds from the command line to the first step of a real run, and the peak of its
-    process's memory in its first steps."""
+def starts(
+    path: str, overrides: Sequence[str], config: Config, data: Path | None = None, times: int = 3
+) -> list[Row]:
+    """Seconds from the command line to the first step of a real run, with other ``data`` than the
+    config's where they are given, and the peak of its process's memory in its first steps."""
+    if data is not None:
+        overrides = [*overrides, f"data.path={data}"]
     results = torch.tensor([_start(path, overrides) for _ in range(times)], dtype=torch.float64)
     case = f"{config.run.name}/{config.data.batch_size}/{config.train.precision}"
     return [

@@ -29,7 +29,7 @@ from launch.bench.results import Row, device_name, row
 from launch.bench.rivals import Compiled, Official, PlainConv2d, Splits
 from launch.bench.timing import take_turns
 from models import ARCHS, build_model
-from pipeline.data.cifar_files import CifarSplit, load_cifar10
+from pipeline.data.cifar_files import CifarSplit, load_cifar
 from pipeline.data.loader import Batch, Loader, image_dtype
 from pipeline.data.loader_resident import CifarLoader
 from pipeline.data.open import DATASETS
@@ -39,6 +39,7 @@ from pipeline.run.console import logger
 from pipeline.run.recorder import JsonLines, Recorder
 from pipeline.run.signals import StopSignal
 from pipeline.train.metrics import cross_entropy
+from pipeline.train.network import build_network
 from pipeline.train.precision import AUTOCAST, autocast, to_device
 from pipeline.train.trainer import Trainer
 
@@ -48,7 +49,11 @@ STEPS = {"cuda": 100, "cpu": 1}  # between two looks at the clock
 # images/s of one H100 (3.0 TB/s of device copies, 798 TFLOP/s dense in bf16, both measured): the
 # bytes that the fused design must move, about 35 for every element that a binary layer gives, plus
 # the time of the multiplications.
-ROOFLINE = {"resnet20": 413_000, "vgg_small": 108_000, "resnet18_cifar": 93_000}
+ROOFLINE = {
+    "resnet20": 413_000, "vgg_small": 108_000, "resnet18_cifar": 93_000,
+    "resnet18": 26_500, "resnet34": 15_100,
+}  # fmt: skip
+ROOFLINE_SIDE = 224  # pixels of the images of the last two
 ROOFLINE_DEVICE = "H100"
 # Of the first losses in the precisions that are timed. Rounding flips signs: with fresh weights the
 # same network in another memory format is 2 % off at 256 images, and 5 % at 4.
@@ -127,8 +132,8 @@ def open_splits(config: Config, images: int) -> Splits:
     counts = images, max(1, images // 5)
     if config.data.path is None:
         return _noise(counts[0]), _noise(counts[1])
-    path = Path(config.data.path)
-    train, test = (load_cifar10(path, split=name, download=False) for name in ("train", "test"))
+    path, kind = Path(config.data.path), config.data.dataset
+    train, test = (load_cifar(kind, path, split=name, download=False) for name in ("train", "test"))
     return _first(train, counts[0]), _first(test, counts[1])
 
 
@@ -160,7 +165,7 @@ def make_trainer(
     config: Config, device: torch.device, loaders: tuple[Loader, Loader], folder: Path
 ) -> Trainer:
     """Our training at o = 2, that writes into ``folder``."""
-    model = build_model(*config.network)
+    model = build_network(config)
     store = CheckpointStore(folder, config.checkpoint.keep)
     recorder = Recorder()
     trainer = Trainer(config, model, loaders, device, store, StopSignal(), recorder)
@@ -302,7 +307,10 @@ def share_of_roofline(
 ) -> list[Row]:
     """``rate`` in units of the roofline, on the card that it is for."""
     roofline = ROOFLINE.get(config.model.arch)
-    if roofline is None or ROOFLINE_DEVICE not in device_name(device):
+    is_small = ARCHS[config.model.arch].image_size <= 32
+    if roofline is None or not (is_small or config.data.size == ROOFLINE_SIDE):
+        return []
+    if ROOFLINE_DEVICE not in device_name(device):
         return []
     return [row(*place, "roofline_share", "1", rate / roofline)]
 
@@ -330,7 +338,7 @@ def epochs(config: Config, device: torch.device, images: int | None = None) -> l
     rows = []
     for name, make in EPOCH_MAKERS.items():
         epoch = None  # with all that it holds
-        before = _reset_peak(device)
+        before = reset_peak(device)
         with tempfile.TemporaryDirectory() as folder:
             try:
                 epoch = make(config, device, splits, Path(folder))
@@ -348,13 +356,11 @@ def epochs(config: Config, device: torch.device, images: int | None = None) -> l
             rows.append(row(*place, "time_to_train_extrapolated", "s", full))
         if name == "ours":
             rows += share_of_roofline(config, device, place, trained / seconds)
-        if device.type == "cuda":
-            peak = (torch.cuda.max_memory_allocated(device) - before) / 2**20
-            rows.append(row(*place, "memory", "MiB", torch.tensor([peak]).double()))
+        rows += peak(device, before, place)
     return rows
 
 
-def _reset_peak(device: torch.device) -> int:
+def reset_peak(device: torch.device) -> int:
     """Bytes in use, from which on the peak is measured."""
     if device.type != "cuda":
         return 0
@@ -363,6 +369,14 @@ def _reset_peak(device: torch.device) -> int:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device)
+
+
+def peak(device: torch.device, before: int, place: tuple[str, str, str]) -> list[Row]:
+    """The peak of the memory of a GPU, beyond what was in use ``before``."""
+    if device.type != "cuda":
+        return []
+    used = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    return [row(*place, "memory", "MiB", torch.tensor([used]).double())]
 
 
 def _time_epochs(epoch: Callable[[], None], device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""CIFAR-10 in host memory, from torchvision's files or from an image-folder tree.
+"""CIFAR-10 and CIFAR-100 in host memory, from torchvision's files or from an image-folder tree.
 
 A tree is decoded once and kept in a cache file.
 """
@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, CIFAR100
 
 from pipeline.data.draws import Ints
 from pipeline.data.image import open_rgb
@@ -28,15 +29,9 @@ SIDE = 32
 
 BLOCK = 256  # images that a decoding thread takes at a time
 
-REMEDY = "give the folder of CIFAR-10, or fetch it: data.path=data/cifar10 data.download=true"
+KINDS: dict[str, type[Any]] = {"cifar10": CIFAR10, "cifar100": CIFAR100}  # by data.dataset
 
 Pixels = NDArray[np.uint8]
-
-
-class _TestOnly(CIFAR10):  # type: ignore[misc]
-    """Reads the test split alone: evaluation needs no training files."""
-
-    train_list: list[list[str]] = []
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +44,8 @@ class CifarSplit:
     fingerprint: str  # SHA-256 of all of the above, in hex
 
 
-def load_cifar10(
+def load_cifar(
+    name: str,
     path: Path | None,
     *,
     split: str,
@@ -57,48 +53,54 @@ def load_cifar10(
     cache: Path | None = None,
     excluded: str | None = None,
 ) -> CifarSplit:
-    """The split "train" or "test" of the data set at ``path``; the other split is not read.
+    """The split "train" or "test" of the data set ``name``, of ``KINDS``, at ``path``; the other
+    split is not read.
 
-    ``path`` is, or holds, torchvision's folder ``cifar-10-batches-py`` (its checksums are
+    ``path`` is, or holds, torchvision's folder, such as ``cifar-10-batches-py`` (its checksums are
     verified; ``download`` fetches what is missing), or it is a tree of 32x32 images,
     ``train/<class>/*`` and ``test/<class>/*`` (see tree.scan). A tree is decoded once into
     a file in ``cache``: by default in ``path``, or in ``data/cache`` where ``path`` is not
-    writable. ``excluded``: a list of images of a tree to leave out. Raises UserError when the data
-    set is missing or broken.
+    writable. ``excluded``: a list of images of a tree to leave out. The classes of CIFAR-100 are
+    its hundred fine ones. Raises UserError when the data set is missing or broken.
     """
     assert split in ("train", "test"), split
+    remedy = (
+        f"give the folder of the data set, or fetch it: data.path=data/{name} data.download=true"
+    )
     if path is None:
-        raise UserError(f"data.path: not set; {REMEDY}")
-    root = path.resolve().parent if path.resolve().name == CIFAR10.base_folder else path
+        raise UserError(f"data.path: not set; {remedy}")
+    own = KINDS[name].base_folder
+    root = path.resolve().parent if path.resolve().name == own else path
     is_tree = (path / "train").is_dir() or (path / "test").is_dir()
-    if (root / CIFAR10.base_folder).is_dir() or (download and not is_tree):
+    if (root / own).is_dir() or (download and not is_tree):
         if excluded is not None:
             raise UserError(
-                f"data.exclude leaves out single images, but {root / CIFAR10.base_folder} holds "
+                f"data.exclude leaves out single images, but {root / own} holds "
                 "torchvision's files; set data.exclude=null"
             )
-        return _load_official(root, split, download)
+        return _load_official(KINDS[name], root, split, download)
     if is_tree:
         return _load_tree(path, split, cache, excluded)
-    neither = f"holds neither {CIFAR10.base_folder}/ nor train/ and test/"
-    raise UserError(f"data.path: {path} {neither if path.exists() else 'does not exist'}; {REMEDY}")
+    neither = f"holds neither {own}/ nor train/ and test/"
+    raise UserError(f"data.path: {path} {neither if path.exists() else 'does not exist'}; {remedy}")
 
 
-def _load_official(root: Path, split: str, download: bool) -> CifarSplit:
-    """A split of torchvision's files, which lie in ``root/cifar-10-batches-py``."""
-    for file in (root / CIFAR10.base_folder).glob("*"):
+def _load_official(kind: type[Any], root: Path, split: str, download: bool) -> CifarSplit:
+    """A split of torchvision's files for its class ``kind``, which lie in a folder in ``root``."""
+    for file in (root / kind.base_folder).glob("*"):
         if file.exists() and not file.is_file():  # torchvision would wait for a pipe
             raise UserError(
                 f"data.path: {file} is no regular file; remove it and set data.download=true"
             )
-    source = CIFAR10 if split == "train" else _TestOnly
+    # Evaluation needs no training files.
+    source = kind if split == "train" else type("TestOnly", (kind,), {"train_list": []})
     try:
         data = source(root, train=split == "train", download=download)
     except (OSError, RuntimeError, HTTPException) as error:
         problem = "is incomplete or damaged; data.download=true fetches it again"
         if download:
             problem = f"cannot be fetched ({error}); check the network and the disk"
-        raise UserError(f"data.path: {root / CIFAR10.base_folder} {problem}") from error
+        raise UserError(f"data.path: {root / kind.base_folder} {problem}") from error
     return _split(np.ascontiguousarray(data.data), np.array(data.targets), tuple(data.classes))
 
 

@@ -22,6 +22,8 @@ Floats = npt.NDArray[np.float64]
 
 Ints = npt.NDArray[np.int64]
 
+MIXUP, JITTER = -1, -2  # stand for an epoch in the keys of what is drawn by step and not by image
+
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # splitmix64's constants as signed 64-bit integers
 
 _FACTORS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
@@ -35,7 +37,16 @@ def uniforms(seed: int, epoch: int, index: torch.Tensor, count: int) -> torch.Te
     Flood, "Fast splittable pseudorandom number generators", 2014). Torch operators only, and no
     synchronisation with the device.
     """
-    key = int(_mix(_mix(torch.tensor(seed)) + epoch))
+    return uniforms_of(key_of(seed, epoch), index, count)
+
+
+def key_of(seed: int, epoch: int) -> int:
+    """What ``uniforms_of`` needs to know of ``seed`` and ``epoch``; computed on the host."""
+    return int(_mix(_mix(torch.tensor(seed)) + epoch))
+
+
+def uniforms_of(key: int, index: torch.Tensor, count: int) -> torch.Tensor:
+    """``uniforms`` of the seed and epoch that ``key_of`` made ``key`` of."""
     start = _mix(index.to(torch.int64) * _GOLDEN + key)
     step = torch.arange(1, count + 1, device=index.device) * _GOLDEN
     bits = _shift(_mix(start[:, None] + step), 11)

@@ -5,6 +5,8 @@ plain files only (see header.py), and leaves all others to ``open_rgb``.
 """
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,20 +33,27 @@ def open_rgb(root: Path | str, name: str) -> Image.Image:
     says; an orientation in EXIF data is not applied. A file that cannot be read, whatever the
     reason, is a UserError that names it.
     """
+    return decoded(partial(open_file, f"{root}/{name}"), partial(bad_image, root, name))
+
+
+def decoded(open_it: Callable[[], BinaryIO], refused: Callable[[str], UserError]) -> Image.Image:
+    """The image in the file that ``open_it`` gives, as ``open_rgb`` does; raises what ``refused``
+    makes of the reason where that fails."""
     try:
-        with open_file(f"{root}/{name}") as file, opened(file) as image:
+        with open_it() as file, opened(file) as image:
             return to_rgb(image)
     except Exception as error:
-        raise bad_image(root, name, reason(error)) from error
+        raise refused(reason(error)) from error
 
 
-def unreadable(path: str) -> str | None:
-    """Why ``open_rgb`` fails on an image file, in one line, or None if it does not.
+def unreadable(open_it: Callable[[], BinaryIO]) -> str | None:
+    """Why the image in the file that ``open_it`` gives cannot be decoded, in one line, or None if
+    it can.
 
     Data that decoders guess from, such as bits that changed within a JPEG, are not noticed.
     """
     try:
-        with open_file(path) as file, opened(file) as image:
+        with open_it() as file, opened(file) as image:
             image.draft("RGB", (1, 1))  # reads a JPEG to its end, but computes few of its pixels
             to_rgb(image)
     except Exception as error:

@@ -4,7 +4,8 @@ a GPU or on the CPU.
 DALI decodes the plain kinds of files (see header.py), and the same files again if it refuses one
 of them, by Pillow: what Pillow decodes, in threads, is given to DALI as the bytes of a PPM file,
 which is nothing but a header and the pixels. So all kinds of files meet in one batch, and a file
-that cannot be read is an error of the batch that it belongs to.
+that cannot be read is an error of the batch that it belongs to. Of the files of a tree DALI gets
+the paths, and of those in shards the bytes.
 
 Which image comes when, and with which crop and flip, is decided in draws.py and plan.py. Only the
 last step from the random numbers to a window needs the size of the image, which DALI sees first:
@@ -18,7 +19,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,14 +30,13 @@ from torch.utils.dlpack import from_dlpack
 
 from pipeline.data.draws import ATTEMPTS, FLIP_COLUMN, MEAN, STD, Ints, crop_place, crop_sides
 from pipeline.data.header import is_plain
-from pipeline.data.image import open_rgb
 from pipeline.data.loader import Batch
 from pipeline.data.loader_stream import FolderLoader
 from pipeline.data.plan import Plan, Position
+from pipeline.data.store import Store
 from pipeline.data.tree import ImageFolder
 from pipeline.run.console import logger
 from pipeline.run.errors import UserError
-from pipeline.run.files import open_file
 
 fn: Any = dali.fn  # the type stubs that come with DALI know only part of these three
 dali_math: Any = dali.math
@@ -51,7 +50,7 @@ ROOM = 2 << 30  # bytes that the buffers of each kind may begin with; all of the
 UNKNOWN, DALI, PILLOW = range(3)  # who decodes an image, which is seen when it is first wanted
 
 Bytes = npt.NDArray[np.uint8]
-Look = tuple[int, Bytes | UserError]  # an image that DALI does not decode: a PPM file, or the error
+Look = tuple[int, Bytes | UserError]  # an image that is fed as bytes, or the error
 
 
 class DaliLoader(FolderLoader):
@@ -207,6 +206,7 @@ class _Source:
         threads: int,
     ) -> None:
         self._folder, self._plan, self._min_area = folder, plan, min_area
+        self._store = folder.store
         self._decoders, self._threads = decoders, max(1, threads)
         self._position = position
         self._pool = ThreadPoolExecutor(self._threads)
@@ -228,15 +228,31 @@ class _Source:
         return *fed, crop_sides(u, self._min_area), crop_place(u).copy(), flip
 
     def _look(self, position: Position) -> list[Future[list[Look]]]:
-        """Begin to look at the files of a batch that are not known to be for DALI."""
+        """Begin to look at the files of a batch of which DALI cannot take the paths, or which are
+        not known yet."""
         images = self._plan.indices(position)
-        images = images[self._decoders[images] != DALI]
+        if self._store.has_paths:
+            images = images[self._decoders[images] != DALI]
         parts = np.array_split(images, min(len(images), self._threads) or 1)
-        return [
-            self._pool.submit(_look_at, self._folder, part.tolist(), self._decoders)
-            for part in parts
-            if len(part)
-        ]
+        return [self._pool.submit(self._look_at, part.tolist()) for part in parts if len(part)]
+
+    def _look_at(self, images: list[int]) -> list[Look]:
+        looks = ((image, self._look_at_one(image, self._folder.files[image])) for image in images)
+        return [(image, found) for image, found in looks if found is not None]
+
+    def _look_at_one(self, image: int, name: str) -> Bytes | UserError | None:
+        """What takes the place of an image's path, if anything does, after finding out who decodes
+        the image."""
+        try:
+            if self._decoders[image] == UNKNOWN:
+                with self._store.open(image, name) as file:
+                    self._decoders[image] = DALI if is_plain(file) else PILLOW
+            if self._decoders[image] == DALI and not self._store.has_paths:
+                with self._store.open(image, name) as file:
+                    return np.frombuffer(file.read(), np.uint8)
+        except OSError:  # Pillow's attempt will say so
+            self._decoders[image] = PILLOW
+        return _decoded(self._store, image, name) if self._decoders[image] == PILLOW else None
 
     def _files(
         self, position: Position, images: Ints, looks: list[Future[list[Look]]]
@@ -254,33 +270,14 @@ class _Source:
         return [BLANK if isinstance(each, UserError) else each for each in contents], is_path
 
 
-def _look_at(folder: ImageFolder, images: list[int], decoders: Bytes) -> list[Look]:
-    """Decode those of the images that are for Pillow, after finding out which ones are."""
-    looks: list[Look] = []
-    for image in images:
-        if decoders[image] == UNKNOWN:
-            decoders[image] = DALI if _is_for_dali(folder.paths([image])[0]) else PILLOW
-        if decoders[image] == PILLOW:
-            looks.append((image, _decoded(folder.root, folder.files[image])))
-    return looks
-
-
-def _is_for_dali(path: str) -> bool:
-    try:
-        with open_file(path) as file:
-            return is_plain(file)
-    except OSError:  # Pillow's attempt will say so
-        return False
-
-
-def _decoded(root: Path, name: str) -> Bytes | UserError:
+def _decoded(store: Store, image: int, name: str) -> Bytes | UserError:
     """An image as the bytes of a PPM file."""
     try:
-        image = open_rgb(root, name)
+        pixels = store.rgb(image, name)
     except UserError as error:
         return error
-    head = b"P6\n%d %d\n255\n" % image.size
-    return np.frombuffer(head + image.tobytes(), np.uint8)
+    head = b"P6\n%d %d\n255\n" % pixels.size
+    return np.frombuffer(head + pixels.tobytes(), np.uint8)
 
 
 @dali.pipeline_def(enable_conditionals=True)

@@ -12,25 +12,28 @@ import numpy as np
 import torch
 
 from kernels.crop import PADDING, crop_flip_normalize
-from pipeline.data.batch import fit_batch
-from pipeline.data.cifar_files import CifarSplit, load_cifar10
+from pipeline.data.batch import fit_batch, pieces_of
+from pipeline.data.cifar_files import CifarSplit, load_cifar
 from pipeline.data.draws import MEAN, STD, uniforms
 from pipeline.data.loader import IGNORED, Batch, Loader, image_dtype
 from pipeline.data.plan import Plan
 from pipeline.data.tree import check_classes
 from pipeline.run import processes
 from pipeline.run.config import Config
+from pipeline.run.errors import UserError
 from pipeline.run.problems import Problems
 
 
-def open_cifar10(config: Config, device: torch.device, splits: Sequence[str]) -> list[Loader]:
-    """The loaders of CIFAR-10 as ``config`` describes it; the test set is for validation."""
+def open_cifar(config: Config, device: torch.device, splits: Sequence[str]) -> list[Loader]:
+    """The loaders of CIFAR-10 or CIFAR-100, whose test set is for validation, as ``config``
+    describes them."""
     data = config.data
     loaded: dict[str, CifarSplit] = {}
     problems = Problems(local=True)
     for split in splits:
         with problems.noted():
-            loaded[split] = load_cifar10(
+            loaded[split] = load_cifar(
+                data.dataset,
                 None if data.path is None else Path(data.path),
                 split="train" if split == "train" else "test",
                 download=data.download,
@@ -39,12 +42,13 @@ def open_cifar10(config: Config, device: torch.device, splits: Sequence[str]) ->
     if "train" in loaded:
         with problems.noted():
             check_classes(config, loaded["train"].classes)
+    with problems.noted():
+        _check_sides(config)
     problems.raise_all()
-    parts = config.train.grad_accumulation
     return [
         CifarLoader(
             images,
-            batch_size=fit_batch(data.batch_size, len(images.labels), parts)
+            batch_size=fit_batch(data.batch_size, len(images.labels), pieces_of(config))
             if split == "train"
             else data.eval_batch_size,
             train=split == "train",
@@ -55,6 +59,15 @@ def open_cifar10(config: Config, device: torch.device, splits: Sequence[str]) ->
         )
         for split, images in loaded.items()
     ]
+
+
+def _check_sides(config: Config) -> None:
+    """Raise UserError where images are to be resized, which is not done on the device."""
+    if config.data.train_sizes:
+        raise UserError(
+            f"data.train_sizes is {config.data.train_sizes}, but the images of "
+            f"data.dataset={config.data.dataset} stay as they are; set data.train_sizes=null"
+        )
 
 
 class CifarLoader:

@@ -1,7 +1,7 @@
 """What the two loaders of image folders share: a stream of batches that is read ahead of use."""
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from pipeline.data.loader import Batch
 from pipeline.data.plan import Plan, Position
 from pipeline.data.tree import ImageFolder
 from pipeline.run import processes
+from pipeline.run.console import logger
 
 
 class FolderLoader(abc.ABC):
@@ -18,7 +19,8 @@ class FolderLoader(abc.ABC):
     Training sees a random resized crop and flip of every image if ``augment``; otherwise, and in
     evaluation, the short side is resized to ``resize`` pixels and the central square of ``size``
     pixels taken. Batches are read ahead in an endless stream of positions, across the ends of
-    epochs; asking for a position out of turn restarts the stream there.
+    epochs; asking for a position out of turn restarts the stream there, and so does an epoch whose
+    images have another size: ``size_of`` gives it, in place of ``size``.
     """
 
     def __init__(
@@ -36,9 +38,11 @@ class FolderLoader(abc.ABC):
         dtype: torch.dtype,
         device: torch.device,
         hw_decoder_load: float = 0.75,
+        size_of: Callable[[int], int] | None = None,
     ) -> None:
         assert resize >= size and dtype in (torch.float16, torch.float32, torch.float64)
         self.folder, self.size, self.resize = folder, size, resize
+        self._size_of = size_of or (lambda epoch: size)
         self.min_area, self.random = min_area, train and augment
         self.workers, self.dtype, self.device = workers, dtype, device
         self.hw_decoder_load = hw_decoder_load
@@ -61,8 +65,10 @@ class FolderLoader(abc.ABC):
             yield self._batch((epoch if self.plan.train else 0, batch))
 
     def _batch(self, position: Position) -> Batch:
-        if position != self._upcoming:
+        size = self._size_of(position[0])
+        if position != self._upcoming or size != self.size:
             self._stream = None  # ends before the next one asks for memory
+            self._resize(size, position[0])
             self._stream = self._open(position)
         self._upcoming = None
         try:
@@ -72,6 +78,12 @@ class FolderLoader(abc.ABC):
             raise
         self._upcoming = self.plan.following(position)
         return batch
+
+    def _resize(self, size: int, epoch: int) -> None:
+        """Let images have ``size`` pixels a side from ``epoch`` on."""
+        if size != self.size:
+            logger.info("from epoch %d on, training images have %d pixels a side", epoch + 1, size)
+        self.size = size
 
     @abc.abstractmethod
     def _open(self, position: Position) -> Any:

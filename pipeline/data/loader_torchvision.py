@@ -1,4 +1,4 @@
-"""Image folders through torchvision, for machines without DALI.
+"""Image folders and shards through torchvision, for machines without DALI.
 
 The images come in the same order and with the same crops and flips as in loader_dali.py; only the
 resize rounds differently.
@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision.transforms.v2 import functional
 
 from pipeline.data.draws import FLIP_COLUMN, MEAN, STD, Floats, random_resized_crop
-from pipeline.data.image import open_rgb
 from pipeline.data.loader import Batch
 from pipeline.data.loader_stream import FolderLoader
 from pipeline.data.plan import Plan, Position
@@ -42,7 +42,7 @@ class TorchvisionLoader(FolderLoader):
         self._mean, self._std = mean, std
         if self.workers:
             gc.collect()  # or a forked worker might collect an older loader, and hang
-        loader = DataLoader(
+        loader = _Loader(
             _Batches(self, shared=self._fits()),
             batch_size=None,  # an item is a batch
             collate_fn=_as_it_is,  # torch's own would make tensors of arrays
@@ -109,6 +109,21 @@ def _dead_children_raise_nothing() -> Iterator[None]:
             signal.signal(number, previous)
 
 
+class _Loader(DataLoader[Any]):
+    """torch's, whose processes say nothing when they could not start."""
+
+    def _get_iterator(self) -> Any:
+        return _Processes(self) if self.num_workers else super()._get_iterator()
+
+
+class _Processes(_MultiProcessingDataLoaderIter):
+    def __del__(self) -> None:
+        """End the processes, as torch does, which expects that its constructor came to its end:
+        after one that failed, Python would print a traceback for each attribute not yet set."""
+        with contextlib.suppress(AttributeError):
+            super().__del__()
+
+
 def _free_shared_memory() -> int | None:
     """In bytes; None where it cannot be told."""
     try:
@@ -150,7 +165,7 @@ class _Batches(Dataset[Any]):
     def __init__(self, loader: FolderLoader, *, shared: bool = True) -> None:
         folder = loader.folder
         self._shared = shared  # tensors travel through shared memory, arrays through a pipe
-        self._root, self._labels, self._plan = str(folder.root), folder.labels, loader.plan
+        self._store, self._labels, self._plan = folder.store, folder.labels, loader.plan
         # One array, not a million strings: quick to pickle, and shared by forked workers.
         self._files = np.array([os.fsencode(file) for file in folder.files])
         self._size, self._resize = loader.size, loader.resize
@@ -170,7 +185,7 @@ class _Batches(Dataset[Any]):
         return (torch.from_numpy(batch[0]), torch.from_numpy(batch[1])) if self._shared else batch
 
     def _pixels(self, index: int, u: Floats) -> npt.NDArray[np.uint8]:
-        image = open_rgb(self._root, os.fsdecode(self._files[index]))
+        image = self._store.rgb(index, os.fsdecode(self._files[index]))
         if not self._random:
             resized = functional.resize(image, [self._resize], antialias=True)
             return np.asarray(functional.center_crop(resized, [self._size, self._size]))

@@ -3,15 +3,17 @@
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.data import exclude, synthetic
-from pipeline.data.batch import fit_batch
+from pipeline.data.batch import fit_batch, pieces_of
 from pipeline.data.loader import Loader, image_dtype
-from pipeline.data.tree import ImageFolder, check_classes, scan, scan_train_val
+from pipeline.data.shards import is_sharded, scan_shards
+from pipeline.data.tree import ImageFolder, Scan, check_classes, scan, scan_train_val
 from pipeline.data.workers import limit_workers
 from pipeline.run import processes
 from pipeline.run.config import Config
@@ -78,14 +80,23 @@ def open_synthetic(config: Config, device: torch.device, splits: Sequence[str]) 
 def _open_folders(
     root: Path, config: Config, device: torch.device, splits: Sequence[str]
 ) -> list[Loader]:
-    excluded = config.data.exclude
+    excluded, scan = config.data.exclude, scan_of(config.data.format, root)
     if list(splits) == ["val"]:
-        return [open_folder(scan(root, "val", excluded), config, device, train=False)]
-    train, val = scan_train_val(root, excluded, lambda classes: check_classes(config, classes))
+        return [open_folder(scan(root, "val", excluded, None), config, device, train=False)]
+    check = partial(check_classes, config)
+    train, val = scan_train_val(root, excluded, check, scan)
     return [
         open_folder(train, config, device, train=True),
         open_folder(val, config, device, train=False),
     ]
+
+
+def scan_of(choice: str, root: Path) -> Scan:
+    """What lists the images in ``root``, which lie there as ``data.format`` says."""
+    if choice == "auto":
+        choice = "webdataset" if is_sharded(root) else "folder"
+    found: Scan = _look_up("data.format", choice, FORMATS, "auto")
+    return found
 
 
 def open_folder(
@@ -95,7 +106,7 @@ def open_folder(
     data = config.data
     batch = data.eval_batch_size
     if train:
-        batch = fit_batch(data.batch_size, len(folder.files), config.train.grad_accumulation)
+        batch = fit_batch(data.batch_size, len(folder.files), pieces_of(config))
     return _loader_class(data.loader)(
         folder,
         batch_size=batch,
@@ -109,6 +120,7 @@ def open_folder(
         dtype=image_dtype(config.train.precision, device),
         device=device,
         hw_decoder_load=data.hw_decoder_load,
+        size_of=config.train_side if train else None,
     )
 
 
@@ -127,12 +139,15 @@ class DataSet:
     classes: int | None = None
 
 
-CIFAR10 = "pipeline.data.loader_resident:open_cifar10"
+CIFAR = "pipeline.data.loader_resident:open_cifar"
 DATASETS = {
-    "cifar10": DataSet(CIFAR10, is_resident=True, side=32, classes=10),
+    "cifar10": DataSet(CIFAR, is_resident=True, side=32, classes=10),
+    "cifar100": DataSet(CIFAR, is_resident=True, side=32, classes=100),
     "imagenet": DataSet(open_tree, classes=1000),
     "synthetic": DataSet(open_synthetic, classes=len(synthetic.SHAPES)),
 }
+# How the images of a tree may lie, and what lists them.
+FORMATS: dict[str, Scan] = {"folder": scan, "webdataset": scan_shards}
 # The loaders of image trees, or where to find them; data.loader=auto takes the first that can be
 # imported.
 LOADERS: dict[str, Callable[..., Loader] | str] = {
@@ -146,6 +161,12 @@ def expected_images(config: Config) -> tuple[int, int | None]:
     the data set is known for. No data are looked at."""
     dataset: DataSet = _look_up("data.dataset", config.data.dataset, DATASETS)
     return dataset.side or config.data.size, dataset.classes
+
+
+def train_sides(config: Config) -> tuple[int, ...]:
+    """The sides in pixels of the images that a training sees, one after the other."""
+    side = DATASETS[config.data.dataset].side
+    return (side,) if side else config.train_sides
 
 
 def _loader_class(choice: str) -> Callable[..., Loader]:

@@ -17,6 +17,8 @@ import numpy as np
 from pipeline.data import exclude
 from pipeline.data.draws import Ints
 from pipeline.data.image import bad_image
+from pipeline.data.store import Files, Store
+from pipeline.run.commands import command_line
 from pipeline.run.config import Config
 from pipeline.run.console import logger
 from pipeline.run.errors import UserError
@@ -46,6 +48,11 @@ class ImageFolder:
     def paths(self, indices: Iterable[int]) -> list[str]:
         return [f"{self.root}/{self.files[i]}" for i in indices]
 
+    @property
+    def store(self) -> Store:
+        """Where the bytes of the images lie."""
+        return Files(self.root)
+
 
 def scan(
     root: Path, split: str, excluded: str | None = None, problems: Problems | None = None
@@ -66,6 +73,9 @@ def scan(
     return folder
 
 
+Scan = Callable[[Path, str, str | None, Problems | None], ImageFolder]
+
+
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
     """Turn an OSError that names a file into a UserError."""
@@ -81,9 +91,10 @@ def scan_train_val(
     root: Path,
     excluded: str | None = None,
     check: Callable[[Sequence[str]], object] = lambda classes: None,
+    scan: Scan = scan,
 ) -> tuple[ImageFolder, ImageFolder]:
-    """Both splits of a data set; they must have the same classes, of which ``check`` may raise a
-    UserError. All mistakes are one UserError."""
+    """Both splits of a data set, as ``scan`` finds them; they must have the same classes, of which
+    ``check`` may raise a UserError. All mistakes are one UserError."""
     problems = Problems(local=True)
     train, val = (scan(root, split, excluded, problems) for split in ("train", "val"))
     if train.classes and val.classes:
@@ -173,17 +184,13 @@ def _scan(root: Path, split: str, excluded: str | None, problems: Problems) -> I
             emptied.append(name)
         files += [file for file, _ in found]
         counts.append(len(found))
-        digest.update("".join(f"{file}\0{size}\n" for file, size in found).encode(*_CODEC))
+        digest.update(described(found))
     with problems.noted():
         _check_not_empty(root / split, empty)
     with problems.noted():
-        _check_not_emptied(root / split, emptied, excluded)
-    if missing:
-        with problems.noted():
-            raise UserError(
-                f"data.exclude={excluded}: {exclude.printable(min(missing))} is no image under "
-                f"{root}; correct or remove that line, or {exclude.remedy(root)}"
-            )
+        check_not_emptied(root / split, emptied, excluded)
+    with problems.noted():
+        check_listed(root, missing, excluded)
     tell_left_out(root / split, left_out)
     labels = np.repeat(np.arange(len(classes)), counts)
     return ImageFolder(root, tuple(classes), files, labels, digest.hexdigest())
@@ -211,7 +218,21 @@ def _check_not_empty(folder: Path, names: list[str]) -> None:
         )
 
 
-def _check_not_emptied(folder: Path, names: list[str], excluded: str | None) -> None:
+def described(found: Iterable[tuple[str, int]]) -> bytes:
+    """Names and sizes of images as the bytes of which the fingerprint is the digest."""
+    return "".join(f"{file}\0{size}\n" for file, size in found).encode(*_CODEC)
+
+
+def check_listed(root: Path, missing: Collection[str], excluded: str | None) -> None:
+    """Raise UserError if any of the images in the list ``excluded`` are ``missing``."""
+    if missing:
+        raise UserError(
+            f"data.exclude={excluded}: {exclude.printable(min(missing))} is no image under "
+            f"{root}; correct or remove that line, or {exclude.remedy(root)}"
+        )
+
+
+def check_not_emptied(folder: Path, names: list[str], excluded: str | None) -> None:
     """Raise UserError if ``names``, the class folders of which the list ``excluded`` leaves no
     image, are any."""
     if names:
@@ -228,7 +249,8 @@ def _class_names(root: Path, split: str, left_out: Counter[str]) -> list[str]:
         state = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"data.path: {root} {state}; give the folder that holds {layout}")
     if not (root / split).is_dir():
-        raise UserError(f"data.path: {root} has no folder {split}/; it must hold {layout}")
+        way = f"; make such a tree: {_split_command(root)}" if split == "val" else ""
+        raise UserError(f"data.path: {root} has no folder {split}/; it must hold {layout}{way}")
     names = class_folders(root / split, left_out)
     if not names:
         raise UserError(
@@ -236,6 +258,11 @@ def _class_names(root: Path, split: str, left_out: Counter[str]) -> list[str]:
             f"into {split}/<class>/"
         )
     return names
+
+
+def _split_command(root: Path) -> str:
+    """The command that makes a tree with val/ of one without, beside it."""
+    return command_line("prepare", "split", str(root), f"{root.resolve()}-split")
 
 
 def class_folders(path: Path, left_out: Counter[str]) -> list[str]:

@@ -1,7 +1,7 @@
-"""ImageNet's official archives: which they are, and whether they are whole."""
+"""The official archives of data sets: which they are, and whether they are whole."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,26 +40,37 @@ def find(folder: Path) -> Archives:
     return Archives(folder / TRAIN, folder / VAL, folder / DEVKIT)
 
 
+def state_of(path: Path) -> list[int]:
+    """What changes where a file does: its size in bytes, and its time of change."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
 def check(archives: Archives) -> None:
     """Compare the archives with their checksums, the smallest first; raises UserError for one that
     differs."""
-    steps = sum(path.stat().st_size // STEP + 1 for path in archives)
+    compare({path: CHECKSUMS[path.name] for path in reversed(archives)}, "image-net.org")
+
+
+def compare(wanted: Mapping[Path, str], origin: str) -> None:
+    """Compare files with the MD5 that is ``wanted`` of each; raises UserError for one that differs,
+    with the ``origin`` from which people fetch it."""
+    steps = sum(path.stat().st_size // STEP + 1 for path in wanted)
     logger.info("comparing checksums, once; --no-checksums skips that")
     with ProgressBar("checksums", steps, images=STEP >> 20, unit="MiB") as progress:
-        for path in reversed(archives):
-            _check(path, progress)
+        for path, md5 in wanted.items():
+            _check(path, md5, origin, progress)
 
 
-def _check(path: Path, progress: ProgressBar) -> None:
+def _check(path: Path, md5: str, origin: str, progress: ProgressBar) -> None:
     digest = hashlib.md5(usedforsecurity=False)
     for content in _steps(path):
         digest.update(content)
         progress.advance()
-    if digest.hexdigest() != CHECKSUMS[path.name]:
+    if digest.hexdigest() != md5:
         raise UserError(
-            f"{path} has the MD5 {digest.hexdigest()}, not {CHECKSUMS[path.name]}: it is cut "
-            "short, altered or another file; fetch it again from image-net.org, or take it as it "
-            "is with --no-checksums"
+            f"{path} has the MD5 {digest.hexdigest()}, not {md5}: it is cut short, altered or "
+            f"another file; fetch it again from {origin}, or take it as it is with --no-checksums"
         )
 
 

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.data.exclude import printable
+from pipeline.data.tree import scan
 from pipeline.prepare.ahead import in_order
 from pipeline.prepare.shrink import Unreadable
-from pipeline.prepare.target import Size, Target
+from pipeline.prepare.target import Find, Size, Target
+from pipeline.run.alone import alone_in
 from pipeline.run.console import ProgressBar, logger
 from pipeline.run.errors import Interrupted, UserError
+from pipeline.run.files import open_file
 
-LIST = "unreadable.txt"
+LIST, WORDS = "unreadable.txt", "classes.json"
 
 
 class Item(NamedTuple):
@@ -37,9 +40,11 @@ class Bad(NamedTuple):
 
 @contextlib.contextmanager
 def told(folder: Path) -> Iterator[None]:
-    """Turn what ends the making of a tree in ``folder`` too early into an error of one line."""
+    """Keep other processes from making a tree in ``folder``, and turn what ends this too early into
+    an error of one line."""
     try:
-        yield
+        with alone_in(folder, "wait until it has ended, or name another folder"):
+            yield
     except OSError as error:
         raise UserError(
             f"cannot use {error.filename or folder}: {error.strerror}; mend that, or make room: "
@@ -61,9 +66,22 @@ def fill(target: Target, items: Iterable[Item], total: int, workers: int) -> lis
                 return Bad(item.origin, str(error))
         return None
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of oddities that harm nothing
+    with quiet():
         return [bad for bad in with_progress(in_order(put, items, workers), total) if bad]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back Pillow's warnings, which are of oddities that harm nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def keep_words(source: Path, target: Target) -> None:
+    """Take over the words of the classes, where the tree ``source`` has them."""
+    with contextlib.suppress(FileNotFoundError), open_file(source / WORDS) as file:
+        target.write(WORDS, file.read())
 
 
 def with_progress(results: Generator[Bad | None, None, None], total: int) -> Iterator[Bad | None]:
@@ -78,25 +96,32 @@ def with_progress(results: Generator[Bad | None, None, None], total: int) -> Ite
 
 def finish(target: Target, sizes: Mapping[str, Size], bad: list[Bad]) -> None:
     """Finish a tree that was to have these ``sizes``, but for its bad images."""
-    _check_classes(target, bad)
-    lost = Counter(each.name.partition("/")[0] for each in bad)
-    (target.growing / LIST).unlink(missing_ok=True)
-    if bad:
-        lines = [f"# {printable(each.reason)}\n{printable(each.name)}\n" for each in bad]
-        target.write(LIST, "".join(lines).encode())
-    left = {split: Size(size.classes, size.images - lost[split]) for split, size in sizes.items()}
-    target.finish(left, {"unreadable": len(bad)})
+    check_classes(bad, lambda folder: (target.growing / folder).exists())
+    conclude(target, sizes, bad, scan)
 
 
-def _check_classes(target: Target, bad: list[Bad]) -> None:
-    """Raise UserError where a class has lost all of its images."""
+def check_classes(bad: list[Bad], is_there: Callable[[str], bool]) -> None:
+    """Raise UserError where a class, as ``is_there`` says of train/<class>, has lost all of its
+    images."""
     for each in bad:
         folder = "/".join(each.name.split("/")[:2])
-        if not (target.growing / folder).exists():
+        if not is_there(folder):
             raise UserError(
                 f"no image of {folder} can be read, such as {printable(each.name)} "
                 f"({each.reason}); replace some, or remove that class"
             )
+
+
+def conclude(target: Target, sizes: Mapping[str, Size], bad: list[Bad], find: Find) -> None:
+    """List the bad images and finish what was to have these ``sizes``; ``find`` tells what is in a
+    split."""
+    lost = Counter(each.name.partition("/")[0] for each in bad)
+    target.remove(LIST)
+    if bad:
+        lines = [f"# {printable(each.reason)}\n{printable(each.name)}\n" for each in bad]
+        target.write(LIST, "".join(lines).encode())
+    left = {split: Size(size.classes, size.images - lost[split]) for split, size in sizes.items()}
+    target.finish(left, {"unreadable": len(bad)}, find)
 
 
 def tell(target: Target) -> int:

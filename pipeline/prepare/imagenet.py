@@ -9,7 +9,7 @@ from pipeline.prepare import archives as official
 from pipeline.prepare import tars
 from pipeline.prepare.archives import Archives
 from pipeline.prepare.devkit import Devkit, read_devkit
-from pipeline.prepare.fill import Item, fill, finish, tell, told
+from pipeline.prepare.fill import WORDS, Item, fill, finish, tell, told
 from pipeline.prepare.shrink import shrunk
 from pipeline.prepare.target import Size, Target
 from pipeline.run.console import logger
@@ -33,19 +33,13 @@ def make_imagenet(
         job = {
             "command": "prepare imagenet", "source": str(folder.resolve()), "short_side": side,
             "quality": quality if side else None, "checksums": checksums,
-            "archives": {path.name: _state(path) for path in archives},
+            "archives": {path.name: official.state_of(path) for path in archives},
         }  # fmt: skip
         target = Target(into, job)
         if not (target.has_begun() and target.finished()):
             small = partial(shrunk, side=side, quality=quality) if side else None
             _make(target, archives, small, checksums, workers)
         return tell(target)
-
-
-def _state(path: Path) -> list[int]:
-    """What changes where a file does: its size in bytes, and its time of change."""
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
 
 
 def _make(
@@ -59,7 +53,7 @@ def _make(
     target.begin()
     items = _items(archives, devkit, small)
     bad = fill(target, items, sum(size.images for size in sizes.values()), workers)
-    target.write_json("classes.json", devkit.words)
+    target.write_json(WORDS, devkit.words)
     finish(target, sizes, bad)
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.data.tree import ImageFolder
-from pipeline.prepare.fill import Item, fill, finish, tell, told
+from pipeline.prepare.fill import Item, fill, finish, keep_words, tell, told
 from pipeline.prepare.shrink import Unreadable, shrunk
 from pipeline.prepare.source import check_apart, read_splits
 from pipeline.prepare.target import Size, Target
@@ -29,16 +29,21 @@ def resize_tree(source: Path, folder: Path, side: int, quality: int, workers: in
         }  # fmt: skip
         target = Target(folder, job)
         if not (target.has_begun() and target.finished()):
-            _make(target, found, partial(_small, side=side, quality=quality), workers)
+            _make(target, source, found, partial(_small, side=side, quality=quality), workers)
         return tell(target)
 
 
 def _make(
-    target: Target, found: Mapping[str, ImageFolder], small: "partial[bytes]", workers: int
+    target: Target,
+    source: Path,
+    found: Mapping[str, ImageFolder],
+    small: "partial[bytes]",
+    workers: int,
 ) -> None:
     sizes = {split: Size(len(each.classes), len(each.files)) for split, each in found.items()}
     total = sum(1 for _ in _items(found, small))  # names that meet are found before the work
     target.begin()
+    keep_words(source, target)
     bad = fill(target, _items(found, small), total, workers)
     finish(target, sizes, bad)
 

@@ -8,16 +8,20 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-from pipeline.data.tree import scan
+from pipeline.data.tree import ImageFolder
 from pipeline.run.errors import UserError
 from pipeline.run.files import open_file, replacing
 
 UNFINISHED, JOB, MANIFEST = ".unfinished", "job.json", "manifest.json"
 _JPEG_END = b"\xff\xd9"
+
+
+# Tells what a split of a tree holds.
+Find = Callable[[Path, str], ImageFolder]
 
 
 class Size(NamedTuple):
@@ -61,6 +65,8 @@ class Target:
     def begin(self) -> None:
         """Make the folder, and note what is done in it."""
         self.growing.mkdir(parents=True, exist_ok=True)
+        for left in self.growing.glob(".*"):  # by a kill
+            left.unlink()
         self.write_json(JOB, self.job)
 
     def has(self, name: str, size: int | None) -> bool:
@@ -87,15 +93,34 @@ class Target:
         """Put a symbolic link to ``file`` there."""
         self._place(name, lambda path: path.symlink_to(file))
 
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """Within this context a file is written, which is there at its end, and on the disk."""
+        with self._placing(name) as path, open(path, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+
+    def remove(self, name: str) -> None:
+        """Take a file away, if it is there."""
+        (self.growing / name).unlink(missing_ok=True)
+
     def _place(self, name: str, make: Callable[[Path], object]) -> None:
         """Let ``make`` make a file under another name, then give it its own. Nothing waits for the
         disk here: ``finish`` does once, for all files."""
+        with self._placing(name) as temporary:
+            make(temporary)
+
+    @contextlib.contextmanager
+    def _placing(self, name: str) -> Iterator[Path]:
+        """Within this context a file is made under the name that it gives; at its end it gets its
+        own."""
         path = self.growing / name
         temporary = self.growing / f".{os.getpid()}-{threading.get_ident()}.tmp"
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.unlink(missing_ok=True)
-            make(temporary)
+            yield temporary
             temporary.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -104,20 +129,23 @@ class Target:
 
     def write_json(self, name: str, values: object) -> None:
         """Put a file of plain values there."""
+        (self.growing / name).parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.growing / name) as file:
             file.write(f"{json.dumps(values, indent=1)}\n".encode())
 
-    def finish(self, sizes: Mapping[str, Size], facts: Mapping[str, Any]) -> None:
+    def finish(self, sizes: Mapping[str, Size], facts: Mapping[str, Any], find: Find) -> None:
         """Move the tree into its place, with ``facts`` in its manifest beside the job and what each
-        split holds. Raises UserError where it is not of these ``sizes``."""
+        split holds, as ``find`` tells. Raises UserError where it is not of these ``sizes``."""
         if hasattr(os, "sync"):
             os.sync()
-        splits = {split: self._described(split, size) for split, size in sizes.items()}
+        splits = {
+            split: self._described(split, find(self.growing, split), size)
+            for split, size in sizes.items()
+        }
         self.write_json(MANIFEST, {**self.job, **facts, "splits": splits})
         self._move()
 
-    def _described(self, split: str, size: Size) -> dict[str, Any]:
-        found = scan(self.growing, split)
+    def _described(self, split: str, found: ImageFolder, size: Size) -> dict[str, Any]:
         if Size(len(found.classes), len(found.files)) != size:
             raise UserError(
                 f"{self.growing / split} holds {len(found.files)} images in {len(found.classes)} "
@@ -129,9 +157,7 @@ class Target:
     def _move(self) -> None:
         """A kill may end it anywhere: ``finished`` goes on with it."""
         for path in self.growing.iterdir():
-            if path.name.startswith("."):  # left by a kill
-                path.unlink()
-            elif path.name not in (JOB, MANIFEST):
+            if path.name not in (JOB, MANIFEST):
                 path.replace(self.folder / path.name)
         (self.growing / JOB).unlink(missing_ok=True)
         (self.growing / MANIFEST).replace(self.folder / MANIFEST)

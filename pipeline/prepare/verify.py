@@ -1,4 +1,4 @@
-"""A look at every image of a data tree, which lists those that cannot be read.
+"""A look at every image of a data tree, or of shards, which lists those that cannot be read.
 
 Images that were good are remembered beside the report: started again, only those that are new,
 changed or bad are decoded.
@@ -10,19 +10,22 @@ import shlex
 import signal
 import warnings
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from pipeline.data.exclude import printable
 from pipeline.data.image import unreadable
+from pipeline.data.shards import is_sharded, scan_shards
 from pipeline.data.tree import tell_left_out, walk
 from pipeline.prepare.ahead import in_order
 from pipeline.prepare.source import none_there, splits_of
+from pipeline.run.alone import lock
 from pipeline.run.console import ProgressBar, logger
 from pipeline.run.errors import Interrupted, UserError
 from pipeline.run.files import open_file, replacing
@@ -49,6 +52,7 @@ class Memory:
     def __init__(self, path: Path) -> None:
         content = self._read(path)
         self.file = open(path, "ab", opener=open_alone)  # noqa: SIM115
+        lock(self.file.fileno(), f"--report: another process writes {path}; name another report")
         if content and not content.startswith(MAGIC):
             raise UserError(f"--report: {path} is in the way; name another report")
         whole = len(content) // len(MAGIC) * len(MAGIC)
@@ -156,39 +160,63 @@ def _count(root: Path) -> int:
 
 def _count_split(root: Path, split: str) -> int:
     left_out = Counter[str]()
-    count = sum(1 for _ in walk(root, split, left_out))
+    count = sum(1 for _ in _images(root, split, left_out))
     tell_left_out(root / split, left_out)
     return count
 
 
+class _Image(NamedTuple):
+    """An image of a tree or of shards: its name, the file that it lies in, what tells it from
+    others in there, and what opens it."""
+
+    name: str
+    file: str
+    part: bytes
+    open_it: Callable[[], BinaryIO]
+
+
+def _images(root: Path, split: str, left_out: Counter[str]) -> Iterator[_Image]:
+    """The images of a split, in the order of their names. Raises UserError where shards are not
+    whole."""
+    if not is_sharded(root):
+        for name in walk(root, split, left_out):
+            path = f"{root}/{name}"
+            yield _Image(name, path, b"", partial(open_file, path))
+        return
+    folder = scan_shards(root, split)
+    store = folder.store
+    for index, (name, place) in enumerate(zip(folder.files, folder.places.tolist(), strict=True)):
+        archive = str(folder.archives[place[0]])
+        yield _Image(name, archive, b" %d" % place[1], partial(store.open, index, name))
+
+
 def _verdicts(root: Path, memory: Memory, workers: int) -> Generator[Verdict, None, None]:
     """The verdicts on all images, in the order of their names."""
-    names = (name for split in splits_of(root) for name in walk(root, split, Counter()))
-    blocks = iter(lambda: list(islice(names, BLOCK)), [])
-    looks = in_order(lambda block: [_look(root, name, memory) for name in block], blocks, workers)
+    images = (image for split in splits_of(root) for image in _images(root, split, Counter()))
+    blocks = iter(lambda: list(islice(images, BLOCK)), [])
+    looks = in_order(lambda block: [_look(image, memory) for image in block], blocks, workers)
     with closing(looks):
         for verdicts in looks:
             memory.add(verdicts)
             yield from verdicts
 
 
-def _look(root: Path, name: str, memory: Memory) -> Verdict:
-    path = f"{root}/{name}"
-    digest = _digest(path)
+def _look(image: _Image, memory: Memory) -> Verdict:
+    digest = _digest(image)
     if digest and digest in memory:
-        return Verdict(name, None, None)
-    reason = unreadable(path)
-    return Verdict(name, None if reason else digest, reason)
+        return Verdict(image.name, None, None)
+    reason = unreadable(image.open_it)
+    return Verdict(image.name, None if reason else digest, reason)
 
 
-def _digest(path: str) -> bytes | None:
+def _digest(image: _Image) -> bytes | None:
     """A digest of name, size and time of change, taken before the image is read; None if the file
     is missing. It begins with a number that changes when other images count as good."""
     try:
-        found = os.stat(path)
+        found = os.stat(image.file)
     except OSError:
         return None
-    text = b"2 %d %d " % (found.st_size, found.st_mtime_ns) + os.fsencode(path)
+    text = b"2 %d %d " % (found.st_size, found.st_mtime_ns) + os.fsencode(image.file) + image.part
     return hashlib.blake2b(text, digest_size=len(MAGIC)).digest()
 
 

@@ -18,6 +18,8 @@ COLOURS = {
     "swishsign": "#56b4e9",
     "dsq": "#882255",
     "fda": "#999933",
+    "biper": "#aa44ff",
+    "exste": "#664422",
 }
 FURTHER = ("#117733", "#aa4499", "#cc6677", "#6666cc")
 UNKNOWN = "#57606a"  # where nobody says which estimator it was

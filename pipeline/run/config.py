@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from kernels import ESTIMATORS
+from kernels import ESTIMATORS, TRANSFORMS
 from kernels.estimators import Option
 from models import ARCHS
 from pipeline.run import plain_yaml
@@ -36,11 +36,13 @@ from pipeline.run.config_types import (
     OneOf,
     OptionalEpochs,
     OptionalPath,
+    OptionalSides,
     OptionalText,
     Text,
     Toggle,
     read_epochs,
     read_number,
+    read_sides,
 )
 from pipeline.run.errors import UserError
 from pipeline.run.plain_yaml import Written
@@ -99,8 +101,13 @@ class ModelConfig(Section):
         description="the network, see models/",
         json_schema_extra=also("model", "network", "name"),
     )
-    bits: Literal["1w1a", "1w32a", "32w32a"] = Field(
+    bits: Literal["1w1a", "1w32a", "32w1a", "32w32a"] = Field(
         "1w1a", description="bits of weights and activations", json_schema_extra=also("a32")
+    )
+    weight_transform: Annotated[Text, AfterValidator(OneOf({"none": None, **TRANSFORMS}))] = Field(
+        "none",
+        description="what is done to binary weights before their sign, see kernels/transforms/",
+        json_schema_extra=also("standardize", "weight_standardization", "normalize_weights"),
     )
     num_classes: Annotated[Integer, Field(ge=2)] | None = Field(
         None, description="classes of the classifier; null: as many as the data have"
@@ -110,6 +117,14 @@ class ModelConfig(Section):
         description="a checkpoint, ours or official, to start from (fine-tuning)",
         json_schema_extra=also("pretrained", "finetune", "init"),
     )
+
+    @model_validator(mode="after")
+    def _weights_to_transform_are_binary(self) -> Self:
+        if self.weight_transform != "none" and self.bits.startswith("32w"):
+            what = f"model.weight_transform is {self.weight_transform}"
+            why = f"but a {self.bits} network has no binary weights"
+            raise UserError(f"{what}, {why}; set model.weight_transform=none")
+        return self
 
 
 class EstimatorConfig(Section):
@@ -151,8 +166,8 @@ def _option_problem(name: str, value: Any, known: Mapping[str, Option]) -> Itera
 class DataConfig(Section):
     dataset: Text = Field(
         "cifar10",
-        description="cifar10; imagenet: any tree with train/ and val/ of class folders; synthetic: "
-        "drawn here; see pipeline/data/open.py",
+        description="cifar10; cifar100; imagenet: any tree with train/ and val/ of class folders; "
+        "synthetic: drawn here; see pipeline/data/open.py",
     )
     path: OptionalPath = Field(
         None,
@@ -165,7 +180,12 @@ class DataConfig(Section):
         json_schema_extra=also("skip", "ignore"),
     )
     download: Boolean = Field(
-        False, description="cifar10: download torchvision's files when they are missing"
+        False, description="of CIFAR: download torchvision's files when they are missing"
+    )
+    format: Text = Field(
+        "auto",
+        description="of image trees: folder; webdataset, the shards of ./reste prepare shard; "
+        "auto: what lies there",
     )
     loader: Text = Field(
         "auto", description="of image trees: dali, torchvision; auto: the first that is installed"
@@ -197,12 +217,34 @@ class DataConfig(Section):
         description="random crop and flip of training images",
         json_schema_extra=also("augmentation"),
     )
+    jitter: Number = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="colour jitter of training images: brightness, contrast and saturation are "
+        "each multiplied by up to 1 plus or minus this",
+        json_schema_extra=also("color_jitter", "colour_jitter", "brightness"),
+    )
+    mixup: Number = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="training images are blended in pairs, and so are their labels, by a share "
+        "from Beta(a, a) with this a; 0: they are not",
+        json_schema_extra=also("mixup_alpha", "mix"),
+    )
     size: Integer = Field(
         224,
         ge=8,
         le=4096,
         description="side of the images of JPEG trees, in pixels",
         json_schema_extra=also("image_size", "img_size", "crop", "crop_size", "resolution"),
+    )
+    train_sizes: OptionalSides = Field(
+        None,
+        description="sides of the training images of JPEG trees, each for an equal part of the "
+        "epochs, one after the other; null: data.size, which evaluation always takes",
+        json_schema_extra=also("progressive", "progressive_resizing", "train_size", "sizes"),
     )
     resize: Integer = Field(
         256,
@@ -295,10 +337,11 @@ class TrainConfig(Section):
 
 
 class OptimConfig(Section):
-    name: Literal["sgd", "adam", "adamw"] = Field(
+    name: Literal["sgd", "adam", "adamw", "bop"] = Field(
         "sgd",
-        description="the optimizer: SGD with momentum, Adam, or AdamW, whose decay is not part of "
-        "the gradient",
+        description="the optimizer: SGD with momentum; Adam; AdamW, whose decay is not part of the "
+        "gradient; or Bop, which flips binary weights and keeps no latent ones, and Adam for the "
+        "others",
         json_schema_extra=also("optim", "optimizer", "opt"),
     )
     impl: Literal["torch_fused", "torch", "apex"] = Field(
@@ -318,14 +361,44 @@ class OptimConfig(Section):
         0.9,
         ge=0,
         le=1 - 1e-9,
-        description="of adam and adamw: decay per step of the mean of gradients",
+        description="of adam, adamw and bop: decay per step of the mean of gradients",
         json_schema_extra=also("betas", "beta"),
     )
     beta2: Number = Field(
         0.999,
         ge=0,
         le=1 - 1e-9,
-        description="of adam and adamw: decay per step of the mean of squared gradients",
+        description="of adam, adamw and bop: decay per step of the mean of squared gradients",
+    )
+    bop_gamma: Number = Field(
+        1e-4,
+        ge=0,
+        le=1,
+        description="bop: the share of a new gradient in the mean that flips weights, at the start "
+        "of the schedule, which it follows like the learning rate",
+        json_schema_extra=also("adaptivity_rate"),
+    )
+    bop_threshold: Number = Field(
+        1e-8,
+        ge=0,
+        le=1e6,
+        description="bop: the mean of gradients beyond which a weight flips",
+    )
+    ovsw_delta: Number = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="the least norm of a binary channel's gradient, as a share of its weights' "
+        "(OvSW): 0.01 for ImageNet, 0.04 for resnet20; 0: off",
+        json_schema_extra=also("adaptive_gradient_scale"),
+    )
+    ovsw_decay: Number = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="the share of itself that is added to the gradient of a binary weight whose "
+        "sign hardly ever flips (OvSW): 2e-5 for ImageNet, 9e-4 for resnet20; 0: off",
+        json_schema_extra=also("silent_decay", "dampen"),
     )
     weight_decay: Number = Field(
         1e-4,
@@ -372,6 +445,32 @@ class OptimConfig(Section):
     def milestone_epochs(self) -> tuple[int, ...]:
         """The epochs of ``milestones``."""
         return read_epochs(self.milestones) if self.milestones else ()
+
+
+class DistillConfig(Section):
+    teacher: OptionalPath = Field(
+        None,
+        description="the network whose outputs are learned in place of the labels: a checkpoint, "
+        "ours or official, or torchvision's by its name, such as resnet34; null: none",
+        json_schema_extra=also("distill", "distillation", "kd", "teacher_model"),
+    )
+    weights: OptionalPath = Field(
+        None,
+        description="a file with the weights of torchvision's teacher; null: it fetches its own",
+        json_schema_extra=also("teacher_weights", "teacher_checkpoint"),
+    )
+    labels: Boolean = Field(
+        False, description="learn the label of an image for which the teacher is wrong"
+    )
+
+    @model_validator(mode="after")
+    def _weights_have_a_teacher(self) -> Self:
+        if self.weights and not self.teacher:
+            raise UserError(
+                "distill.weights is set, but distill.teacher is null; name the network that they "
+                "are of, such as distill.teacher=resnet34"
+            )
+        return self
 
 
 class CheckpointConfig(Section):
@@ -458,6 +557,7 @@ class Config(Section):
     data: DataConfig
     train: TrainConfig
     optim: OptimConfig
+    distill: DistillConfig
     checkpoint: CheckpointConfig
     log: LogConfig
     indicators: IndicatorsConfig
@@ -469,6 +569,18 @@ class Config(Section):
             what = f"optim.warmup_epochs is {warmup}"
             must = f"it must be below train.epochs ({epochs})"
             raise UserError(f"{what}; {must}, such as optim.warmup_epochs={epochs - 1}")
+        return self
+
+    @model_validator(mode="after")
+    def _bop_flips_the_weights_themselves(self) -> Self:
+        latent = {
+            "model.weight_transform": (self.model.weight_transform, "none"),
+            "estimator.name": (self.estimator.name, "reste"),
+        }
+        for key, (value, plain) in latent.items() if self.optim.name == "bop" else ():
+            if value in ("biper", *TRANSFORMS):
+                what = f"{key} is {value}, which is for latent weights, but optim.name is bop"
+                raise UserError(f"{what}, which keeps none; set {key}={plain}")
         return self
 
     @model_validator(mode="after")
@@ -493,6 +605,18 @@ class Config(Section):
         model = self.model
         published = PUBLISHED_CLASSES[ARCHS[model.arch].dataset]
         return model.arch, model.bits, model.num_classes or published
+
+    @property
+    def train_sides(self) -> tuple[int, ...]:
+        """The sides of the training images of a JPEG tree, each for an equal part of the epochs."""
+        data = self.data
+        return read_sides(data.train_sizes) if data.train_sizes else (data.size,)
+
+    def train_side(self, epoch: int) -> int:
+        """The side of the training images of a JPEG tree in ``epoch``, from 0 on; after the last
+        epoch it stays."""
+        epochs, sides = self.train.epochs, self.train_sides
+        return sides[min(epoch, epochs - 1) * len(sides) // epochs]
 
     @property
     def estimator_options(self) -> dict[str, float]:

@@ -11,7 +11,15 @@ from pydantic import AfterValidator
 from pydantic.fields import FieldInfo
 
 from kernels.estimators import Option
-from pipeline.run.config_types import INT64, OneOf, check_epochs, check_path, limits, read_integer
+from pipeline.run.config_types import (
+    INT64,
+    OneOf,
+    check_epochs,
+    check_path,
+    check_sides,
+    limits,
+    read_integer,
+)
 from pipeline.run.plain_yaml import Written
 
 REFERENCE = "docs/config.md lists all keys"
@@ -63,7 +71,11 @@ def _must(field: FieldInfo, choices: Collection[str]) -> str:
         what = f"{'an integer' if kind is int else 'a number'} {limits(low, high)}"
         return what if field.default is not None else f"{what}, or null"
     checks = [each.func for each in field.metadata if isinstance(each, AfterValidator)]
-    kinds = {check_path: "a path", check_epochs: "rising epochs such as 60,120"}
+    kinds = {
+        check_path: "a path",
+        check_epochs: "rising epochs such as 60,120",
+        check_sides: "sides of 8 to 4096 pixels such as 128,160,192",
+    }
     what = next((words for check, words in kinds.items() if check in checks), "text of one line")
     return what if field.is_required() or field.default is not None else f"{what}, or null"
 
@@ -144,8 +156,8 @@ def _likeness(word: str, key: Key) -> float:
     own_section, _, own = key.name.rpartition(".")
     initials = "".join(part[0] for part in own.split("_"))
     names = (own, f"{own_section}_{own}", *key.also)
-    is_short_for = float(len(name) > 1 and name == initials)
-    spelling = max(is_short_for, *(_ratio(name, each) for each in names))
+    is_short_for = len(name) > 1 and name == initials  # which counts less than a name it goes by
+    spelling = max(0.99 * is_short_for, *(_ratio(name, each) for each in names))
     words, known = _words(name), _words(f"{own} {key.meaning}")
     meaning = sum(each in known for each in words) / max(1, len(words))
     return max(spelling, 0.75 * meaning) + 0.1 * _ratio(section, own_section)

@@ -89,6 +89,24 @@ def check_epochs(value: str | None) -> str | None:
     return text
 
 
+def read_sides(text: str) -> tuple[int, ...]:
+    """The sides of images, in pixels, in a text such as "128,160,192"; ValueError where one is none
+    or not between 8 and 4096."""
+    parts = text.replace(" ", "").split(",")
+    sides = tuple(int(part) for part in parts if re.fullmatch("[1-9][0-9]{0,3}", part))
+    if len(sides) < len(parts) or not all(8 <= side <= 4096 for side in sides):
+        raise ValueError
+    return sides
+
+
+def check_sides(value: str | None) -> str | None:
+    """The text itself; ValueError where ``read_sides`` finds no sides in it."""
+    text = check_text(value)
+    if text is not None:
+        read_sides(text)
+    return text
+
+
 @dataclass(frozen=True)
 class OneOf:
     """Checks that a name is in a registry, which is looked at when a config is made."""
@@ -109,6 +127,7 @@ Text = Annotated[InstanceOf[str], AfterValidator(check_text)]
 FilePath = Annotated[InstanceOf[str], AfterValidator(check_path)]
 OptionalText = Annotated[InstanceOf[str] | None, AfterValidator(check_text)]
 OptionalEpochs = Annotated[InstanceOf[str] | None, AfterValidator(check_epochs)]
+OptionalSides = Annotated[InstanceOf[str] | None, AfterValidator(check_sides)]
 OptionalPath = Annotated[InstanceOf[str] | None, AfterValidator(check_path)]
 
 

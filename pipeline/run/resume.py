@@ -18,8 +18,8 @@ from pipeline.run.errors import UserError
 from pipeline.run.files import free_name, open_file
 
 FREE_TO_CHANGE = (
-    "run.", "log.", "checkpoint.", "data.path", "data.exclude", "data.workers",
-    "data.download", "data.eval_batch_size", "data.loader", "train.device",
+    "run.", "log.", "checkpoint.", "data.path", "data.format", "data.exclude",
+    "data.workers", "data.download", "data.eval_batch_size", "data.loader", "train.device",
     "train.cuda_graph", "train.compile", "train.timeout", "model.weights",
 )  # fmt: skip
 NETWORK = ("model.arch", "model.bits", "model.num_classes")

@@ -128,9 +128,14 @@ def in_words(
     return between.join([estimator, *parts])
 
 
+def another(study: Study) -> str:
+    """The remedy where the folder of ``study`` cannot be used."""
+    return f"set run.name={free_name(study.folder)} to begin another study"
+
+
 def check_folder(study: Study) -> None:
     """Raise UserError where what lies in the study's folder is not of this study."""
-    remedy = f"set run.name={free_name(study.folder)} to begin another study"
+    remedy = another(study)
     if (study.folder / "metrics.jsonl").exists():
         raise UserError(f"{study.folder} is the folder of a run; {remedy}")
     for trial in study.trials:

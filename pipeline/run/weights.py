@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from models import BITS
 from pipeline.run.config_keys import shown
 from pipeline.run.errors import UserError
 
@@ -93,8 +94,10 @@ def identify(state: Mapping[str, Any]) -> tuple[str, str]:
     A network that the official code trained with --a32 also says 1w1a: give model.bits then.
     """
     name = state.get("model")
-    arch, _, bits = (name if isinstance(name, str) else "").partition("_1w")
-    bits = f"1w{bits}" if bits else "32w32a"
+    name = name if isinstance(name, str) else ""
+    arch, _, bits = name.rpartition("_")
+    if bits not in BITS:
+        arch, bits = name, "32w32a"
     if arch == "resnet18" and "linear.weight" in network_weights(state):
         arch = "resnet18_cifar"
     return arch, bits

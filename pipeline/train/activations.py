@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kernels import binarize, get_estimator
 from models import BinaryNetwork
@@ -51,11 +51,12 @@ class Activations:
                 self.sign = module
                 yield module, partial(self._note_input, name)
 
-    def _note_output(self, name: str, module: nn.Module, inputs: Any, pair: Any) -> None:
-        self._note(name, pair[0])
+    def _note_output(self, name: str, module: NormBinarize, inputs: Any, pair: Any) -> None:
+        assert isinstance(module.binarize, Binarize)
+        self._note(name, module.binarize.signed(pair[0]))
 
-    def _note_input(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        self._note(name, inputs[0])
+    def _note_input(self, name: str, module: Binarize, inputs: Any, output: Any) -> None:
+        self._note(name, module.signed(inputs[0]))
 
     def _note(self, name: str, x: Tensor) -> None:
         if self.model.training:

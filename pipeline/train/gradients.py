@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.data.loader import Batch
 from pipeline.run.config import Config
-from pipeline.train.metrics import cross_entropy
+from pipeline.train.loss import Lesson, Loss
 from pipeline.train.precision import autocast
 
 
 def add_gradients(
-    network: nn.Module, batch: Batch, scaler: torch.amp.GradScaler, config: Config
+    network: nn.Module, batch: Lesson, scaler: torch.amp.GradScaler, config: Config, loss_of: Loss
 ) -> tuple[Tensor, Tensor]:
-    """Add the gradients of the mean loss of ``batch``, scaled, to those of ``network``.
+    """Add the gradients of the loss of ``batch``, scaled, to those of ``network``.
 
     Takes ``train.grad_accumulation`` parts of the batch one after the other; processes sum their
     gradients with the last one. Returns logits (N, C), in the order of the batch, and the loss,
@@ -27,16 +26,16 @@ def add_gradients(
     """
     parts = config.train.grad_accumulation
     if parts == 1:
-        return _add(network, batch, scaler, config)
+        return _add(network, batch, scaler, config, loss_of)
     found = []
     for done, part in enumerate(parts_of(batch, parts), 1):
         with _summing(network, now=done == parts):
-            found.append(_add(network, part, scaler, config))
+            found.append(_add(network, part, scaler, config, loss_of))
     logits, losses = zip(*found, strict=True)
     return torch.stack(logits, 1).flatten(0, 1), torch.stack(losses).mean()
 
 
-def parts_of(batch: Batch, parts: int) -> Iterator[Batch]:
+def parts_of(batch: Lesson, parts: int) -> Iterator[Lesson]:
     """The ``parts`` of ``batch``, of which each takes every so many-th image.
 
     So, of several processes, they are taken together the same images as in a single one, and batch
@@ -46,8 +45,8 @@ def parts_of(batch: Batch, parts: int) -> Iterator[Batch]:
         yield batch
         return
     for first in range(parts):
-        images, labels = batch.images[first::parts], batch.labels[first::parts]
-        yield Batch(images.contiguous(memory_format=torch.channels_last), labels)
+        images, *others = (each[first::parts] for each in batch)
+        yield type(batch)(images.contiguous(memory_format=torch.channels_last), *others)
 
 
 def _summing(network: nn.Module, *, now: bool) -> contextlib.AbstractContextManager[None]:
@@ -58,12 +57,12 @@ def _summing(network: nn.Module, *, now: bool) -> contextlib.AbstractContextMana
 
 
 def _add(
-    network: nn.Module, batch: Batch, scaler: torch.amp.GradScaler, config: Config
+    network: nn.Module, batch: Lesson, scaler: torch.amp.GradScaler, config: Config, loss_of: Loss
 ) -> tuple[Tensor, Tensor]:
-    parts, smoothing = config.train.grad_accumulation, config.train.label_smoothing
+    parts = config.train.grad_accumulation
     with autocast(config, batch.images.device):
         logits = network(batch.images)
-    loss = cross_entropy(logits, batch.labels, smoothing)
+    loss = loss_of(logits, batch)
     scaled: Tensor = scaler.scale(loss if parts == 1 else loss / parts)
     scaled.backward()
     return logits.detach(), loss.detach()

@@ -45,11 +45,13 @@ class Indicators:
         self.latest: Tensor | None = None
         self.signs = self._signs()  # as they were when the epoch began
 
+    @torch.no_grad()
     def _weights(self) -> list[Tensor]:
-        return [conv.weight.detach() for conv in self.convs.values()]
+        return [conv.signed() for conv in self.convs.values()]
 
+    @torch.no_grad()
     def _signs(self) -> list[Tensor]:
-        return [pack(weight) for weight in self._weights()]
+        return [pack(conv.binarize(conv.signed())) for conv in self.convs.values()]
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -205,10 +207,11 @@ def variance(first: float, second: float, size: int) -> float:
 @torch.no_grad()
 def look_at(conv: BinaryConv2d, signs: Tensor) -> Figures:
     """The figures of the weights of ``conv`` as they are, which had the packed ``signs``."""
-    weight = conv.weight.detach()
+    weight = conv.signed()
+    now = conv.binarize(weight)
     params, estimator = conv.binarize.params, get_estimator(conv.binarize.estimator)
-    error = conv.binarize(weight) - estimator.surrogate(weight, params)
-    is_same = unpack(pack(weight) ^ signs, weight.shape, weight.stride(), weight.dtype) < 0
+    error = now - estimator.surrogate(weight, params)
+    is_same = unpack(pack(now) ^ signs, weight.shape, weight.stride(), weight.dtype) < 0
     return {
         "error": float(torch.linalg.vector_norm(error)),
         "flipped": 1 - _share(is_same),

@@ -16,12 +16,13 @@ from torch import nn
 
 from models.layers import NormBinarize
 from pipeline.data.loader import Batch, image_dtype
-from pipeline.data.open import DATASETS, expected_images
+from pipeline.data.open import DATASETS, expected_images, train_sides
 from pipeline.run import processes
 from pipeline.run.cards import ON_THE_CPU, held_by_others
 from pipeline.run.config import Config
 from pipeline.run.errors import UserError
 from pipeline.train.gradients import add_gradients
+from pipeline.train.loss import Loss
 from pipeline.train.state import TrainState
 
 MARGIN = 0.15  # the share of the free memory that is left: a graph's has gaps, cuDNN wants some
@@ -81,7 +82,7 @@ class Work:
     def batch(self, images: int) -> Batch:
         """A batch of so many black images."""
         is_resident = DATASETS[self.config.data.dataset].is_resident
-        side, _ = expected_images(self.config)
+        side = max(train_sides(self.config)) if self.trains else expected_images(self.config)[0]
         dtype = image_dtype(self.config.train.precision, self.device, resident=is_resident)
         black = torch.zeros(images, 3, side, side, dtype=dtype, device=self.device)
         labels = torch.zeros(images, dtype=torch.int64, device=self.device)
@@ -101,7 +102,11 @@ class Work:
 
 
 def training(
-    config: Config, device: torch.device, state: TrainState, forget: Callable[[], None]
+    config: Config,
+    device: torch.device,
+    state: TrainState,
+    loss_of: Loss,
+    forget: Callable[[], None],
 ) -> Work:
     """The training of ``state``, after whose shortage no other step can be taken."""
     whole = config.changed({"train.grad_accumulation": 1})
@@ -111,7 +116,7 @@ def training(
         state.optimizer.zero_grad(set_to_none=True)
 
     def try_(batch: Batch) -> None:
-        add_gradients(state.model, batch, state.scaler, whole)
+        add_gradients(state.model, batch, state.scaler, whole, loss_of)
         state.optimizer.zero_grad(set_to_none=True)
 
     return Work(config, device, state.model, trains=True, try_=try_, forget=give_up)

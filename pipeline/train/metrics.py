@@ -98,13 +98,22 @@ class Sums:
         return {**means, "images": images}
 
 
+def of_training(means: dict[str, float]) -> dict[str, float]:
+    """Those of the ``means`` that are told of training images too."""
+    return {name: means[name] for name in METRICS if METRICS[name].in_training}
+
+
 def metric_names() -> tuple[str, ...]:
     """The names of what ``Sums`` counts, in its order."""
     further = [metric.name for metric in METRICS.values() if metric.name not in COUNTED]
     return (*COUNTED, "images", *further)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """The mean cross-entropy, 0-dim, of logits (N, C) and labels (N,), in at least fp32."""
+def cross_entropy(
+    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, *, reduction: str = "mean"
+) -> Tensor:
+    """The cross-entropy of logits (N, C), in at least fp32, with labels (N,) or shares of the
+    classes (N, C): the mean, 0-dim, or with ``reduction="none"`` that of each image, (N,)."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    targets = targets.to(logits.dtype) if targets.is_floating_point() else targets
+    return F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction=reduction)

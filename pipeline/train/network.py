@@ -18,12 +18,17 @@ def make_network(
 ) -> BinaryNetwork:
     """The network of ``config`` on the CPU, for data of ``classes``; a fresh one is started from
     ``model.weights`` if that is set."""
-    arch, bits, count = config.network
-    name, options = config.estimator.name, config.estimator_options
-    model = build_model(arch, bits, count, name, **options)
+    model = build_network(config)
     if config.model.weights and is_fresh:
         _start_from(Path(config.model.weights), model, classes)
     return model
+
+
+def build_network(config: Config) -> BinaryNetwork:
+    """The network of ``config`` on the CPU, freshly initialised."""
+    arch, bits, count = config.network
+    name, transform = config.estimator.name, config.model.weight_transform
+    return build_model(arch, bits, count, name, transform, **config.estimator_options)
 
 
 def check_weights(config: Config) -> None:

@@ -7,10 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models import BinaryNetwork
+from models.rprelu import NormPReLU, RSign
 from pipeline.run.config import Config
 from pipeline.run.errors import UserError
+from pipeline.train.bop import Bop, drop_latent_weights
 
-KINDS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+KINDS = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "bop": Bop,
+}
+LEARNED = RSign, NormPReLU  # which have parameters that never decay
 NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm
 
 Settings = dict[str, Any]
@@ -18,7 +27,8 @@ Settings = dict[str, Any]
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer over all parameters of ``model``, as ``optim`` of the config says: SGD with
-    momentum, Adam (Kingma & Ba, ICLR 2015) or AdamW (Loshchilov & Hutter, ICLR 2019).
+    momentum, Adam (Kingma & Ba, ICLR 2015), AdamW (Loshchilov & Hutter, ICLR 2019), or Bop for
+    binary weights, which become ±1, with Adam for the others.
 
     Raises UserError for apex where apex is not installed.
     """
@@ -51,17 +61,32 @@ def _settings(config: Config, device: torch.device) -> Settings:
 
 
 def _groups(config: Config, model: nn.Module) -> list[Settings]:
-    """The parameters of ``model``: those of norms apart where these do not decay.
+    """The parameters of ``model``: those of norms apart where these do not decay, with those
+    that never do, and binary weights where Bop takes them.
 
-    Their decay is what Goyal et al. (2017) and He et al. ("Bag of tricks", CVPR 2019) leave out.
+    The decay of norms is what Goyal et al. (2017) and He et al. ("Bag of tricks", CVPR 2019) leave
+    out.
     """
-    if config.optim.decay_norms:
-        return [{"params": [*model.parameters()]}]
-    norms = [module for module in model.modules() if isinstance(module, NORMS)]
-    apart = {parameter for norm in norms for parameter in norm.parameters()}
-    others = [parameter for parameter in model.parameters() if parameter not in apart]
-    left = [parameter for parameter in model.parameters() if parameter in apart]
-    return [{"params": others}, {"params": left, "weight_decay": 0.0}]
+    optim = config.optim
+    binary = set[Tensor]()
+    if optim.name == "bop" and isinstance(model, BinaryNetwork):
+        binary = {*drop_latent_weights(model)}
+    still = {each for module in model.modules() if isinstance(module, LEARNED)
+             for each in module.undecayed()}  # fmt: skip
+    if not optim.decay_norms:
+        norms = [module for module in model.modules() if isinstance(module, NORMS)]
+        still |= {parameter for norm in norms for parameter in norm.parameters()}
+    every = [*model.parameters()]
+    groups: list[Settings] = [
+        {"params": [each for each in every if each not in binary | still]},
+        {"params": [each for each in every if each in still], "weight_decay": 0.0},
+        {
+            "params": [each for each in every if each in binary],
+            "gamma": optim.bop_gamma / (optim.lr or 1),
+            "threshold": optim.bop_threshold,
+        },
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def state_of(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> dict[str, Any]:
@@ -109,7 +134,9 @@ def make_moments(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _first_moments(parameter: Tensor, group: Settings) -> dict[str, Tensor]:
-    """What torch keeps of ``parameter``, one of ``group``, as it is before the first step."""
+    """What is kept of ``parameter``, one of ``group``, as it is before the first step."""
+    if "threshold" in group:
+        return {"exp_avg": torch.zeros_like(parameter)}
     if "betas" not in group:
         return {"momentum_buffer": torch.zeros_like(parameter)} if group["momentum"] else {}
     place = parameter.device if group["fused"] else torch.device("cpu")

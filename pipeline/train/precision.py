@@ -99,14 +99,18 @@ def is_compiled(config: Config, device: torch.device, loader: Loader) -> bool:
 
 def to_device(model: BinaryNetwork, config: Config, device: torch.device) -> BinaryNetwork:
     """``model`` on ``device``, in channels_last and in the dtype in which its weights are kept."""
-    assert config.train.precision != "auto", "settle it first"
-    dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
-    model = model.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(device, weights_dtype(config), memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.set_progress(model.progress)  # in the new dtype
     for module in model.modules():
         if isinstance(module, NormBinarize):
             module.sync = processes.size() > 1 and config.train.sync_bn != "false"
     return model
+
+
+def weights_dtype(config: Config) -> torch.dtype:
+    """The dtype in which weights are kept under ``train.precision``."""
+    assert config.train.precision != "auto", "settle it first"
+    return torch.float64 if config.train.precision == "fp64" else torch.float32
 
 
 def autocast(config: Config, device: torch.device) -> contextlib.AbstractContextManager[Any]:

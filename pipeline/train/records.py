@@ -1,9 +1,10 @@
 """What a training says of an epoch: for metrics.jsonl, and in a line for people."""
 
+import time
 from typing import Any
 
 from pipeline.run.console import clock
-from pipeline.train.metrics import METRICS
+from pipeline.train.metrics import METRICS, of_training
 from pipeline.train.state import TrainState
 
 Figures = dict[str, float]  # of each metric by its name
@@ -24,7 +25,7 @@ def epoch_record(
         "epoch": state.epoch,
         "lr": rate,
         **state.model.estimator_parameters(),
-        **{f"train_{name}": trained[name] for name in METRICS if METRICS[name].in_training},
+        **{f"train_{name}": value for name, value in of_training(trained).items()},
         **{f"val_{name}": validated[name] for name in METRICS},
         "images_per_second": images_per_second,
         "data_wait": state.waited / max(state.seconds, 1e-9),
@@ -44,3 +45,9 @@ def summary_of(record: dict[str, Any]) -> str:
         parts.append(f"{split} {' '.join(values)}")
     rate = f"{record['images_per_second']:.0f} images/s"
     return "  ".join([*parts, rate, clock(record["seconds"])])
+
+
+def time_left(seconds: float) -> str:
+    """What to say of a training that goes on for so many ``seconds``."""
+    finish = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds))
+    return f"about {clock(seconds)} left, finished at {finish}"

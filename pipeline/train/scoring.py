@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import ARCHS, BinaryNetwork, build_model
+from models import ARCHS, BinaryNetwork
 from pipeline.data.open import build_eval_loader
 from pipeline.run import cards, checkpoint
 from pipeline.run.classes import arrange, by_position, is_classifier, match, names_of
@@ -24,7 +24,7 @@ from pipeline.run.weights import (
 )
 from pipeline.train.evaluation import Evaluation
 from pipeline.train.memory import shortage_explained
-from pipeline.train.network import load_weights
+from pipeline.train.network import build_network, load_weights
 from pipeline.train.precision import settle_evaluation, to_device
 from pipeline.train.randomness import seed_everything
 
@@ -33,8 +33,9 @@ PLACES = {
     "run": ("dir", "name", "resume"),
     "data": ("path", "download", "exclude"),
     "model": ("weights",),
+    "distill": ("teacher", "weights"),
 }
-
+REMEDY = "set data.path to data with these class folders"
 
 # What evaluates a network on a device in its stead.
 Ready = Callable[[BinaryNetwork, Config, torch.device], nn.Module]
@@ -67,16 +68,20 @@ def score(path: Path, overrides: list[str], ready: Ready | None = None) -> dict[
 
 
 def arrange_classes(
-    model: BinaryNetwork, state: dict[str, Any], classes: Sequence[str], path: Path
+    model: BinaryNetwork,
+    state: dict[str, Any],
+    classes: Sequence[str],
+    path: Path,
+    remedy: str = REMEDY,
 ) -> None:
     """Let the outputs of ``model``, loaded from ``state``, stand in the order of the ``classes`` of
     the data: by their names, or by position where the checkpoint has none.
 
-    Raises UserError where the classes are not the same; a part of them is refused too.
+    Raises UserError with the ``remedy`` where the classes are not the same; a part of them is
+    refused too.
     """
     names, weights = names_of(state), model.state_dict()
     outputs = next(len(value) for key, value in weights.items() if is_classifier(key))
-    remedy = "set data.path to data with these class folders"
     order = match(names, outputs, classes, path, remedy)
     model.load_state_dict(arrange(weights, order))
     if names is None and (line := by_position(outputs, classes, path)):
@@ -90,13 +95,13 @@ def load_network(config: Config, state: dict[str, Any], path: Path) -> BinaryNet
 
     Raises UserError where they do not fit, and Diverged where one is not finite.
     """
-    arch, bits, classes = config.network
+    classes = config.network[2]
     # A network of that many classes is only built if the file holds a classifier of that size.
     if all(classes not in weight.shape[:1] for weight in network_weights(state).values()):
         known = classes_of(state)
         remedy = f"set model.num_classes={known}" if known else "take another"
         raise UserError(f"checkpoint {path} has no classifier of {classes} classes; {remedy}")
-    model = build_model(arch, bits, classes)
+    model = build_network(config)
     load_weights(model, state, path)
     if name := first_not_finite(model.state_dict()):
         raise Diverged(f"checkpoint {path}: {name} is not finite; take an earlier checkpoint")

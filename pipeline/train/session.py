@@ -42,10 +42,11 @@ from pipeline.train.metrics import METRICS, metric_names
 from pipeline.train.network import check_weights, make_network
 from pipeline.train.precision import settle_precision
 from pipeline.train.randomness import seed_everything
+from pipeline.train.teacher import make_teacher
 from pipeline.train.trainer import Trainer
 
 # What may differ between the processes of a run.
-MAY_DIFFER = ("data.path", "data.exclude", "data.workers", "run.dir")
+MAY_DIFFER = ("data.path", "data.format", "data.exclude", "data.workers", "run.dir")
 
 
 class Outcome(NamedTuple):
@@ -114,11 +115,13 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
     asked = {"train.precision": request.config.train.precision}  # auto goes on in any
     request = request._replace(config=config.changed(asked))
     order = _fit(start, loaders, request) if start else None
-    model = make_network(config, loaders[0].classes, is_fresh=start is None)
+    classes = loaders[0].classes
+    model = make_network(config, classes, is_fresh=start is None)
+    teacher = processes.main_first(lambda: make_teacher(config, classes))
     if only_check:
         return None
     recorder = Recorder()
-    trainer = Trainer(config, model, loaders, device, store, stop, recorder)
+    trainer = Trainer(config, model, loaders, device, store, stop, recorder, teacher)
     open_folder(config, recorder, start, seen)
     with _recorded(recorder), shortage_explained():
         if start:

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,12 @@ from pipeline.run.best import NONE
 from pipeline.run.classes import is_classifier
 from pipeline.run.config import Config
 from pipeline.run.console import logger
+from pipeline.train.augmentation import Augmentation, make_augmentation
 from pipeline.train.average import MovingAverage
 from pipeline.train.indicators import Indicators
-from pipeline.train.metrics import Sums
+from pipeline.train.metrics import METRICS, Sums
 from pipeline.train.optimizer import load_state, make_optimizer, state_of
+from pipeline.train.ovsw import OvSW
 from pipeline.train.randomness import rng_state, set_rng_state
 from pipeline.train.watch import Watch
 
@@ -36,6 +38,8 @@ class TrainState:
     sums: Sums
     watch: Watch
     indicators: Indicators | None
+    augmentation: Augmentation | None
+    ovsw: OvSW | None
     epoch: int = 0  # epochs done
     batch: int = 0  # batches done in the epoch after them
     reestimated: int = 0  # epochs done when the statistics of the twin were taken
@@ -63,11 +67,23 @@ class TrainState:
             yield group["lr"]
         for values in self.optimizer.state.values():
             yield from values.values()
-        if self.indicators:
-            yield from self.indicators.tensors()
+        for each in (self.indicators, self.ovsw, self.augmentation):
+            yield from each.tensors() if each else ()
 
-    def finish_epoch(self) -> None:
-        """Count the epoch and start the figures of the next one anew."""
+    def correct_gradients(self) -> None:
+        """Let the indicators look at the gradients of a step, and OvSW correct them."""
+        if self.indicators or self.ovsw:
+            self.scaler.unscale_(self.optimizer)
+        if self.indicators:
+            self.indicators.update()
+        if self.ovsw:
+            self.ovsw.correct()
+
+    def finish_epoch(self, record: Mapping[str, Any]) -> None:
+        """Count the epoch, whose ``record`` this is, and start the figures of the next one anew."""
+        self.last = {name: record[name] for name in ("epoch", *(f"val_{m}" for m in METRICS))}
+        if record["val_top1"] > self.best["val_top1"]:
+            self.best = self.last
         self.epoch, self.batch = self.epoch + 1, 0
         self.seconds = self.waited = 0.0
         self.sums.reset()
@@ -89,6 +105,7 @@ class TrainState:
             "metrics": self.sums.names,
             "times": [self.seconds, self.waited],
             "indicators": self.indicators.state() if self.indicators else None,
+            "ovsw": self.ovsw.state() if self.ovsw else None,
             "best": self.best,
             "last": self.last,
             "watch": self.watch.counts,
@@ -123,6 +140,8 @@ class TrainState:
             anew.append("averaged weights")
         if self.indicators and not self.indicators.load_state(state["indicators"] or {}):
             anew.append("indicators")
+        if self.ovsw and not self.ovsw.load_state(state.get("ovsw") or {}):
+            anew.append("the flips that OvSW counts")
         if order is not None:
             self._arrange(order)
         set_rng_state(state["rng"])
@@ -168,7 +187,15 @@ def make_state(config: Config, model: BinaryNetwork, device: torch.device) -> Tr
         sums=Sums(device),
         watch=Watch(model, device, skips=is_mixed),
         indicators=_make_indicators(config, model, skips=is_mixed),
+        augmentation=make_augmentation(config, device),
+        ovsw=_make_ovsw(config, model),
     )
+
+
+def _make_ovsw(config: Config, model: BinaryNetwork) -> OvSW | None:
+    """OvSW's corrections, if one of them is asked for and there are binary weights."""
+    delta, decay = config.optim.ovsw_delta, config.optim.ovsw_decay
+    return OvSW(model, delta, decay) if (delta or decay) and model.binary_convs() else None
 
 
 def _make_indicators(config: Config, model: BinaryNetwork, *, skips: bool) -> Indicators | None:

@@ -16,8 +16,9 @@ class Stepper:
 
     With ``graphs`` a step is captured once and then replayed. Where the images lie on the device,
     the captured step also draws its batch; otherwise each batch is copied to where the step reads
-    it. ``tensors`` gives all tensors that outlive a step and that ``work`` reads or writes. Without
-    ``graphs`` every step runs eagerly, with the same results.
+    it, and at another resolution the step is captured anew. ``tensors`` gives all tensors that
+    outlive a step and that ``work`` reads or writes. Without ``graphs`` every step runs eagerly,
+    with the same results.
     """
 
     def __init__(
@@ -78,6 +79,9 @@ class Stepper:
 
     def _take(self, batch: Batch) -> None:
         if self.captured:
+            if not self.inlet.takes(batch):
+                self.inlet = Inlet()
+                self.captured.reset()
             self.inlet.fill(batch)
             self.captured()
         else:
@@ -89,6 +93,10 @@ class Inlet:
 
     def __init__(self) -> None:
         self.batch: Batch | None = None
+
+    def takes(self, batch: Batch) -> bool:
+        """Whether the images of ``batch`` have the sides of those before, if there were any."""
+        return self.batch is None or self.batch.images.shape[1:] == batch.images.shape[1:]
 
     def fill(self, batch: Batch) -> None:
         """Copy ``batch`` here; waits for nothing. The first one makes the room for the others.

@@ -18,7 +18,7 @@ from pipeline.data.loader import Batch, Loader
 from pipeline.run import processes
 from pipeline.run.checkpoint import FORMAT, CheckpointStore
 from pipeline.run.config import Config, to_dict
-from pipeline.run.console import ProgressBar, clock, logger
+from pipeline.run.console import ProgressBar, logger
 from pipeline.run.errors import Diverged, Interrupted, UserError
 from pipeline.run.recorder import Recorder
 from pipeline.run.signals import StopSignal
@@ -26,12 +26,13 @@ from pipeline.train.evaluation import Evaluation
 from pipeline.train.gradients import add_gradients
 from pipeline.train.graph import make_graphs
 from pipeline.train.histograms import histogram_records
+from pipeline.train.loss import make_loss
 from pipeline.train.memory import explained, training
-from pipeline.train.metrics import METRICS
+from pipeline.train.metrics import of_training
 from pipeline.train.optimizer import set_learning_rate
 from pipeline.train.parallel import parallelize
 from pipeline.train.precision import is_compiled, to_device
-from pipeline.train.records import Figures, epoch_record, summary_of
+from pipeline.train.records import Figures, epoch_record, summary_of, time_left
 from pipeline.train.reestimation import make_reestimation
 from pipeline.train.rescue import saved_on_failure
 from pipeline.train.schedule import progress, rate_of
@@ -42,8 +43,8 @@ from pipeline.train.stepper import Stepper
 class Trainer:
     """Trains ``model`` as ``config`` says; ``fit`` goes on from where ``restore`` left off.
 
-    ``loaders`` are those of the training and of the validation images. ``store`` gets the
-    checkpoints and ``recorder`` the records; both are used in the main process only.
+    ``loaders`` are those of the training and of the validation images. ``store`` and ``recorder``
+    are used in the main process only. The training learns the outputs of ``teacher``, if any.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Trainer:
         store: CheckpointStore,
         stop: StopSignal,
         recorder: Recorder,
+        teacher: nn.Module | None = None,
     ) -> None:
         self.config, self.device = config, device
         self.store, self.stop, self.recorder = store, stop, recorder
@@ -66,6 +68,7 @@ class Trainer:
             with graphs.building() if graphs else contextlib.nullcontext():
                 self.network = parallelize(model, device, config.train.timeout)
         self.state = make_state(config, model, device)
+        self.loss = make_loss(config, teacher, device)
         self.stepper = Stepper(self.loader, self.train_step, self.state.tensors, graphs)
         self.reestimation = make_reestimation(self.state, self.loader, config, device, graphs)
         self.evaluation = Evaluation(self.state.evaluated, self.val_loader, config, device, graphs)
@@ -88,7 +91,7 @@ class Trainer:
         """Train on what is left of an epoch, evaluate, record and save."""
         began, state = time.perf_counter(), self.state
         rate = self._set_schedules()
-        with explained(training(self.config, self.device, state, self.stepper.reset)):
+        with explained(training(self.config, self.device, state, self.loss, self.stepper.reset)):
             self._train(rate)
         trained = state.sums.means()
         with saved_on_failure(self.state_dict(), self.store):
@@ -109,6 +112,8 @@ class Trainer:
         state, steps, first = self.state, len(self.loader), self.state.batch
         state.model.train()
         state.watch.seek(self.step)
+        if state.augmentation:
+            state.augmentation.seek(self.step)
         label = f"epoch {state.epoch + 1}/{self.config.train.epochs}"
         later = (self.config.train.epochs - state.epoch - 1) * steps
         with ProgressBar(label, steps, first, self.config.data.batch_size, later) as bar:
@@ -135,13 +140,12 @@ class Trainer:
         the step can be captured.
         """
         state = self.state
-        logits, loss = add_gradients(self.network, batch, state.scaler, self.config)
+        lesson = state.augmentation(batch) if state.augmentation else batch
+        logits, loss = add_gradients(self.network, lesson, state.scaler, self.config, self.loss)
         everywhere = state.watch.everywhere(loss)
         state.sums.update(logits, batch.labels, loss, state.watch.counts, everywhere)
         state.watch.keep_statistics()
-        if state.indicators:
-            state.scaler.unscale_(state.optimizer)
-            state.indicators.update()
+        state.correct_gradients()
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
@@ -158,10 +162,9 @@ class Trainer:
     def _log_step(self, bar: ProgressBar, rate: float) -> None:
         state, means = self.state, self.state.sums.means()
         record = {"kind": "step", "step": self.step, "epoch": state.epoch, "lr": rate}
-        self._record({**record, "loss": means["loss"]})
+        self._record(record | {"loss": means["loss"]})
         steps_left = self.config.train.epochs * len(self.loader) - self.step
-        values = {name: means[name] for name in METRICS if METRICS[name].in_training}
-        values["images/s"] = self._images_per_second()
+        values = {**of_training(means), "images/s": self._images_per_second()}
         bar.show(state.batch, state.seconds / state.batch * steps_left, **values)
 
     def _record(self, record: dict[str, Any]) -> None:
@@ -199,17 +202,12 @@ class Trainer:
 
     def _finish_epoch(self, record: dict[str, Any], seconds: float) -> None:
         config, state, epochs = self.config, self.state, self.config.train.epochs
-        state.last = {name: record[name] for name in ("epoch", *(f"val_{m}" for m in METRICS))}
-        if record["val_top1"] > state.best["val_top1"]:
-            state.best = state.last
+        state.finish_epoch(record)
         if is_best := record["val_top1"] > self.kept["val_top1"]:
             self.kept = state.last
-        state.finish_epoch()
         logger.info("epoch %d/%d  %s", state.epoch, epochs, summary_of(record))
         if config.log.eta and state.epoch % config.log.eta == 0 and state.epoch < epochs:
-            left = seconds * (epochs - state.epoch)
-            finish = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left))
-            logger.info("about %s left, finished at %s", clock(left), finish)
+            logger.info(time_left(seconds * (epochs - state.epoch)))
         if is_best or state.epoch % config.checkpoint.every_epochs == 0 or state.epoch == epochs:
             self.save(best=is_best)
 

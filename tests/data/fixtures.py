@@ -1,5 +1,6 @@
 """Image folders drawn on the fly, for the tests of the loaders."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,10 @@ import torch
 from PIL import Image
 
 from pipeline.data.draws import MEAN, STD
+from pipeline.data.image import unreadable
 from pipeline.data.loader_stream import FolderLoader
 from pipeline.data.tree import ImageFolder, scan
+from pipeline.run.files import open_file
 
 CPU = torch.device("cpu")
 
@@ -87,6 +90,11 @@ def make(kind: type[FolderLoader], folder: ImageFolder, **options) -> FolderLoad
         "device": CPU,
     }
     return kind(folder, **{**settings, **options})
+
+
+def refusal(path: Path | str) -> str | None:
+    """Why an image file cannot be read, or None if it can."""
+    return unreadable(partial(open_file, str(path)))
 
 
 def levels(images: torch.Tensor) -> np.ndarray:

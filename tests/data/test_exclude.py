@@ -10,7 +10,7 @@ import torch
 
 from launch import evaluate as evaluate_command
 from launch import train as train_command
-from pipeline.data.cifar_files import load_cifar10
+from pipeline.data.cifar_files import load_cifar
 from pipeline.data.exclude import printable, read
 from pipeline.data.open import build_loaders
 from pipeline.data.tree import scan, scan_train_val
@@ -137,7 +137,7 @@ def test_the_cache_of_a_cifar_tree_keeps_sets_apart(tmp_path):
     cifar_tree(tmp_path)
 
     def load(excluded=None):
-        return load_cifar10(tmp_path, split="train", download=False, excluded=excluded)
+        return load_cifar("cifar10", tmp_path, split="train", download=False, excluded=excluded)
 
     excluded = listing(tmp_path, "train/dark/0.png", "train/light/9.png")
     whole, part = load(), load(excluded)
@@ -151,7 +151,7 @@ def test_torchvisions_cifar_files_cannot_be_excluded(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
     excluded = listing(tmp_path, "train/dark/0.png")
     with pytest.raises(UserError, match="^data.exclude .*; set data.exclude=null$"):
-        load_cifar10(tmp_path, split="train", download=False, excluded=excluded)
+        load_cifar("cifar10", tmp_path, split="train", download=False, excluded=excluded)
 
 
 def test_processes_with_other_lists_do_not_train_together(tmp_path, monkeypatch):

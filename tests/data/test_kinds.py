@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from pipeline.data.header import MOST_PIXELS, is_plain
-from pipeline.data.image import open_rgb, unreadable
+from pipeline.data.image import open_rgb
 from pipeline.data.loader_torchvision import TorchvisionLoader
 from pipeline.data.tree import scan
 from pipeline.prepare.verify import verify
 from pipeline.run.errors import UserError
 from tests.data import kinds
-from tests.data.fixtures import image_folder, levels, make, smooth
+from tests.data.fixtures import image_folder, levels, make, refusal, smooth
 
 LOADERS = {"torchvision": TorchvisionLoader}
 if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
@@ -74,7 +74,7 @@ def test_what_a_file_shows(tmp_path, name):
         assert error.mean() < COARSE.get(name, 6)
     else:
         assert error.max() <= 1
-    assert unreadable(str(tmp_path / "1.jpg")) is None
+    assert refusal(tmp_path / "1.jpg") is None
 
 
 def test_every_loader_shows_the_same_pixels(tmp_path, loader):
@@ -102,7 +102,7 @@ def test_every_loader_refuses_the_same_files(tmp_path, loader, name, train):
     bad.write_bytes(kinds.BAD[name])
     with pytest.raises(UserError, match=rf"^data.path: cannot read the image {bad} \(.*\); ") as e:
         list(make(loader, folder, train=train, batch_size=3).epoch(0))
-    assert "\n" not in str(e.value) and unreadable(str(bad)) in str(e.value)
+    assert "\n" not in str(e.value) and refusal(bad) in str(e.value)
 
 
 def test_verify_lists_what_loaders_refuse(tmp_path):
@@ -158,7 +158,7 @@ def test_a_bomb_is_refused_before_it_is_inflated(tmp_path, loader, name):
     with pytest.raises(UserError, match=r"val/class/1.jpg \(more than 178,956,970 pixels\); "):
         list(make(loader, folder, train=False).epoch(0))
     assert time.process_time() - start < 2
-    assert unreadable(str(tmp_path / folder.files[0])) == "more than 178,956,970 pixels"
+    assert refusal(tmp_path / folder.files[0]) == "more than 178,956,970 pixels"
     assert MOST_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
 
 

@@ -17,7 +17,7 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
 from pipeline.data import cifar_files
-from pipeline.data.cifar_files import CifarSplit, load_cifar10
+from pipeline.data.cifar_files import CifarSplit, load_cifar
 from pipeline.data.draws import MEAN, STD, uniforms
 from pipeline.data.loader import IGNORED
 from pipeline.data.loader_resident import CifarLoader
@@ -41,12 +41,12 @@ def noise(n, seed=0):
 
 
 def load(path, split="train", **options):
-    return load_cifar10(path, split=split, download=False, **options)
+    return load_cifar("cifar10", path, split=split, download=False, **options)
 
 
 def fails(path, split="train", download=False):
     with pytest.raises(UserError) as caught:
-        load_cifar10(path, split=split, download=download)
+        load_cifar("cifar10", path, split=split, download=download)
     message = str(caught.value)
     assert "\n" not in message and message.startswith("data.path: ") and "; " in message
     return message
@@ -387,13 +387,13 @@ def test_download_only_when_asked(tmp_path, monkeypatch):
     fetch_by(monkeypatch, offline)
     assert "no route" in fails(target, download=True)
     fetch_by(monkeypatch, unpack)
-    assert len(load_cifar10(target, split="train", download=True).images) == 20
+    assert len(load_cifar("cifar10", target, split="train", download=True).images) == 20
     fetch_by(monkeypatch, refuse)
-    assert len(load_cifar10(target, split="test", download=True).images) == 3
+    assert len(load_cifar("cifar10", target, split="test", download=True).images) == 3
 
 
 def test_a_tree_is_taken_before_a_download(tree):
-    assert len(load_cifar10(tree, split="train", download=True).images) == 12
+    assert len(load_cifar("cifar10", tree, split="train", download=True).images) == 12
 
 
 # The augmentation.

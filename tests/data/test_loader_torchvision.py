@@ -3,6 +3,7 @@
 import errno
 import gc
 import itertools
+import multiprocessing
 import os
 import pickle
 import signal
@@ -103,22 +104,31 @@ def test_a_worker_that_is_killed_is_one_line(tmp_path):
     assert "\n" not in str(end.value)
 
 
-def test_workers_that_cannot_start_are_one_line(tmp_path, monkeypatch):
-    def fail(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize("successes", range(6))
+def test_workers_that_cannot_start_are_one_line(successes, tmp_path, monkeypatch):
+    """Whichever of the queues, the event and the processes is the first that cannot be made; those
+    that were made before it go away again, and Python prints nothing of them."""
+    made, unraisable = [], []
+    for name in ("Queue", "Event", "Process"):
+        genuine = getattr(torch.multiprocessing, name)
 
+        def make_or_fail(*args, genuine=genuine, **kwargs):
+            if len(made) == successes:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            made.append(genuine(*args, **kwargs))
+            return made[-1]
+
+        monkeypatch.setattr(torch.multiprocessing, name, make_or_fail)
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
     loader = make(TorchvisionLoader, plain_folder(tmp_path, "train", 12), workers=3)
-    monkeypatch.setattr(loader_torchvision, "DataLoader", lambda *_, **__: Unstarted(fail))
     with pytest.raises(UserError, match="data.workers=3: their processes cannot start: No space"):
         next(loader.epoch(0))
-
-
-class Unstarted:
-    def __init__(self, fail):
-        self.fail = fail
-
-    def __iter__(self):
-        self.fail()
+    gc.collect()
+    assert not unraisable
+    for worker in made:
+        if isinstance(worker, multiprocessing.process.BaseProcess):
+            worker.join(20)
+            assert worker.exitcode is not None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process that its parent died")

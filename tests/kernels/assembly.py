@@ -21,7 +21,9 @@ class Code(NamedTuple):
     stores: list[int]
     local: int  # accesses to memory of the thread's own, in which spilled registers lie
     instructions: int
-    loop_instructions: int  # of the loop that loads most in vectors, or 0; of two the longer one
+    # Of the loop that writes maps, else of the one that loads most in vectors, or 0; of two the
+    # longer one.
+    loop_instructions: int
     loop_bytes: int  # which each pass of that loop loads in vectors
 
 
@@ -51,7 +53,7 @@ def parse(text: str) -> Code:
         if found and not found[1].startswith("NOP"):  # padding
             instructions.append(found[1])
     bodies = list(_loops(instructions, labels))
-    body = max(bodies, key=lambda body: (_loaded(body), len(body)), default=[])
+    body = max(bodies, key=lambda body: (_writes(body), _loaded(body), len(body)), default=[])
     if not _loaded(body):
         body = []
     return Code(
@@ -86,6 +88,12 @@ def _width(instruction: str) -> int:
     """In bits; 32 where the name of the instruction does not say."""
     found = re.search(r"\.(?:[US](8|16)|(64|128))\b", instruction.split()[0])
     return int(found[1] or found[2]) if found else 32
+
+
+def _writes(body: list[str]) -> bool:
+    """Whether a loop stores vectors."""
+    counts = zip(_by_width(body, "store"), WIDTHS, strict=True)
+    return any(n and width >= VECTOR for n, width in counts)
 
 
 def _loaded(instructions: list[str]) -> int:

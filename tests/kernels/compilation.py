@@ -68,9 +68,11 @@ def _name(value):
     return f"{value.fn.__module__}:{value.fn.__name__}" if hasattr(value, "fn") else value
 
 
-def takes(usage, estimator):
-    """Whether this kernel computes the factor of ``estimator``."""
-    return usage.arguments.get("FACTOR") == _name(ESTIMATORS[estimator].triton_factor)
+def takes(usage, *estimators):
+    """Whether this kernel computes the factor or the surrogate of one of ``estimators``."""
+    functions = [ESTIMATORS[each] for each in estimators]
+    names = {_name(f) for e in functions for f in (e.triton_factor, e.triton_surrogate) if f}
+    return bool(names & {usage.arguments.get(name) for name in ("FACTOR", "SURROGATE")})
 
 
 def compile_jobs(jobs):

@@ -7,7 +7,7 @@ from tests.kernels.compilation import compile_jobs
 from tests.kernels.device import IS_INTERPRETED
 
 QUICK, OTHERS = (90,), (80, 100)  # H100; A100 and B200
-OPS = ("count", "crop", "norm", "packing", "pool", "sign", "weights")
+OPS = ("count", "crop", "norm", "packing", "pool", "rprelu", "sign", "weights")
 
 
 @pytest.fixture(autouse=True)

@@ -31,6 +31,7 @@ EPS, MOMENTUM = 1e-3, 0.1  # a large eps, so that its folding shows
 SHAPES = [(3, 1, 5, 4), (2, 3, 7, 5), (1, 16, 8, 8), (4, 64, 3, 3), (3, 100, 1, 1)]
 SHAPES += [(2, 160, 1, 2), (2, 512, 1, 2)]  # more channels than a tile has
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 5e-2}
+OF_ACTIVATIONS = [name for name, each in ESTIMATORS.items() if not each.activations]
 ALL = dict.fromkeys(("relu", "scale", "residual", "sign", "training"), True)
 
 
@@ -229,7 +230,7 @@ def close(ours, theirs, tolerance):
         assert error <= tolerance * expected.double().abs().max().item()
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", OF_ACTIVATIONS)
 @pytest.mark.triton
 def test_triton_takes_every_estimator(estimator):
     leaves = inputs((2, 16, 6, 6), torch.float32)
@@ -418,6 +419,7 @@ def test_a_single_value_per_channel_is_refused(shape):
         ({"residual": torch.ones(2, 3, 4, 1)}, "residual is .*shape and device of z"),
         ({"residual": torch.ones(2, 3, 4, 4, device="meta")}, "residual is"),
         ({"estimator": "foo"}, "foo.*unknown"),
+        ({"estimator": "biper", "params": torch.ones(1)}, "'biper' is for weights"),
         ({"params": torch.ones(2)}, "params must be"),
         ({"params": torch.ones(3, device="meta")}, "params is on meta"),
     ],
@@ -493,8 +495,8 @@ def gpu_jobs():
             # The scale's gradient is code of its own, whatever the maps are.
             for scale in ({}, {"scale_ptr": None})[: 2 if t == "*fp16" else 1]:
                 jobs.append(known_job(launchers._backward_kernel, known | small | options | scale))
-        for estimator in ESTIMATORS.values() if t == "*fp16" else [ESTIMATORS["reste"]]:
-            more = {"FACTOR": estimator.triton_factor, "packed_ptr": "*fp32"}
+        for name in OF_ACTIVATIONS if t == "*fp16" else ["reste"]:
+            more = {"FACTOR": ESTIMATORS[name].triton_factor, "packed_ptr": "*fp32"}
             jobs.append(known_job(launchers._reduce_kernel, known | large | more))
     return jobs
 

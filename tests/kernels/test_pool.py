@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from kernels import (
-    ESTIMATORS,
     batch_statistics,
     binarize,
     norm,
@@ -23,6 +22,7 @@ from tests.kernels.device import DEVICE, TRITON
 from tests.kernels.test_norm import (
     EPS,
     MOMENTUM,
+    OF_ACTIVATIONS,
     TOLERANCE,
     agree,
     close,
@@ -49,10 +49,10 @@ def inputs(shape, dtype, seed=0):
     return {name: leaf.requires_grad_() for name, leaf in leaves.items()}
 
 
-def fused(leaves, buffers, estimator="reste", *, training, sign):
+def fused(leaves, buffers, estimator="reste", *, training, sign, relu=True):
     if training:
         z = leaves["z"].detach()
-        statistics = batch_statistics(z, *buffers, momentum=MOMENTUM, eps=EPS)
+        statistics = batch_statistics(z, *buffers, momentum=MOMENTUM, eps=EPS, relu=relu)
     else:
         statistics = running_statistics(*buffers[:2], eps=EPS)
     return norm_pool_binarize(
@@ -60,14 +60,16 @@ def fused(leaves, buffers, estimator="reste", *, training, sign):
         params=params_of(estimator, buffers[0].dtype),
         estimator=estimator if sign else None,
         training=training,
+        relu=relu,
     )
 
 
-def plain(leaves, buffers, estimator="reste", *, training, sign):
+def plain(leaves, buffers, estimator="reste", *, training, sign, relu=True):
     """The same of separate modules."""
     mean, var, batches = buffers
     affine = leaves["weight"], leaves["bias"]
-    y = F.batch_norm(leaves["z"].relu(), mean, var, *affine, training, MOMENTUM, EPS)
+    u = leaves["z"].relu() if relu else leaves["z"]
+    y = F.batch_norm(u, mean, var, *affine, training, MOMENTUM, EPS)
     batches += training
     x = F.max_pool2d(y, 3, stride=2, padding=1)
     return x, binarize(x, params_of(estimator, mean.dtype), estimator) if sign else x
@@ -126,7 +128,7 @@ def test_triton_equals_the_reference(shape, dtype):
         y, _ = reference.norm_binarize(rows, weight, bias, mean, rstd, None, False, True)
         y = norm.as_map(y, z)
         x, index, top = reference.max_pool(y, z)
-        found, signs, *place = pool_triton.launch_forward(z, weight, bias, mean, rstd, sign)
+        found, signs, *place = pool_triton.launch_forward(z, weight, bias, mean, rstd, sign, True)
         close([found], [x], tolerance)
         # Of values that rounding makes equal in one of the two, either may be the maximum.
         assert place[0].dtype == torch.uint8
@@ -147,7 +149,7 @@ def test_triton_equals_the_reference(shape, dtype):
         fixed = weight, mean, rstd
         expected = reference.norm_binarize_apply(wide, rows, *fixed, sums, None, training, True)
         for given, counted in ((sums, False), (everywhere, True)):
-            dz = pool_triton.launch_apply(g, index, z, *fixed, given, counted, training)
+            dz = pool_triton.launch_apply(g, index, z, *fixed, given, counted, training, True)
             close([norm.as_rows(dz)], [expected], tolerance)
 
 
@@ -166,7 +168,7 @@ def place_of(z, weight=1.0):
     """x and the places of the maxima of z (H, W), with fixed statistics that change nothing."""
     z = torch.tensor(z, device=DEVICE)[None, None]
     one, none = torch.ones(1, device=DEVICE), torch.zeros(1, device=DEVICE)
-    x, _, index, top = op._pool(norm.laid_out(z), weight * one, none, none, one, False)
+    x, _, index, top = op._pool(norm.laid_out(z), weight * one, none, none, one, False, True)
     assert torch.equal((weight * top.relu()).nan_to_num(7), x.nan_to_num(7))
     return x.flatten().tolist(), index.flatten().tolist()
 
@@ -248,7 +250,7 @@ def test_one_map_and_what_is_pooled_are_kept_for_the_backward_pass(where):
 def test_registration_passes_opcheck(where, sign):
     leaves = inputs((2, 3, 4, 5), torch.float32)
     statistics = batch_statistics(leaves["z"].detach(), *running(3, torch.float32))
-    options = params_of("reste"), "reste" if sign else "", True, False
+    options = params_of("reste"), "reste" if sign else "", True, True, False
     arguments = *leaves.values(), *statistics, *options
     torch.library.opcheck(op._norm_pool_binarize, arguments, atol=1e-5, rtol=1e-5)
 
@@ -261,6 +263,7 @@ def test_registration_passes_opcheck(where, sign):
         ({"weight": torch.ones(4)}, "weight is .*channels of z"),
         ({"rstd": torch.ones(3, device="meta")}, "rstd is .*meta"),
         ({"estimator": "foo"}, "foo.*unknown"),
+        ({"estimator": "biper", "params": torch.ones(1)}, "'biper' is for weights"),
         ({"params": torch.ones(2)}, "params must be"),
     ],
 )
@@ -273,18 +276,28 @@ def test_bad_arguments_name_themselves(change, word):
         norm_pool_binarize(**arguments | change)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", OF_ACTIVATIONS)
 def test_every_estimator(estimator):
     leaves = inputs(SHAPES[1], torch.float64)
     options = {"training": True, "sign": True, "estimator": estimator}
     agree(results(fused, leaves, **options), results(plain, leaves, **options), 1e-11)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("where", ["reference", TRITON])
+def test_without_relu(training, where):
+    dtype = torch.float64 if where == "reference" else torch.float32
+    leaves = inputs(SHAPES[1], dtype)
+    options = {"training": training, "sign": True, "relu": False}
+    tolerance = 1e-11 if where == "reference" else 1e-5
+    agree(results(fused, leaves, **options), results(plain, leaves, **options), tolerance)
+
+
 def gpu_jobs():
     sizes = dict.fromkeys(("positions", "rows", "channels", "height", "width"), "i32")
     vectors = dict.fromkeys(("weight_ptr", "bias_ptr", "mean_ptr", "rstd_ptr", "sums_ptr"), "*fp32")
     known = {**sizes, **vectors, "index_ptr": "*u8"}
-    known |= {"BLOCK_C": 64, "BLOCK_M": pool_triton.TILE // 64}
+    known |= {"RELU": True, "BLOCK_C": 64, "BLOCK_M": pool_triton.TILE // 64}
     jobs = []
     for t in TYPES:
         maps = {f"{name}_ptr": t for name in ("z", "x", "xb", "top", "g", "dz")}

@@ -55,7 +55,17 @@ def h(x, estimator, p, activation=False):
     if estimator == "fda":
         n = min(9 + math.floor(10 * p), 18)
         return 4 / math.pi * sum(math.cos((2 * i + 1) * x) for i in range(n + 1))
+    if estimator == "biper":
+        return 20 * math.cos(20 * x)
+    if estimator == "exste":
+        o = 10 ** (-2 + (2 + math.log10(6.3096)) * p)
+        return o * math.exp(-o * a) / (1 - math.exp(-o)) if a <= 1.5 else 0.0
     raise AssertionError(f"no equation of {estimator}")
+
+
+def y_of(x, estimator):
+    """The sign of one number, or of its wave."""
+    return 1 if (math.sin(20 * x) if estimator == "biper" else x) >= 0 else -1
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.7])
@@ -75,7 +85,7 @@ def test_reference_is_the_equation(estimator, x, progress):
         t = torch.tensor([x], dtype=torch.float64, requires_grad=True)
         y = binarize(t, torch.tensor(schedule(progress), dtype=torch.float64), estimator)
         y.backward(torch.tensor([3.0], dtype=torch.float64))
-        assert y.item() == (1 if x >= 0 else -1)
+        assert y.item() == y_of(x, estimator)
         expected = 3 * h(x, estimator, progress, schedule is entry.activation_schedule)
         assert t.grad.item() == pytest.approx(expected, rel=1e-12, abs=1e-11)
 
@@ -84,7 +94,7 @@ def test_reference_is_the_equation(estimator, x, progress):
 @pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
 def test_the_surrogate_has_this_derivative(estimator, progress):
     entry, params = ESTIMATORS[estimator], params_of(estimator, progress, torch.float64, "cpu")
-    x = torch.linspace(-2.9, 2.9, 400, dtype=torch.float64)  # neither 1 nor sqrt(2) / t is in it
+    x = torch.linspace(-2.9, 2.9, 400, dtype=torch.float64)  # 1, 1.5 and sqrt(2) / t are not in it
     if estimator == "reste":  # whose h is linear near 0 and clipped beyond t, unlike the surrogate
         x = x[(x.abs() > 0.11) & (x.abs() < 1.49)]
     rise = entry.surrogate(x + 1e-6, params) - entry.surrogate(x - 1e-6, params)
@@ -107,6 +117,10 @@ def test_the_surrogate_has_this_derivative(estimator, progress):
         ("dsq", {"dsq_a": 0.5}, (math.log(3), 2), (math.log(3), 2)),
         ("fda", {}, (1, 9), (1, 18)),
         ("fda", {"fda_w": 2.0}, (2, 9), (2, 18)),
+        ("biper", {}, (20,), (20,)),
+        ("biper", {"biper_w0": 30.0}, (30,), (30,)),
+        ("exste", {}, (0.01, 0.01 / (1 - math.exp(-0.01)), 1.5), (6.3096, 6.32110, 1.5)),
+        ("exste", {"exste_o_end": 1.0}, (0.01, 1.005008, 1.5), (1, 1 / (1 - 1 / math.e), 1.5)),
     ],
 )
 def test_schedules_at_both_ends(estimator, options, begin, end):
@@ -137,6 +151,8 @@ def test_schedules_in_between():
         ("dsq", "dsq_a", 0.0),
         ("dsq", "dsq_a", 1.0),
         ("fda", "fda_w", math.nan),
+        ("biper", "biper_w0", 0.0),
+        ("exste", "exste_o_end", 0.0),
     ],
 )
 def test_bad_options_name_themselves(estimator, option, value):
@@ -171,7 +187,11 @@ def test_triton_equals_the_reference(estimator, dtype, size):
     x[: min(size, len(edges))] = edges[:size]
     x, grad, params = x.to(dtype), torch.randn(size, device=DEVICE).to(dtype), params_of(estimator)
     torch.testing.assert_close(
-        op.launch_forward(x), reference.sign(x), rtol=0, atol=0, equal_nan=True
+        op.launch_forward(x, params, estimator),
+        reference.binarize(x, params, estimator),
+        rtol=0,
+        atol=0,
+        equal_nan=True,
     )
     torch.testing.assert_close(
         op.launch_backward(grad, x, params, estimator),
@@ -196,12 +216,14 @@ def test_triton_and_fp32_are_near_float64(estimator, progress):
         if estimator == "fda":
             odd = 2 * torch.arange(int(params[1]) + 1, device=DEVICE) + 1
             exact = 4 / math.pi * (odd * x.double()[:, None]).cos().sum(1)
+        elif estimator == "biper":
+            exact = 20 * (20 * x).double().cos()  # what is rounded is the phase
         grad = torch.ones_like(x)
         for h_x in (entry.factor(x, params), op.launch_backward(grad, x, params, estimator)):
             assert (h_x - exact).abs().max() <= 2e-6 * exact.abs().max()
 
 
-@pytest.mark.parametrize("estimator", ["swishsign", "fda"])
+@pytest.mark.parametrize("estimator", ["swishsign", "fda", "biper"])
 @pytest.mark.triton
 def test_triton_b_and_w_stretch_x(estimator):
     """f_w(x) = f_1(w x), so h_w(x) = w h_1(w x)."""
@@ -256,9 +278,10 @@ def test_nan_is_never_hidden(estimator):
     y = binarize(x, params_of(estimator, device="cpu"), estimator)
     y.backward(torch.ones(4))
     assert y[0].isnan() and x.grad[0].isnan()
-    assert y[1:].tolist() == [1, -1, 1] and x.grad[[1, 3]].isfinite().all()
-    # A cosine has no value at infinity; every other h is 0 there.
-    assert x.grad[2].isnan() if estimator == "fda" else x.grad[2] == 0
+    assert y[[1, 3]].tolist() == [1, 1] and x.grad[[1, 3]].isfinite().all()
+    # A wave has no value at infinity; every other h is 0 there.
+    assert y[2].isnan() if estimator == "biper" else y[2] == -1
+    assert x.grad[2].isnan() if estimator in ("biper", "fda") else x.grad[2] == 0
 
 
 @every_estimator
@@ -312,7 +335,9 @@ def test_bad_arguments_name_themselves(x, params, estimator, word):
 def gpu_jobs():
     jobs = []
     for t in TYPES:
-        jobs.append(job(op._forward_kernel, x_ptr=t, y_ptr=t, n="i32", BLOCK=op.BLOCK))
+        maps = {"x_ptr": t, "y_ptr": t, "n": "i32", "BLOCK": op.BLOCK}
+        wave = {"SURROGATE": ESTIMATORS["biper"].triton_surrogate, "params_ptr": "*fp32"}
+        jobs += [job(op._forward_kernel, **maps, **more) for more in ({}, wave)]
         for e in ESTIMATORS.values() if t == "*fp32" else [ESTIMATORS["reste"]]:
             tensors = {"grad_ptr": t, "x_ptr": t, "params_ptr": "*fp32", "dx_ptr": t, "n": "i32"}
             constants = {"FACTOR": e.triton_factor, "BLOCK": op.BLOCK}
@@ -322,7 +347,7 @@ def gpu_jobs():
 
 def test_compiles_for_the_gpus_we_support(usages):
     for usage in usages:
-        assert usage.spilled <= (48 if takes(usage, "fda") else 0), usage
+        assert usage.spilled <= (48 if takes(usage, "fda", "biper") else 0), usage
 
 
 @pytest.mark.gpu

@@ -229,7 +229,10 @@ def choices(name):
         ("trian quickstart", "there is no command RESTE trian; did you mean train?"),
         ("xyz", "there is no command RESTE xyz; usage: RESTE {train,evaluate,predict,"),
         ("--verbose", "there is no command RESTE --verbose; usage: RESTE {train,"),
-        ("prepare", "a word is missing; usage: RESTE prepare {imagenet,resize,split,verify} ..."),
+        (
+            "prepare",
+            "a word is missing; usage: RESTE prepare {imagenet,tiny_imagenet,resize,shard,split,v",
+        ),
         ("prepare verfy x", "there is no command RESTE prepare verfy; did you mean verify?"),
         ("benchmark loaders x", "no command RESTE benchmark loaders; did you mean loader?"),
         ("train", "CONFIG is missing; usage: RESTE train CONFIG [key=value ...] [--check[=N]]"),
@@ -318,7 +321,7 @@ def test_find_config(tmp_path, monkeypatch):
             find_config(text)
     (tmp_path / "cifar10_resnet20").write_text("{}")
     assert find_config("cifar10_resnet20") == Path("cifar10_resnet20")  # a file wins
-    with pytest.raises(UserError, match="; names are cifar10_resnet18, cifar10_resnet20, "):
+    with pytest.raises(UserError, match="; names are cifar100_resnet20, cifar10_resnet18, "):
         find_config("/")
     with pytest.raises(UserError, match="no such file"):
         find_config("x" * 5000)

@@ -50,7 +50,7 @@ def test_published_figures():
 @pytest.mark.parametrize("arch", ["resnet20", "vgg_small"])
 def test_without_binary_operands_all_is_real(arch):
     binary = total(count_layers(build(arch), 32))
-    for bits in ("1w32a", "32w32a"):
+    for bits in ("1w32a", "32w1a", "32w32a"):
         found = total(count_layers(build(arch, bits), 32))
         assert found.binary_macs == 0 and found.real_macs == binary.binary_macs + binary.real_macs
         assert found.binary_parameters == (bits == "1w32a") * binary.binary_parameters

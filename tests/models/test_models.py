@@ -9,13 +9,14 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from kernels import ESTIMATORS, reference
+from kernels import ESTIMATORS, TRANSFORMS, reference
 from kernels.reference import sign
 from launch.bench.official import build_official, set_official_o
 from models import ARCHS, BITS, build_model
 from models.layers import Binarize, BinaryConv2d, NormBinarize, NormPoolBinarize, binarization
 from models.resnet import ResNet
 from models.resnet_cifar import CifarResNet
+from models.resnet_react import ReactResNet
 from tests.models.parity import compare, make_exact
 
 PARAMETERS = {
@@ -34,6 +35,8 @@ BINARY_CONVS = {
     "resnet18": 16,
     "resnet34": 32,
 }
+BINARY_CONVS |= {"resnet18_react": 16, "resnet34_react": 32}  # tests/models/test_react.py
+OFFICIAL = [*PARAMETERS]  # the networks of the official code
 every_network = pytest.mark.parametrize("arch", ARCHS)
 every_bits = pytest.mark.parametrize("bits", BITS)
 
@@ -46,12 +49,12 @@ def build(arch, bits):
     return build_model(arch, bits, classes(arch))
 
 
-@every_network
+@pytest.mark.parametrize("arch", OFFICIAL)
 @every_bits
 def test_sizes_and_keys_are_the_official_ones(arch, bits):
     model = build(arch, bits)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[arch]
-    assert len(model.binary_convs()) == (0 if bits == "32w32a" else BINARY_CONVS[arch])
+    assert len(model.binary_convs()) == (0 if bits.startswith("32w") else BINARY_CONVS[arch])
     official = build_official(arch, bits, classes(arch))
     assert model.state_dict().keys() == official.state_dict().keys()
 
@@ -73,7 +76,7 @@ def float64_cases():
 
     float64 convolutions are slow, and resnet34 is resnet18 with more of the same blocks.
     """
-    for arch, bits in itertools.product(ARCHS, BITS):
+    for arch, bits in itertools.product(OFFICIAL, BITS):
         slow = [pytest.mark.slow] if arch == "resnet34" else []
         yield pytest.param(arch, bits, False, marks=slow)
     for arch in ("resnet20", "resnet20_bireal", "resnet18_cifar", "vgg_small", "resnet18"):
@@ -112,6 +115,18 @@ def test_set_progress_follows_the_schedule_and_stays_out_of_the_state_dict():
         model.set_progress(1.5)
 
 
+def test_an_estimator_of_weights_brings_that_of_activations():
+    model = build_model("resnet20", estimator="biper", biper_w0=10.0)
+    signs = [each for each in model.modules() if isinstance(each, Binarize)]
+    names = {each.weights: each.estimator for each in signs}
+    assert names == {True: "biper", False: "approxsign"}
+    assert model.estimator_parameters() == {"w0": 10}
+    assert model.estimator_parameters(weights=False) == {}
+    conv = model.layer1[0].conv1
+    assert torch.equal(conv.binarize(conv.signed()), sign((10 * conv.weight).sin()))
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+
+
 def test_weights_and_activations_can_have_different_parameters():
     model = build_model("resnet20", estimator="rbnn")
     for progress, weights, activations in (
@@ -129,18 +144,41 @@ def test_weights_and_activations_can_have_different_parameters():
             assert module.params.tolist() == pytest.approx(activations)
 
 
-@pytest.mark.parametrize("bits", ["1w1a", "1w32a"])
+@pytest.mark.parametrize("bits", ["1w1a", "1w32a", "32w1a"])
 @pytest.mark.parametrize(
     ("arch", "estimator"),
     [(arch, "reste") for arch in ARCHS] + [("resnet20", e) for e in ESTIMATORS if e != "reste"],
 )
 def test_trains_with_every_estimator(arch, bits, estimator):
+    if bits == "32w1a" and estimator != "reste":
+        pytest.skip("activations are those of 1w1a")
     model = build_model(arch, bits, 10, estimator)
     images = torch.randn(2, 3, 32, 32)
     model(images).square().mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     assert all(c.weight.grad.abs().sum() > 0 for c in model.binary_convs().values())
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("arch", ["resnet20", "vgg_small", "resnet18"])
+def test_trains_with_every_transform(arch, transform):
+    """At once and stage by stage the gradients are the same."""
+    torch.manual_seed(0)
+    model = build_model(arch, "1w1a", 10, transform=transform)
+    model.set_progress(0.5)
+    images, found = torch.randn(2, 3, 32, 32), []
+    for model.binarize_by_stage in (False, True):
+        model.zero_grad()
+        model(images).square().mean().backward()
+        found.append([conv.weight.grad.clone() for conv in model.binary_convs().values()])
+    for one, other in zip(*found, strict=True):
+        assert one.isfinite().all() and one.abs().sum() > 0
+        torch.testing.assert_close(one, other)
+    for conv in model.binary_convs().values():
+        expected = TRANSFORMS[transform].schedule(0.5)
+        assert tuple(conv.transform.params.tolist()) == pytest.approx(expected)
+        assert torch.equal(conv.signed(), conv.transform(conv.weight))
 
 
 @every_network
@@ -202,7 +240,7 @@ def test_norm_pool_binarize_is_relu_norm_max_pool_sign(bits):
     expected = nn.BatchNorm2d(3).double()(z.relu())
     expected = nn.functional.max_pool2d(expected, 3, stride=2, padding=1)
     torch.testing.assert_close(x, expected)
-    torch.testing.assert_close(xb, reference.sign(expected) if bits == "1w1a" else expected)
+    torch.testing.assert_close(xb, reference.sign(expected) if bits.endswith("w1a") else expected)
     assert seen == [(x, xb)]  # as if that module had made xb
 
 
@@ -228,6 +266,7 @@ def test_initialisation():
         ({"arch": "resnet20", "estimator": "stee"}, "stee"),
         ({"arch": "resnet20", "estimator": "ste", "o_end": 3.0}, "o_end"),
         ({"arch": "resnet20", "num_classes": 1}, "num_classes"),
+        ({"arch": "resnet20", "transform": "foo"}, "'foo' is unknown; choose one of irnet, recu"),
         ({"arch": "resnet20", "o_end": 0.5}, "o_end"),
         ({"arch": "resnet20", "estimator": "dsq", "dsq_a": 1.0}, "dsq_a"),
     ],
@@ -246,13 +285,16 @@ def test_any_resolution(arch):
 
 def every_kind_of_block(arch, bits):
     """``arch`` with as few blocks as have all of its kinds."""
+    if arch == "resnet18_react":
+        return ReactResNet(arch, bits, 10, "reste", depths=(1, 1, 1, 1))
     if arch == "resnet18":
         return ResNet(arch, bits, 10, "reste", depths=(1, 1, 1, 1))
     return CifarResNet(arch, bits, 10, "reste", depth=1)
 
 
 @pytest.mark.parametrize(
-    ("arch", "bits"), [*(("resnet20", bits) for bits in BITS), ("resnet18", "1w1a")]
+    ("arch", "bits"),
+    [*(("resnet20", bits) for bits in BITS), ("resnet18", "1w1a"), ("resnet18_react", "1w1a")],
 )
 def test_one_graph_over_a_whole_schedule(arch, bits):
     """No recompilation and no graph break; the same numbers as eager, buffers included."""

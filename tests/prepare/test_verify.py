@@ -16,11 +16,13 @@ from launch import prepare as front
 from launch.command import command
 from pipeline.data.exclude import read
 from pipeline.data.image import open_rgb, unreadable
+from pipeline.data.shards import scan_shards
 from pipeline.data.tree import scan_train_val
 from pipeline.prepare import verify as verify_module
+from pipeline.prepare.shard import shard_tree
 from pipeline.run.errors import Interrupted, UserError
 from tests import PATIENCE, ROOT
-from tests.data.fixtures import plain, plain_folder, smooth
+from tests.data.fixtures import plain, plain_folder, refusal, smooth
 
 
 def encoded(kind="JPEG", **options):
@@ -75,7 +77,7 @@ def looked(monkeypatch):
     """The paths that are decoded."""
     paths = []
     monkeypatch.setattr(
-        verify_module, "unreadable", lambda path: paths.append(path) or unreadable(path)
+        verify_module, "unreadable", lambda it: paths.append(it.args[0]) or unreadable(it)
     )
     return paths
 
@@ -84,7 +86,7 @@ def looked(monkeypatch):
 def test_every_kind_of_bad_image_is_found(tmp_path, content):
     path = tmp_path / "1.jpg"
     path.write_bytes(content)
-    reason = unreadable(str(path))
+    reason = refusal(path)
     assert reason and "\n" not in reason and str(path) not in reason
 
 
@@ -94,12 +96,12 @@ def test_whatever_loaders_decode_is_good(tmp_path):
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x1a\x01\x05\0\x01\0\0\0\0\x10\0\0\0\0\0\0"  # cut off
     for content in (JPEG, PROGRESSIVE, PNG, encoded(exif=exif), JPEG + b"more"):
         Path(path).write_bytes(content)
-        assert open_rgb(tmp_path, "1.jpg").size == (70, 60) and unreadable(path) is None
+        assert open_rgb(tmp_path, "1.jpg").size == (70, 60) and refusal(path) is None
 
 
 def test_no_program_is_run_for_an_eps_file(tmp_path):
     (tmp_path / "1.jpg").write_bytes(BAD["eps"])
-    assert unreadable(str(tmp_path / "1.jpg")) == "not an image of a known format"
+    assert refusal(tmp_path / "1.jpg") == "not an image of a known format"
 
 
 def test_what_is_no_file(data):
@@ -309,3 +311,27 @@ def test_exit_codes(data, monkeypatch, capsys):
     (data / "val/class0/000.png").unlink()
     code, out, err = outcome(data)
     assert (code, out) == (0, "") and err.endswith("all 119 images are good\n")
+
+
+def test_shards(tmp_path, data, capsys, looked):
+    """They are looked at where they lie, and what they remember is that of their archives."""
+    shard_tree(data, tmp_path / "shards", 30, workers=1)
+    looked.clear()
+    capsys.readouterr()
+    shards = Path("shards")
+    for times in (120, 0):
+        assert verify(shards) == (0, set())
+        assert capsys.readouterr().err.endswith("all 120 images are good\n")
+        assert len(looked) == times
+        looked.clear()
+    folder = scan_shards(shards, "val")
+    archive, start, size = folder.places[3].tolist()
+    content = bytearray(folder.archives[archive].read_bytes())
+    content[start : start + size] = bytes(size)
+    folder.archives[archive].write_bytes(content)
+    assert verify(shards) == (1, {folder.files[3]})
+    assert len(looked) == 20  # those of the archive, which is another one now
+    assert len(scan_shards(shards, "val", "bad-images.txt").files) == 19
+    folder.archives[archive].unlink()
+    with pytest.raises(UserError, match="shards/val is not whole"):
+        verify(shards)

@@ -149,7 +149,10 @@ def test_integers_beyond_64_bits_are_refused(text):
         ("estimator.dsq_a=1", "1.0; it must be a number between 1e-06 and 0.999999"),
         ("data.download=maybe", "'maybe'; it must be true or false"),
         ("data.download=1", "'1'; it must be true or false"),
-        ("model.bits=1w2a", "'1w2a'; choose one of 1w1a, 1w32a, 32w32a; did you mean 1w32a?"),
+        (
+            "model.bits=1w2a",
+            "'1w2a'; choose one of 1w1a, 1w32a, 32w1a, 32w32a; did you mean 1w32a?",
+        ),
         ("train.device=CUDA", "'CUDA'; choose one of auto, cpu, cuda; did you mean cuda?"),
         ("train.compile=maybe", "'maybe'; choose one of auto, true, false"),
         ("log.wandb=null", "null; it must be one of disabled, offline, online"),
@@ -435,7 +438,7 @@ VALUES = {
     "estimator.o_end": st.floats(1, 1e6),
     "data.augment": st.booleans(),
     "train.compile": st.sampled_from(["auto", "true", "false"]),
-    "model.bits": st.sampled_from(["1w1a", "1w32a", "32w32a"]),
+    "model.bits": st.sampled_from(["1w1a", "1w32a", "32w1a", "32w32a"]),
 }
 
 

@@ -24,7 +24,7 @@ import torch.multiprocessing as multiprocessing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import batch_statistics, norm_binarize, norm_pool_binarize
+from kernels import batch_statistics, norm_binarize, norm_pool_binarize, norm_prelu_binarize
 from models import ARCHS, build_model
 from pipeline.data.plan import Plan
 from pipeline.run import processes, rendezvous
@@ -93,6 +93,14 @@ def test_the_number_of_processes_changes_nothing_in_parts(lab):
     one, two = (run(lab, f"parts{size}", size, "train.grad_accumulation=2") for size in (1, 2))
     check_same(two, one, 1e-9)
     assert abs(one.records()[0]["loss"] - lab.reference(1).records()[0]["loss"]) > 1e-6
+
+
+@pytest.mark.slow
+def test_the_number_of_processes_changes_nothing_in_what_is_mixed(lab):
+    """Neither the colours of an image nor those of its pair, also where a batch has parts."""
+    words = "data.mixup=0.3", "data.jitter=0.4", "train.grad_accumulation=2"
+    one, two = (run(lab, f"mixed{size}", size, *words) for size in (1, 2))
+    check_same(two, one, 1e-9)
 
 
 @pytest.mark.slow
@@ -328,7 +336,7 @@ def _synchronised(rank, port, sizes, folder, triton, block):
     if triton and IS_INTERPRETED:
         import importlib
 
-        for name in ("norm", "pool"):
+        for name in ("norm", "pool", "rprelu"):
             module = importlib.import_module(f"kernels.{name}")
             module.uses_triton = lambda x: True
     dist.init_process_group(
@@ -368,6 +376,23 @@ def _block(z, residual, dy, dyb, *, sync):
     return [t.detach() for t in (*outputs, *grads[:2])], list(grads[2:]), list(running[:2])
 
 
+def _react(z, residual, dy, dyb, *, sync):
+    """The same of a block of ReActNet."""
+    vectors = [[0.5, 1, 2], [0.1, 0, 1], [0.3, 0.2, -0.1], [0.1, 0, -0.1], [0, 0.2, 0.4]]
+    leaves = [z, residual, torch.tensor(0.2), *map(torch.tensor, vectors)]
+    leaves = [t.to(z).detach().requires_grad_() for t in leaves]
+    z, residual, scale, weight, bias, slope, shift, offset = leaves
+    running = _running(z)
+    statistics = batch_statistics(z, *running, scale=scale, relu=False, sync=sync)
+    params = torch.tensor([1.5, 1.5, 0.1]).to(z)
+    outputs = norm_prelu_binarize(
+        *(z, weight, bias, *statistics, residual, slope, shift),
+        offset=offset, scale=scale, params=params, estimator="reste", sync=sync,
+    )  # fmt: skip
+    grads = torch.autograd.grad(outputs, leaves, (dy, dyb), allow_unused=not len(z))
+    return [t.detach() for t in (*outputs, *grads[:2])], list(grads[2:]), list(running[:2])
+
+
 def _stem(z, residual, dx, dxb, *, sync):
     """The same of a stem, whose maps are half as large and have no residual."""
     leaves = [z, torch.tensor([0.5, -1, 2]), torch.tensor([0.1, 0, 1])]
@@ -386,7 +411,13 @@ def _stem(z, residual, dx, dxb, *, sync):
 @pytest.mark.parametrize("triton", [False, pytest.param(True, marks=pytest.mark.triton)])
 @pytest.mark.parametrize(
     ("sizes", "block"),
-    [((3, 3), _block), ((0, 6), _block), ((2, 1, 4), _block), ((0, 1, 4), _stem)],
+    [
+        ((3, 3), _block),
+        ((0, 6), _block),
+        ((2, 1, 4), _block),
+        ((0, 1, 4), _stem),
+        ((0, 1, 4), _react),
+    ],
 )
 def test_synchronised_block_of_uneven_batches(sizes, block, triton, tmp_path):
     fork(_synchronised, free_port(), sizes, str(tmp_path), triton, block, size=len(sizes))

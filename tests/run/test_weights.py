@@ -55,6 +55,7 @@ def official(arch, name, prefix=""):
         ("resnet18_cifar", "resnet18_1w1a", "1w1a"),
         ("resnet18", "resnet18_1w1a", "1w1a"),
         ("vgg_small", "vgg_small", "32w32a"),
+        ("resnet20_bireal", "resnet20_bireal_32w1a", "32w1a"),
     ],
 )
 def test_official_checkpoints(tmp_path, arch, name, bits, prefix, is_new):

@@ -23,7 +23,8 @@ CONFIGS = shipped_configs()
 @pytest.mark.parametrize("name", ["quickstart", *(n for n in CONFIGS if n.startswith("cifar"))])
 def test_every_config_is_counted(name):
     found = count_config(load_config(CONFIGS[name], ["train.precision=fp32"]))
-    assert found["image_size"] == (48 if name == "quickstart" else 32) and found["classes"] == 10
+    assert found["image_size"] == (48 if name == "quickstart" else 32)
+    assert found["classes"] == (100 if name.startswith("cifar100") else 10)
     keys = found["total"].keys()
     assert {key: sum(each[key] for each in found["layers"]) for key in keys} == found["total"]
 
@@ -86,7 +87,7 @@ class Odd(BinaryNetwork):
         (["cifar10_resnet20", "model.num_classes=1000000000000000"],
          "^model.num_classes is 1000000000000000, .*; set model.num_classes=1000$"),
         (["cifar10_resnet20", "model.arch=resnet81"], "did you mean resnet18"),
-        (["cifar10_resnet20", "data.dataset=cifar"], "choose one of cifar10, imagenet"),
+        (["cifar10_resnet20", "data.dataset=cifar"], "choose one of cifar10, cifar100, imagenet"),
         (["quikstart"], r"did you mean quickstart\?$"),
         (["gone.pt"], "^checkpoint gone.pt does not exist; give the path of a .pt file$"),
         ([str(ROOT / "README.md")], "README.md is no checkpoint, or a damaged one; take another$"),

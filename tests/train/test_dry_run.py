@@ -24,6 +24,7 @@ class Step(NamedTuple):
     ranks: int
     way: str
     parts: int = 1  # train.grad_accumulation
+    arch: str = ""  # instead of the config's
 
 
 class Pinned(NamedTuple):
@@ -41,6 +42,7 @@ PINNED = {
     Step("imagenet_resnet18", "fp16", 1, EAGER): Pinned(186),
     Step("imagenet_resnet18", "fp16", 1, GRAPH): Pinned(3, nodes=186),
     Step("imagenet_resnet18", "bf16", 1, EAGER): Pinned(174),
+    Step("imagenet_resnet18", "fp16", 1, GRAPH, arch="resnet18_react"): Pinned(3, nodes=229),
     # Its shortcuts take every second pixel: two copies, and two in the backward pass.
     Step("cifar10_resnet20", "bf16", 1, GRAPH): Pinned(1, nodes=172, strided=4),
     Step("imagenet_resnet18", "fp16", 2, EAGER): Pinned(324),
@@ -75,6 +77,7 @@ IN_BOTH_WAYS = [
 def as_case(step):
     overrides = [f"train.precision={step.precision}", "data.batch_size=256"]
     overrides += [f"train.grad_accumulation={step.parts}"]
+    overrides += [f"model.arch={step.arch}"] if step.arch else []
     return case(step.config, *overrides, captured=step.way == GRAPH, origins=step == MEASURED)
 
 

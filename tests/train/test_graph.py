@@ -102,16 +102,21 @@ EXTRAS = {
     "adam": ["optim.name=adam", "optim.lr=0.01", "indicators.enabled=true"],
     "adamw": [*("optim.name=adamw", "optim.lr=0.01"), "optim.decay_norms=false",
               "optim.schedule=linear", "train.precision=fp16"],
+    "mixed": ["data.mixup=0.3", "data.jitter=0.4", "train.grad_accumulation=2"],
+    "bop": ["optim.name=bop", "optim.bop_threshold=1e-6", "train.precision=fp16"],
+    "ovsw": ["optim.ovsw_delta=0.04", "optim.ovsw_decay=0.0009", "indicators.enabled=true"],
     "reestimated": ["train.reestimate_bn=4"],
     "reestimated in parts": ["train.reestimate_bn=99", "train.ema_decay=0.9",
                              "train.grad_accumulation=2"],
 }  # fmt: skip
+TAUGHT = ["distill.teacher=given", "distill.labels=true", "train.grad_accumulation=2"]
 STREAMED = {"streamed": True}
 RESNET = {"streamed": True, "arch": "resnet18"}  # as ImageNet has it, with the fused stem
 CASES = [pytest.param(extra, {}, id=extra) for extra in EXTRAS]
 CASES += [
     pytest.param("everything", STREAMED, id="streamed"),
     pytest.param("reestimated", STREAMED, id="streamed-reestimated"),
+    pytest.param("taught", {"taught": True}, id="taught"),
 ]
 RESNETS = [pytest.param(extra, RESNET, id=f"resnet18-{extra}") for extra in EXTRAS][2:]
 
@@ -133,8 +138,9 @@ def records(monkeypatch):
 def test_replays_equal_eager_steps(tmp_path, traced, records, extra, options):
     """Learning rate, estimator, order and augmentation change between and within the epochs, and
     the last batch of the evaluation is smaller than the others."""
-    plain = fit(make_trainer(tmp_path, *EXTRAS[extra], **options), tmp_path)
-    captured = fit(traced(tmp_path, *EXTRAS[extra], **options), tmp_path)
+    words = EXTRAS.get(extra, TAUGHT)
+    plain = fit(make_trainer(tmp_path, *words, **options), tmp_path)
+    captured = fit(traced(tmp_path, *words, **options), tmp_path)
     assert Traced.recorded == 2 + extra.startswith("reestimated")
     assert_equal(results(captured), results(plain))
     assert records[captured.recorder] == records[plain.recorder]
@@ -145,7 +151,8 @@ def test_replays_equal_eager_steps(tmp_path, traced, records, extra, options):
 
 
 @pytest.mark.parametrize(
-    ("extra", "streamed"), [("everything", False), ("fp16", True), ("adamw", True)]
+    ("extra", "streamed"),
+    [("everything", False), *((extra, True) for extra in ("fp16", "adamw", "bop", "ovsw"))],
 )
 def test_a_captured_training_is_resumed(tmp_path, traced, extra, streamed):
     """From the middle of an epoch, into a trainer that had captured other tensors before."""

@@ -49,7 +49,7 @@ with tempfile.TemporaryDirectory() as folder:
     try:
         if sys.argv[1] == "train":
             reset = trainer.stepper.reset
-            with explained(training(config, cuda, trainer.state, reset)):
+            with explained(training(config, cuda, trainer.state, trainer.loss, reset)):
                 trainer._train(0.1)
         else:
             trainer.evaluation()

@@ -113,7 +113,7 @@ def test_every_shipped_config_trains_without_a_gpu(path, has, processor):
     """Those of CIFAR stay in fp32, and say why, until bf16 is known to be as accurate."""
     processor(has)
     config = load_config(path)
-    is_cifar = config.data.dataset == "cifar10"
+    is_cifar = config.data.dataset.startswith("cifar")
     assert config.train.precision == ("fp32" if is_cifar else "auto")
     assert ("bf16 is as accurate" in path.read_text()) == is_cifar
     expected = "bf16" if has is NEW and not is_cifar else "fp32"

@@ -51,10 +51,12 @@ class Streamed:
             yield Batch(images[:n].clone(memory_format=torch.channels_last), labels[:n].clone())
 
 
-def make_trainer(folder, *overrides, device=CPU, images=26, streamed=False, arch=None):
+def make_trainer(
+    folder, *overrides, device=CPU, images=26, streamed=False, arch=None, taught=False
+):
     """A training on noise: 6 steps an epoch, 3 batches of evaluation, the last one ragged.
 
-    ``arch``: a whole network instead of a small one.
+    ``arch``: a whole network instead of a small one; ``taught``: by a small one with real weights.
     """
     config = load_config(CONFIG, [*SMALL, f"run.dir={folder}", *overrides])
     dtype = image_dtype(config.train.precision, device, resident=True)
@@ -65,17 +67,20 @@ def make_trainer(folder, *overrides, device=CPU, images=26, streamed=False, arch
         train, val = Streamed(train), Streamed(val)
     torch.manual_seed(0)
     name = config.estimator.name
-    if arch:
-        model = build_model(arch, "1w1a", 10, name)
-    else:
-        model = CifarResNet("resnet20", "1w1a", 10, name, widths=(4, 8, 16), depth=1)
-    return assemble(config, model, (train, val), device, folder)
+    model = build_model(arch, "1w1a", 10, name) if arch else small(name)
+    teacher = small(name, "32w32a") if taught else None
+    return assemble(config, model, (train, val), device, folder, teacher)
 
 
-def assemble(config, model, loaders, device, folder):
+def small(estimator="reste", bits="1w1a", classes=10):
+    """A network of 4 to 16 channels."""
+    return CifarResNet("resnet20", bits, classes, estimator, widths=(4, 8, 16), depth=1)
+
+
+def assemble(config, model, loaders, device, folder, teacher=None):
     """The training of ``model`` that writes into ``folder``, as a command puts it together."""
     store = CheckpointStore(Path(folder), config.checkpoint.keep)
-    return Trainer(config, model, loaders, device, store, StopSignal(), Recorder())
+    return Trainer(config, model, loaders, device, store, StopSignal(), Recorder(), teacher)
 
 
 def fit(trainer, folder):

@@ -1,0 +1,49 @@
+"""BiPer: a weight is the sign of a wave, sign(sin(w0 x)), and has the gradient of that wave."""
+
+import torch
+
+from kernels._triton import jit, tl
+from kernels.estimators.estimator import Estimator, Option
+
+W0 = Option(20.0, 1e-6, 1e6, "the frequency w0 of the weights' wave")
+
+
+def schedule(progress: float, biper_w0: float = W0.default) -> tuple[float]:
+    """(w0,), constant."""
+    W0.check("biper_w0", biper_w0)
+    return (biper_w0,)
+
+
+def factor(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
+    """w0 cos(w0 x); NaN at infinity, where a cosine has no value."""
+    return (x * params).cos_().mul_(params)
+
+
+@jit
+def triton_factor(x, params):  # type: ignore[no-untyped-def]
+    w0 = tl.load(params)
+    return w0 * tl.cos(w0 * x)
+
+
+def surrogate(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
+    """sin(w0 x)."""
+    return (x * params).sin_()
+
+
+@jit
+def triton_surrogate(x, params):  # type: ignore[no-untyped-def]
+    return tl.sin(tl.load(params) * x)
+
+
+ESTIMATOR = Estimator(
+    name="biper",
+    source="Vargas et al., BiPer, CVPR 2024 (arXiv:2404.01278)",
+    parameters=("w0",),
+    schedule=schedule,
+    factor=factor,
+    triton_factor=triton_factor,
+    surrogate=surrogate,
+    options={"biper_w0": W0},
+    activations="approxsign",
+    triton_surrogate=triton_surrogate,
+)
