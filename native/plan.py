@@ -4,9 +4,7 @@ native/tasks.h describes the maps. All values of an image lie in one arena. A va
 that no later layer reads any more; that of a convolution's residual, where it can.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,92 +24,21 @@ from native.layers import (
     reads,
 )
 from native.library import Program, Step
-
-BLOCK = 4  # as in native/tasks.h
-WIDEST = 64
-LANES = 16
-MOST_ELEMENTS = 2**31 - 1  # of a plane, and of all planes of a value
+from native.values import (
+    LANES,
+    WIDEST,
+    Arena,
+    Value,
+    a_map,
+    a_vector,
+    blocks,
+    kind,
+    real_bytes,
+    rounded_up,
+    sign_bytes,
+)
 
 SPREAD, PHASES, BINARY, REAL, POOL, SIGN, SKIP, MEAN, FLATTEN, NORM, LINEAR = range(11)
-
-
-def rounded_up(count: int, unit: int) -> int:
-    """The smallest multiple of ``unit`` that is not below ``count``."""
-    return -(-count // unit) * unit
-
-
-@dataclass
-class Value:
-    """A map of C x H x W, whose rows are ``pitch`` apart, or a vector: C x 1 x 1.
-
-    ``real`` and ``signs`` are where it lies, or -1.
-    """
-
-    channels: int
-    height: int
-    width: int
-    pitch: int
-    real: int = -1
-    signs: int = -1
-
-    @property
-    def positions(self) -> int:
-        return self.height * self.pitch
-
-    @property
-    def plane(self) -> int:
-        """Elements of a plane of reals."""
-        return 1 if self.is_vector else rounded_up(self.positions, WIDEST)
-
-    @property
-    def sign_plane(self) -> int:
-        """Bytes of a plane of signs."""
-        return rounded_up(rounded_up(self.positions, WIDEST) + 2 * self.pitch + 3, WIDEST)
-
-    @property
-    def is_vector(self) -> bool:
-        return self.pitch == 1
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.channels, self.height, self.width
-
-
-def a_map(channels: int, height: int, width: int, pitch: int = 0) -> Value:
-    """A map with room for the border of a 3 x 3 window; raises ValueError for an impossible one."""
-    if min(channels, height, width) < 1:
-        raise ValueError("the images are too small for this network")
-    value = Value(channels, height, width, max(pitch, width + 2))
-    if rounded_up(channels, BLOCK) * value.sign_plane * 4 > MOST_ELEMENTS:
-        raise ValueError("the images are too large")
-    return value
-
-
-def a_vector(length: int) -> Value:
-    return Value(length, 1, 1, 1)
-
-
-@dataclass
-class Arena:
-    """Places in an arena, which are handed out again once they were given back."""
-
-    size: int = 0
-    gaps: list[int] = field(default_factory=list)  # WIDEST bytes behind each place, which stay free
-    free: dict[object, list[int]] = field(default_factory=lambda: defaultdict(list))
-
-    def take(self, size: int, kind: object = None) -> int:
-        """A place of so many bytes. The bytes that nobody wrote are untouched only among places of
-        one ``kind``."""
-        size = rounded_up(size, WIDEST)
-        if places := self.free[size, kind]:
-            return places.pop()
-        place = self.size
-        self.gaps.append(place + size)
-        self.size += size + WIDEST
-        return place
-
-    def give(self, place: int, size: int, kind: object = None) -> None:
-        self.free[rounded_up(size, WIDEST), kind].append(place)
 
 
 class Plan:
@@ -186,9 +113,9 @@ class Plan:
     def _place(self, number: int, value: Value) -> None:
         """Give a value its places, as it is needed."""
         if value.real < 0 and self._is_read_as(number, signs=False):
-            value.real = self._arena.take(_real_bytes(value))
+            value.real = self._arena.take(real_bytes(value))
         if self._is_read_as(number, signs=True):
-            value.signs = self._arena.take(_sign_bytes(value), _kind(value))
+            value.signs = self._arena.take(sign_bytes(value), kind(value))
 
     def _end(self, number: int) -> None:
         """Give back the places of what layer ``number`` is the last to read."""
@@ -197,9 +124,9 @@ class Plan:
             if self._last_use[each] != number:
                 continue
             if value.real >= 0 and value.real != self.values[number].real:
-                self._arena.give(value.real, _real_bytes(value))
+                self._arena.give(value.real, real_bytes(value))
             if value.signs >= 0:
-                self._arena.give(value.signs, _sign_bytes(value), _kind(value))
+                self._arena.give(value.signs, sign_bytes(value), kind(value))
 
     def _read_images(self) -> None:
         """Copy the images where a layer needs more than a real convolution, which reads them."""
@@ -210,9 +137,9 @@ class Plan:
         )
         if not real:
             return
-        images.real = self._arena.take(_real_bytes(images))
+        images.real = self._arena.take(real_bytes(images))
         if self._is_read_as(0, signs=True):
-            images.signs = self._arena.take(_sign_bytes(images), _kind(images))
+            images.signs = self._arena.take(sign_bytes(images), kind(images))
         self._spread(Value(*images.shape, images.pitch), images, images.real, images.plane, 1, 1, 0)
         self._sign(images)
 
@@ -245,7 +172,7 @@ class Plan:
             return
         self._step(
             SIGN,
-            blocks=_blocks(value.channels),
+            blocks=blocks(value.channels),
             positions=value.positions,
             input=value.real,
             input_plane=value.plane,
@@ -274,7 +201,7 @@ class Plan:
         if source.is_vector or channels != source.channels or size != wide or layer.stride < 1:
             raise ValueError("a convolution does not fit the value that it reads")
         height, width = (_window(n, layer) for n in (source.height, source.width))
-        _blocks(count)
+        blocks(count)
         return (self._binary if layer.is_binary else self._real)(number, layer, height, width)
 
     def _real(self, number: int, layer: Convolution, height: int, width: int) -> Value:
@@ -288,12 +215,12 @@ class Plan:
         bytes_ = 4 * channels * phases**2 * plane
         place = self._arena.take(bytes_)
         self._spread(source, value, place, plane, size, layer.stride, layer.padding)
-        value.real = self._arena.take(_real_bytes(value))
+        value.real = self._arena.take(real_bytes(value))
         self._place(number, value)
         offsets = packing.real_offsets(channels, size, layer.stride, plane, value.pitch)
         self._step(
             REAL,
-            blocks=_blocks(count),
+            blocks=blocks(count),
             steps=len(offsets),
             positions=value.positions,
             input=place,
@@ -319,7 +246,7 @@ class Plan:
         offsets = packing.binary_offsets(channels, size, layer.stride, plane, value.pitch)
         self._step(
             BINARY,
-            blocks=_blocks(count),
+            blocks=blocks(count),
             steps=len(offsets),
             positions=value.positions,
             input=place,
@@ -352,13 +279,12 @@ class Plan:
         if stride == 1:
             return source.signs, source.sign_plane, lambda: None
         plane = rounded_up(value.plane + 2 * value.pitch + 3, WIDEST)
-        blocks = _blocks(source.channels)
-        bytes_ = (blocks * stride**2 + 1) * plane
-        kind = ("phases", source.shape, stride)
-        place = self._arena.take(bytes_, kind)
+        count = blocks(source.channels)
+        bytes_, phases = (count * stride**2 + 1) * plane, ("phases", source.shape, stride)
+        place = self._arena.take(bytes_, phases)
         self._step(
             PHASES,
-            blocks=blocks,
+            blocks=count,
             height=source.height,
             width=source.width,
             pitch=source.pitch,
@@ -370,7 +296,7 @@ class Plan:
             output=place,
             output_plane=plane,
         )
-        return place, plane, lambda: self._arena.give(place, bytes_, kind)
+        return place, plane, lambda: self._arena.give(place, bytes_, phases)
 
     def _max_pool(self, number: int, layer: MaxPool) -> Value:
         source = self._map(layer.input)
@@ -378,7 +304,7 @@ class Plan:
             raise ValueError("a max-pooling has an impossible window")
         height, width = (_window(n, layer) for n in (source.height, source.width))
         value = a_map(source.channels, height, width)
-        value.real = self._arena.take(_real_bytes(value))
+        value.real = self._arena.take(real_bytes(value))
         self._place(number, value)
         self._moves(
             POOL, source, value, size=layer.size, stride=layer.stride, padding=layer.padding
@@ -390,7 +316,7 @@ class Plan:
         source = self._map(layer.input)
         height, width = (source.height + 1) // 2, (source.width + 1) // 2
         value = a_map(source.channels + 2 * layer.channels, height, width)
-        value.real = self._arena.take(_real_bytes(value))
+        value.real = self._arena.take(real_bytes(value))
         self._place(number, value)
         self._moves(SKIP, source, value, padding=layer.channels)
         self._sign(value)
@@ -457,7 +383,7 @@ class Plan:
 
     def _vector(self, length: int) -> Value:
         value = a_vector(length)
-        value.real = self._arena.take(_real_bytes(value))
+        value.real = self._arena.take(real_bytes(value))
         return value
 
 
@@ -481,26 +407,6 @@ def _last_uses(layers: Sequence[Layer]) -> dict[int, int]:
     return {each: n for n, layer in enumerate(layers, start=1) for each in reads(layer)}
 
 
-def _blocks(channels: int) -> int:
-    if channels % BLOCK:
-        raise ValueError(f"{channels} channels are no multiple of {BLOCK}")
-    return channels // BLOCK
-
-
 def _window(side: int, layer: Convolution | MaxPool) -> int:
     size = layer.size if isinstance(layer, MaxPool) else layer.weight.shape[2]
     return (side + 2 * layer.padding - size) // layer.stride + 1
-
-
-def _real_bytes(value: Value) -> int:
-    return 4 * (
-        rounded_up(value.channels, LANES) if value.is_vector else value.channels * value.plane
-    )
-
-
-def _sign_bytes(value: Value) -> int:
-    return (_blocks(value.channels) + 1) * value.sign_plane
-
-
-def _kind(value: Value) -> object:
-    return ("signs", *value.shape, value.pitch)

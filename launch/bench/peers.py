@@ -6,6 +6,7 @@ are not among what this project installs: pip install onnx onnxruntime openvino.
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +71,18 @@ def openvino(path: Path, threads: int) -> Call:
     hints = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
     core = ov.Core()
     model = core.read_model(str(path))
-    compiled: dict[int, Any] = {}  # by the size of the batch, as static shapes are faster
 
-    def call(images: Array) -> Array:
-        if len(images) not in compiled:
-            sized = model.clone()
-            sized.reshape([len(images), *images.shape[1:]])
-            compiled[len(images)] = core.compile_model(sized, "CPU", hints).create_infer_request()
-        request = compiled[len(images)]
-        return np.array(request.infer([images], share_inputs=True)[0])
+    @cache
+    def request(shape: tuple[int, ...]) -> Any:
+        sized = model.clone()
+        if model.is_dynamic():
+            sized.reshape(list(shape))  # graphs of one size are faster
+        return core.compile_model(sized, "CPU", hints).create_infer_request()
 
-    return call
+    def infer(images: Array) -> Array:
+        return np.array(request(images.shape).infer([images], share_inputs=True)[0])
+
+    def one_by_one(images: Array) -> Array:
+        return np.concatenate([infer(images[i : i + 1]) for i in range(len(images))])
+
+    return infer if model.is_dynamic() else one_by_one
