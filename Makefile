@@ -58,7 +58,7 @@ mount_data = --mount type=bind,source="$$(CDPATH= cd -- $(call quote,$(DATA)) &&
 
 .PHONY: help setup quickstart test test-all test-versions lock test-gpu soak lint format \
 	imagenet-r18 imagenet-r34 cifar10-r20 cifar10-r20-bireal cifar10-r18 cifar10-vgg-small \
-	compare bench-kernels bench-train bench-loader scaling docker-build image-check docker-run
+	compare bench-kernels bench-train bench-loader bench-inference scaling docker-build image-check docker-run
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' Makefile
@@ -128,6 +128,9 @@ bench-train: $(READY)  ## training throughput (CONFIG=, DATA=, DEVICE=cpu|cuda)
 
 bench-loader: $(READY)  ## data loading throughput (CONFIG=, DATA=, DEVICE=cpu|cuda); SWEEP=1: the best settings
 	$(call bench,loader,imagenet_resnet18) $(if $(SWEEP),--sweep)
+
+bench-inference: $(READY)  ## images on the processor, beside onnxruntime and OpenVINO (CONFIG=)
+	$(call bench,inference,imagenet_resnet18)
 
 scaling: $(READY)  ## the tables and the plot of docs/scaling.md
 	$(RESTE) benchmark scaling

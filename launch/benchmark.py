@@ -24,6 +24,7 @@ def _measure(name: str, options: argparse.Namespace) -> None:
     from kernels import compiled_reference
     from launch.bench import (
         collectives,
+        inference,
         kernels,
         loaders,
         results,
@@ -42,6 +43,8 @@ def _measure(name: str, options: argparse.Namespace) -> None:
     commit = origin.commit()  # first: what is measured, not the plots that it draws
     path = find_config(options.config)
     config = load_config(path, options.overrides)
+    if name == "inference":
+        return inference.write(inference.measure(config, options.rounds), commit)
     device = get_device(config)
     config = settle_precision(config, device)
     rows: list[results.Row] = []
@@ -129,6 +132,18 @@ LOADER.add_argument(
     help="instead, try data.workers and, on a GPU, data.hw_decoder_load of DALI; the last line "
     "holds the fastest ones, to be pasted",
 )  # fmt: skip
+INFERENCE = _parser(
+    "inference",
+    "[--rounds N]",
+    """Time one and 64 images on the processor: the engine, torch, and engines of others.
+
+    Of the config only the network matters. docs/results/inference_cpu.csv takes the figures, and
+    its plot shows one image on one thread. onnxruntime and OpenVINO take part where they are
+    installed.
+    """,
+    ("imagenet_resnet18", "cifar10_resnet20 --rounds 200"),
+    rounds=40,
+)
 COLLECTIVES = _parser(
     "collectives",
     "[--rounds N]",
@@ -153,6 +168,7 @@ PARSERS = {
     "kernels": KERNELS,
     "train": TRAIN,
     "loader": LOADER,
+    "inference": INFERENCE,
     "collectives": COLLECTIVES,
     "scaling": SCALING,
 }

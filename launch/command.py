@@ -22,7 +22,7 @@ from pipeline.run.streams import forgive_failures, give
 
 Main = Callable[[Sequence[str]], None]  # takes the words behind the command's own
 HELP = ("-h", "--help")
-ROOMS = ("kernels", "models", "pipeline", "launch", "tests")
+ROOMS = ("native", "kernels", "models", "pipeline", "launch", "tests")
 
 
 def command(main: Main) -> NoReturn:

@@ -8,7 +8,7 @@ from tests import ROOT
 
 FILES = sorted(
     path
-    for room in ("kernels", "models", "pipeline", "launch")
+    for room in ("native", "kernels", "models", "pipeline", "launch")
     for path in (ROOT / room).rglob("*.py")
 )
 TEXT = {"read_text", "write_text", "fdopen", "TextIOWrapper", "NamedTemporaryFile"}
@@ -22,6 +22,7 @@ WRITERS = {
     "pipeline/prepare/verify.py",  # by open_alone of lines.py
     "pipeline/data/synthetic.py",  # into a new folder under a random name
     "launch/bench/results.py",  # tables of the checkout
+    "launch/bench/inference.py",
     "launch/bench/training.py",  # into a new folder under a random name
     "launch/bench/loaders.py",
     "launch/bench/scaling.py",

@@ -77,7 +77,7 @@ def extra(*names):
     return {r.name: r for r in map(Requirement, sum(lists, []))}
 
 
-@pytest.mark.parametrize("package", ["kernels", "models", "pipeline", "launch"])
+@pytest.mark.parametrize("package", ["native", "kernels", "models", "pipeline", "launch"])
 def test_packages_are_ours(package):
     assert list(importlib.import_module(package).__path__) == [str(ROOT / package)]
 

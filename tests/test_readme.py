@@ -101,7 +101,7 @@ def test_keys_that_do_not_exist_are_found():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("room", ["kernels", "models", "pipeline", "launch"])
+@pytest.mark.parametrize("room", ["native", "kernels", "models", "pipeline", "launch"])
 def test_sources_name_what_exists(room):
     """Errors, help, docstrings and comments: config keys, and files of the checkout."""
     for path in (ROOT / room).rglob("*.py"):

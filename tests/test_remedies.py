@@ -156,7 +156,7 @@ RAISED = ("UserError", "_NotPlain")
 
 def errors() -> Iterator[str]:
     """The place of each error of the user's, as "file:function"."""
-    for room in ("kernels", "models", "pipeline", "launch"):
+    for room in ("native", "kernels", "models", "pipeline", "launch"):
         for path in sorted((ROOT / room).rglob("*.py")):
             place = str(path.relative_to(ROOT))
             yield from _calls(ast.parse(path.read_text(encoding="utf-8")), place, "")

@@ -1,8 +1,11 @@
 """A checkpoint, ours or an official one, scored on validation images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from models import ARCHS, BinaryNetwork, build_model
 from pipeline.data.open import build_eval_loader
@@ -33,11 +36,16 @@ PLACES = {
 }
 
 
+# What evaluates a network on a device in its stead.
+Ready = Callable[[BinaryNetwork, Config, torch.device], nn.Module]
+
+
 @shortage_explained()
-def score(path: Path, overrides: list[str]) -> dict[str, float]:
+def score(path: Path, overrides: list[str], ready: Ready | None = None) -> dict[str, float]:
     """Every metric by its name, and ``images``, of the network in the checkpoint ``path``.
 
-    A checkpoint of ours brings its config, but for ``PLACES``; ``overrides`` are key=value. The
+    A checkpoint of ours brings its config, but for ``PLACES``; ``overrides`` are key=value.
+    ``ready`` gives what is evaluated, for the network on its device; by default itself. The
     processes stay joined; a caller leaves them by ``rendezvous.stop``. Raises UserError, or
     Diverged where a weight is not finite.
     """
@@ -54,7 +62,8 @@ def score(path: Path, overrides: list[str]) -> dict[str, float]:
     arrange_classes(model, state, loader.classes, path)
     model = to_device(model, config, device)
     logger.info("%s: %s %s on %d images", path, model.arch, model.bits, loader.images)
-    return Evaluation(model, loader, config, device)()
+    evaluated = ready(model, config, device) if ready else model
+    return Evaluation(evaluated, loader, config, device)()
 
 
 def arrange_classes(

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.export.checkpoints import trained
+from tests.native.conftest import instructions, known_sets  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -343,7 +343,7 @@ SOURCES = [
 ]
 CODE = [
     path
-    for room in ("kernels", "models", "pipeline", "launch")
+    for room in ("native", "kernels", "models", "pipeline", "launch")
     for path in sorted((ROOT / room).rglob("*.py"))
 ]
 

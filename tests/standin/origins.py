@@ -15,7 +15,7 @@ from triton.runtime.jit import JITFunction
 from tests import ROOT
 from tests.standin import device as standin
 
-OURS = tuple(str(ROOT / room) for room in ("kernels", "models", "pipeline", "launch"))
+OURS = tuple(str(ROOT / room) for room in ("native", "kernels", "models", "pipeline", "launch"))
 
 
 class Origins(TorchDispatchMode):

@@ -1,0 +1,412 @@
+"""A program for images of one size: which steps, and where each value lies.
+
+native/tasks.h describes the maps. All values of an image lie in one arena. A value takes a place
+that no later layer reads any more; that of a convolution's residual, where it can.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from native import packing
+from native.layers import (
+    Affine,
+    Array,
+    Convolution,
+    Flatten,
+    Layer,
+    Linear,
+    MaxPool,
+    Mean,
+    Norm,
+    Skip,
+    reads,
+)
+from native.library import Program, Step
+from native.values import (
+    LANES,
+    WIDEST,
+    Arena,
+    Value,
+    a_map,
+    a_vector,
+    blocks,
+    kind,
+    real_bytes,
+    rounded_up,
+    sign_bytes,
+)
+
+SPREAD, PHASES, BINARY, REAL, POOL, SIGN, SKIP, MEAN, FLATTEN, NORM, LINEAR = range(11)
+
+
+class Plan:
+    """``program`` for images of ``channels`` x ``height`` x ``width``, and ``arena``, its bytes.
+
+    Raises ValueError, with a reason, where the layers do not fit together or do what the library
+    cannot.
+    """
+
+    def __init__(self, layers: Sequence[Layer], channels: int, height: int, width: int) -> None:
+        self.layers = layers
+        self.kept: list[Any] = []  # the arrays that the steps point to
+        self.steps: list[Step] = []
+        self._arena = Arena()
+        self._last_use = _last_uses(layers)
+        self.values = [a_map(channels, height, width)]
+        self._read_images()
+        for number, layer in enumerate(layers, start=1):
+            self.values.append(_ADD[type(layer)](self, number, layer))
+            self._end(number)
+        self.arena, self.gaps = self._arena.size, self._arena.gaps
+        self.program = self._program()
+        self.arenas: list[Array] = []
+
+    @property
+    def result(self) -> Value:
+        return self.values[-1]
+
+    def places(self, count: int) -> list[int]:
+        """The addresses of ``count`` arenas."""
+        while len(self.arenas) < count:
+            self.arenas.append(packing.aligned(np.full(self.arena, packing.OUTSIDE, np.uint8)))
+        return [arena.ctypes.data for arena in self.arenas[:count]]
+
+    def _program(self) -> Program:
+        self.kept.append((Step * len(self.steps))(*self.steps))
+        end = self.result
+        return Program(
+            steps=self.kept[-1],
+            count=len(self.steps),
+            out_channels=end.channels,
+            out_height=end.height,
+            out_width=end.width,
+            out_pitch=end.pitch,
+            output=end.real,
+            output_plane=end.plane,
+            out_length=int(np.prod(end.shape)),
+            differences=self._pointer(packing.differences()),
+        )
+
+    def _pointer(self, array: Array) -> int:
+        self.kept.append(array)
+        return array.ctypes.data
+
+    def _step(self, kind: int, **fields: Any) -> None:
+        arrays = {n: self._pointer(v) for n, v in fields.items() if isinstance(v, np.ndarray)}
+        none = {"input": -1, "output": -1, "residual": -1, "next": -1}
+        self.steps.append(Step(kind=kind, **{**none, **fields, **arrays}))
+
+    # What values are needed as, and their places.
+
+    def _is_read_as(self, number: int, *, signs: bool) -> bool:
+        """Whether a later layer, or the caller, reads a value's signs, or the value itself."""
+        if not signs and number == len(self.layers):
+            return True
+        return any(
+            (number == layer.input and _takes_signs(layer) == signs)
+            or (not signs and number == getattr(layer, "residual", None))
+            for layer in self.layers
+        )
+
+    def _place(self, number: int, value: Value) -> None:
+        """Give a value its places, as it is needed."""
+        if value.real < 0 and self._is_read_as(number, signs=False):
+            value.real = self._arena.take(real_bytes(value))
+        if self._is_read_as(number, signs=True):
+            value.signs = self._arena.take(sign_bytes(value), kind(value))
+
+    def _end(self, number: int) -> None:
+        """Give back the places of what layer ``number`` is the last to read."""
+        for each in {*reads(self.layers[number - 1])}:
+            value = self.values[each]
+            if self._last_use[each] != number:
+                continue
+            if value.real >= 0 and value.real != self.values[number].real:
+                self._arena.give(value.real, real_bytes(value))
+            if value.signs >= 0:
+                self._arena.give(value.signs, sign_bytes(value), kind(value))
+
+    def _read_images(self) -> None:
+        """Copy the images where a layer needs more than a real convolution, which reads them."""
+        images = self.values[0]
+        real = any(
+            0 in reads(layer) and not (isinstance(layer, Convolution) and not layer.is_binary)
+            for layer in self.layers
+        )
+        if not real:
+            return
+        images.real = self._arena.take(real_bytes(images))
+        if self._is_read_as(0, signs=True):
+            images.signs = self._arena.take(sign_bytes(images), kind(images))
+        self._spread(Value(*images.shape, images.pitch), images, images.real, images.plane, 1, 1, 0)
+        self._sign(images)
+
+    # Layers.
+
+    def _spread(
+        self, source: Value, to: Value, place: int, plane: int, size: int, stride: int, padding: int
+    ) -> None:
+        extra = (size - 1) // stride
+        self._step(
+            SPREAD,
+            channels=source.channels,
+            height=source.height,
+            width=source.width,
+            pitch=source.pitch,
+            out_height=to.height + extra,
+            out_pitch=to.pitch,
+            size=size,
+            stride=stride,
+            padding=padding,
+            input=source.real,
+            input_plane=source.plane,
+            output=place,
+            output_plane=plane,
+        )
+
+    def _sign(self, value: Value) -> None:
+        """Make the signs of a real value, if they are needed."""
+        if value.signs < 0:
+            return
+        self._step(
+            SIGN,
+            blocks=blocks(value.channels),
+            positions=value.positions,
+            input=value.real,
+            input_plane=value.plane,
+            **self._next(value),
+        )
+
+    def _next(self, value: Value) -> dict[str, Any]:
+        if value.signs < 0:
+            return {}
+        start = value.signs + value.pitch + 1
+        edges = packing.edges(value.height, value.width, value.pitch)
+        return {"next": start, "next_plane": value.sign_plane, "edges": edges}
+
+    def _norm(self, norm: Norm, channels: int) -> dict[str, Any]:
+        arrays = {"mean": norm.mean, "slope": norm.slope, "bias": norm.bias}
+        if any(array.shape != (channels,) for array in arrays.values()):
+            raise ValueError("a norm does not fit the channels that it is for")
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise ValueError("a norm is not finite")  # a sign would hide it
+        floats = {n: np.ascontiguousarray(a, dtype=np.float32) for n, a in arrays.items()}
+        return {"relu": norm.relu, **floats}
+
+    def _convolution(self, number: int, layer: Convolution) -> Value:
+        source = self.values[layer.input]
+        count, channels, size, wide = layer.weight.shape
+        if source.is_vector or channels != source.channels or size != wide or layer.stride < 1:
+            raise ValueError("a convolution does not fit the value that it reads")
+        height, width = (_window(n, layer) for n in (source.height, source.width))
+        blocks(count)
+        return (self._binary if layer.is_binary else self._real)(number, layer, height, width)
+
+    def _real(self, number: int, layer: Convolution, height: int, width: int) -> Value:
+        if layer.residual is not None:
+            raise ValueError("a real convolution has a residual")
+        source, extra = self.values[layer.input], (layer.weight.shape[2] - 1) // layer.stride
+        count, channels, size, _ = layer.weight.shape
+        value = a_map(count, height, width, width + extra)
+        phases = min(size, layer.stride)
+        plane = rounded_up(value.plane + extra * (value.pitch + 1), WIDEST)
+        bytes_ = 4 * channels * phases**2 * plane
+        place = self._arena.take(bytes_)
+        self._spread(source, value, place, plane, size, layer.stride, layer.padding)
+        value.real = self._arena.take(real_bytes(value))
+        self._place(number, value)
+        offsets = packing.real_offsets(channels, size, layer.stride, plane, value.pitch)
+        self._step(
+            REAL,
+            blocks=blocks(count),
+            steps=len(offsets),
+            positions=value.positions,
+            input=place,
+            output=value.real,
+            output_plane=value.plane,
+            weights=packing.real_weights(layer.weight),
+            offsets=offsets,
+            **self._norm(layer.norm, count),
+        )
+        self._arena.give(place, bytes_)
+        self._sign(value)
+        return value
+
+    def _binary(self, number: int, layer: Convolution, height: int, width: int) -> Value:
+        source, size = self.values[layer.input], layer.weight.shape[2]
+        count, channels = layer.weight.shape[:2]
+        if (size, layer.padding) not in ((3, 1), (1, 0)) or channels * size**2 > 2**15 - 1:
+            raise ValueError("a binary convolution is not 3x3 with padding 1, or 1x1 without")
+        value = a_map(count, height, width, source.pitch if layer.stride == 1 else 0)
+        residual = self._residual(number, layer, value)
+        self._place(number, value)
+        place, plane, give_back = self._phases(source, value, layer.stride)
+        offsets = packing.binary_offsets(channels, size, layer.stride, plane, value.pitch)
+        self._step(
+            BINARY,
+            blocks=blocks(count),
+            steps=len(offsets),
+            positions=value.positions,
+            input=place,
+            residual=residual,
+            output=value.real,
+            output_plane=value.plane,
+            weights=packing.binary_weights(layer.weight, len(offsets)),
+            offsets=offsets,
+            base=packing.base(source.shape, value.pitch, size, layer.stride, layer.padding),
+            **self._next(value),
+            **self._norm(layer.norm, count),
+        )
+        give_back()
+        return value
+
+    def _residual(self, number: int, layer: Convolution, value: Value) -> int:
+        """The place of the residual, which becomes the value's where nobody else reads it."""
+        if layer.residual is None:
+            return -1
+        residual = self.values[layer.residual]
+        if (residual.shape, residual.pitch) != (value.shape, value.pitch):
+            raise ValueError("a residual has another size than what it is added to")
+        is_last = self._last_use[layer.residual] == number
+        if is_last and self._is_read_as(number, signs=False):
+            value.real = residual.real
+        return residual.real
+
+    def _phases(self, source: Value, value: Value, stride: int) -> tuple[int, int, Any]:
+        """Where a binary convolution finds signs, their planes, and what gives the place back."""
+        if stride == 1:
+            return source.signs, source.sign_plane, lambda: None
+        plane = rounded_up(value.plane + 2 * value.pitch + 3, WIDEST)
+        count = blocks(source.channels)
+        bytes_, phases = (count * stride**2 + 1) * plane, ("phases", source.shape, stride)
+        place = self._arena.take(bytes_, phases)
+        self._step(
+            PHASES,
+            blocks=count,
+            height=source.height,
+            width=source.width,
+            pitch=source.pitch,
+            out_height=value.height + 2 // stride,
+            out_pitch=value.pitch,
+            stride=stride,
+            input=source.signs,
+            input_plane=source.sign_plane,
+            output=place,
+            output_plane=plane,
+        )
+        return place, plane, lambda: self._arena.give(place, bytes_, phases)
+
+    def _max_pool(self, number: int, layer: MaxPool) -> Value:
+        source = self._map(layer.input)
+        if not layer.size > layer.padding * 2 - 1 >= -1 or layer.stride < 1:
+            raise ValueError("a max-pooling has an impossible window")
+        height, width = (_window(n, layer) for n in (source.height, source.width))
+        value = a_map(source.channels, height, width)
+        value.real = self._arena.take(real_bytes(value))
+        self._place(number, value)
+        self._moves(
+            POOL, source, value, size=layer.size, stride=layer.stride, padding=layer.padding
+        )
+        self._sign(value)
+        return value
+
+    def _skip(self, number: int, layer: Skip) -> Value:
+        source = self._map(layer.input)
+        height, width = (source.height + 1) // 2, (source.width + 1) // 2
+        value = a_map(source.channels + 2 * layer.channels, height, width)
+        value.real = self._arena.take(real_bytes(value))
+        self._place(number, value)
+        self._moves(SKIP, source, value, padding=layer.channels)
+        self._sign(value)
+        return value
+
+    def _map(self, number: int) -> Value:
+        if self.values[number].is_vector:
+            raise ValueError("a layer of maps reads a vector")
+        return self.values[number]
+
+    def _moves(self, kind: int, source: Value, value: Value, **fields: int) -> None:
+        self._step(
+            kind,
+            channels=source.channels,
+            height=source.height,
+            width=source.width,
+            pitch=source.pitch,
+            out_height=value.height,
+            out_width=value.width,
+            out_pitch=value.pitch,
+            input=source.real,
+            input_plane=source.plane,
+            output=value.real,
+            output_plane=value.plane,
+            **fields,
+        )
+
+    def _mean(self, number: int, layer: Mean) -> Value:
+        source = self._map(layer.input)
+        value = self._vector(source.channels)
+        self._moves(MEAN, source, value)
+        return value
+
+    def _flatten(self, number: int, layer: Flatten) -> Value:
+        source = self._map(layer.input)
+        value = self._vector(int(np.prod(source.shape)))
+        self._moves(FLATTEN, source, value)
+        return value
+
+    def _affine(self, number: int, layer: Affine) -> Value:
+        source = self.values[layer.input]
+        if not source.is_vector:
+            raise ValueError("a norm of vectors reads a map")
+        value = self._vector(source.channels)
+        norm = self._norm(layer.norm, source.channels)
+        self._step(NORM, channels=source.channels, input=source.real, output=value.real, **norm)
+        return value
+
+    def _linear(self, number: int, layer: Linear) -> Value:
+        source, (count, length) = self.values[layer.input], layer.weight.shape
+        if not source.is_vector or length != source.channels or layer.bias.shape != (count,):
+            raise ValueError("a linear layer does not fit the value that it reads")
+        value = self._vector(count)
+        self._step(
+            LINEAR,
+            channels=count,
+            steps=rounded_up(length, LANES),
+            input=source.real,
+            output=value.real,
+            weights=packing.rows(layer.weight, LANES),
+            bias=np.ascontiguousarray(layer.bias, dtype=np.float32),
+        )
+        return value
+
+    def _vector(self, length: int) -> Value:
+        value = a_vector(length)
+        value.real = self._arena.take(real_bytes(value))
+        return value
+
+
+_ADD: dict[type, Any] = {
+    Convolution: Plan._convolution,
+    MaxPool: Plan._max_pool,
+    Skip: Plan._skip,
+    Mean: Plan._mean,
+    Flatten: Plan._flatten,
+    Affine: Plan._affine,
+    Linear: Plan._linear,
+}
+
+
+def _takes_signs(layer: Layer) -> bool:
+    return isinstance(layer, Convolution) and layer.is_binary
+
+
+def _last_uses(layers: Sequence[Layer]) -> dict[int, int]:
+    """The last layer, counted from 1, that reads each value."""
+    return {each: n for n, layer in enumerate(layers, start=1) for each in reads(layer)}
+
+
+def _window(side: int, layer: Convolution | MaxPool) -> int:
+    size = layer.size if isinstance(layer, MaxPool) else layer.weight.shape[2]
+    return (side + 2 * layer.padding - size) // layer.stride + 1

@@ -1,0 +1,102 @@
+"""How the library is built and kept, and what is said where it cannot be."""
+
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from native import build
+from tests import ROOT
+
+FAKE = """#!/bin/sh
+# A compiler that leaves a line for each of its runs, and an empty file.
+echo run >> {log}
+while [ $# -gt 1 ]; do [ "$1" = -o ] && : > "$2"; shift; done
+: > "$1"
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A cache folder and a compiler of one's own; ``place / "log"`` counts the compiler's runs."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(FAKE.format(log=tmp_path / "log"))
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def built():
+    return build.library.__wrapped__()
+
+
+def runs(place):
+    log = place / "log"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def test_it_is_built_once_and_kept_for_oneself(place):
+    path = built()
+    assert path.parent == place / "cache/reste-trainer" and runs(place) > 0
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert os.listdir(path.parent) == [path.name]
+    before = runs(place)
+    assert built() == path and runs(place) == before
+
+
+@pytest.mark.parametrize("what", ["source", "option", "compiler"])
+def test_what_it_is_made_of_makes_another(place, what, monkeypatch, tmp_path):
+    path = built()
+    if what == "option":
+        monkeypatch.setattr(build, "OPTIONS", (*build.OPTIONS, "-g"))
+    elif what == "compiler":
+        with open(place / "compiler", "a") as file:
+            file.write("# another\n")
+    else:
+        (copy := tmp_path / "sources").mkdir()
+        for source in build.HERE.glob("*.[ch]*"):
+            (copy / source.name).write_bytes(source.read_bytes() + b"\n")
+        monkeypatch.setattr(build, "HERE", copy)
+    assert built() != path
+
+
+def test_a_folder_that_others_may_write_to_is_not_trusted(place):
+    path = built()
+    path.parent.chmod(0o777)
+    own = built()
+    assert own.parent != path.parent and own.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/null/... to be no folder")
+def test_without_a_cache_folder_a_process_keeps_its_own(place, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/nowhere")
+    assert built().exists()
+
+
+def test_a_compiler_that_fails_is_quoted_in_one_line_and_leaves_nothing(place):
+    (place / "compiler").write_text("#!/bin/sh\necho 'a.cpp:1: error: no such flag' >&2; exit 1\n")
+    with pytest.raises(build.NoLibrary) as failure:
+        built()
+    assert str(failure.value) == f"{place / 'compiler'} fails: a.cpp:1: error: no such flag"
+    assert os.listdir(place / "cache/reste-trainer") == []
+
+
+def test_without_a_compiler_a_line_says_what_to_install(place, monkeypatch):
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(place))
+    with pytest.raises(build.NoLibrary, match=r"no C\+\+ compiler; install g\+\+ or clang\+\+"):
+        built()
+
+
+def test_several_processes_at_once_get_the_same(place):
+    code = "from native import build; print(build.library())"
+    command = [sys.executable, "-c", code]
+    jobs = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    found = {job.communicate()[0] for job in jobs}
+    assert len(found) == 1 and all(job.returncode == 0 for job in jobs)
+    assert len(os.listdir(place / "cache/reste-trainer")) == 1
