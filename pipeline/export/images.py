@@ -1,4 +1,4 @@
-"""The images that a person names, and how they become what a network takes. Needs no torch."""
+"""The images that a person names, and how they become what a network takes."""
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -11,13 +11,10 @@ from PIL import Image
 
 from pipeline.data.header import MOST_PIXELS
 from pipeline.data.image import opened, reason, to_rgb
+from pipeline.data.tree import ENDINGS
 from pipeline.export.packed import Images
 from pipeline.run.errors import UserError
 from pipeline.run.files import open_file
-
-# Of files in folders; a file that is named itself may have any.
-ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".jp2",
-           ".j2k", ".ppm", ".pgm", ".pbm", ".pnm")  # fmt: skip
 
 
 class Found(NamedTuple):
@@ -32,7 +29,8 @@ class Bad(Exception):
 
 
 def find(named: Sequence[str]) -> list[Found]:
-    """The images that files and folders stand for, those of a folder sorted by name.
+    """The images that files and folders stand for, those of a folder sorted by name. A file that is
+    named itself may have any ending.
 
     Raises UserError where there is no such file, or a folder has no images.
     """
