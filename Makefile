@@ -58,7 +58,8 @@ mount_data = --mount type=bind,source="$$(CDPATH= cd -- $(call quote,$(DATA)) &&
 
 .PHONY: help setup quickstart test test-all test-versions lock test-gpu soak lint format \
 	imagenet-r18 imagenet-r34 cifar10-r20 cifar10-r20-bireal cifar10-r18 cifar10-vgg-small \
-	compare bench-kernels bench-train bench-loader bench-inference bench-prepare scaling docker-build image-check docker-run
+	compare bench-kernels bench-train bench-loader bench-inference bench-prepare scaling \
+	docker-build image-check docker-run
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' Makefile

@@ -15,6 +15,7 @@ import platform
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -117,11 +118,13 @@ def providers(config: Config, folder: Path) -> Iterator[Provider]:
     """All of them; files go to ``folder``."""
     arch, _, classes = config.network
     binary, real = _network(arch, "1w1a", classes), _network(arch, "32w32a", classes)
-    packed, plain = pack(binary, UNNAMED), PlainNetwork(pack(real, UNNAMED)).eval()
+    side = ARCHS[arch].image_size
+    sized = replace(UNNAMED, images=replace(UNNAMED.images, size=side, resize=side))
+    packed, plain = pack(binary, sized), PlainNetwork(pack(real, UNNAMED)).eval()
     yield Provider("evaluation", lambda threads: partial(_in_torch, binary))
     for name in [each for each in instruction_sets() if each != "portable"]:
         yield Provider(f"engine {name}", partial(_on_engine, binary, name), "evaluation")
-    images = _images(1, 8, ARCHS[arch].image_size)
+    images = _images(1, 8, side)
     frozen = _frozen(plain, images[:1])
     yield Provider("torch fp32", lambda threads: partial(_in_torch, frozen))
     files = _Files(plain, packed, images, folder)
