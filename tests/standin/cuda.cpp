@@ -1063,6 +1063,12 @@ CUresult cuLaunchCooperativeKernel(CUfunction function, unsigned x, unsigned y, 
   return launch_from_module(function, {x, y, z}, {block_x, block_y, block_z}, stream);
 }
 
+CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) {
+  auto handle = reinterpret_cast<cudaStream_t>(stream);
+  auto found = reinterpret_cast<cudaStreamCaptureStatus *>(status);  // of the same values
+  return cudaStreamIsCapturing(handle, found) == cudaSuccess ? CUDA_SUCCESS : CUDA_ERROR_UNKNOWN;
+}
+
 CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunction, int, size_t) {
   *blocks = 2;
   return CUDA_SUCCESS;
