@@ -1,7 +1,7 @@
 """The maths: binarization, batch norm fused with it, signs as bits, augmentation, and the counts
 of a training step."""
 
-from kernels._compiled import compiled_reference
+from kernels.convolution import convolve
 from kernels.count import tally
 from kernels.crop import crop_flip_normalize
 from kernels.estimators import ESTIMATORS, Estimator, get_estimator
@@ -20,7 +20,7 @@ __all__ = [
     "batch_statistics",
     "binarize",
     "binarize_weights",
-    "compiled_reference",
+    "convolve",
     "crop_flip_normalize",
     "get_estimator",
     "get_transform",

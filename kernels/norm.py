@@ -21,8 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels import reference
-from kernels._compiled import fusible
+from kernels import _native, reference
 from kernels._triton import is_watched, uses_triton
 from kernels.norm_triton import (
     launch_apply,
@@ -226,11 +225,11 @@ def _empty(z: Tensor) -> Tensor:
 
 
 # The three steps below run these where ``uses_triton`` says no.
-cpu_statistics = fusible(reference.batch_statistics)
-cpu_deviations = fusible(reference.deviations)
-cpu_forward = fusible(reference.norm_binarize)
-cpu_reduce = fusible(reference.norm_binarize_reduce)
-cpu_apply = fusible(reference.norm_binarize_apply)
+cpu_statistics = _native.batch_statistics
+cpu_deviations = _native.deviations
+cpu_forward = _native.norm_binarize
+cpu_reduce = _native.norm_binarize_reduce
+cpu_apply = _native.norm_binarize_apply
 
 
 def _statistics(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels import reference
+from kernels import _native, reference
 from kernels._triton import uses_triton
 from kernels.norm import (
     as_map,
@@ -102,6 +102,8 @@ def _pool(
     """x, xb, the places of the maxima, uint8, and z there; without ``sign`` xb is empty, (0,)."""
     if uses_triton(z):
         return launch_forward(laid_out(z), weight, bias, mean, rstd, sign, relu)
+    if _native.takes(z):
+        return _native.pool(laid_out(z), weight, bias, mean, rstd, sign, relu)
     y, _ = cpu_forward(as_rows(z), weight, bias, mean, rstd, None, False, relu)
     x, index, top = reference.max_pool(as_map(y, z), z)
     return x, reference.sign(x) if sign else x.new_empty(0), index, top
@@ -133,6 +135,10 @@ def _differentiate(
     if on_gpu:
         settings = everywhere, sync, training, relu
         return launch_apply(g, index, rows, weight, mean, rstd, *settings), sums
+    if _native.takes(z):
+        places = as_map(g, top), index, laid_out(z)
+        options = count, training, relu
+        return _native.unpool(*places, weight, mean, rstd, everywhere, *options), sums
     g = form(reference.unpool(as_map(g, top).to(mean.dtype), index, z))
     dz = cpu_apply(g, rows, weight, mean, rstd, everywhere, count, training, relu)
     return as_map(dz, z), sums

@@ -20,7 +20,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kernels import reference
-from kernels._compiled import fusible
 from kernels._triton import uses_triton
 from kernels.norm import as_map, as_rows, check_channels, check_map, cpu_apply, laid_out
 from kernels.norm_triton import launch_apply
@@ -88,10 +87,6 @@ def norm_prelu_binarize(
     return (y, yb) if estimator else (y, y)
 
 
-cpu_forward = fusible(reference.norm_prelu_binarize)
-cpu_reduce = fusible(reference.norm_prelu_binarize_reduce)
-
-
 @torch.library.custom_op("reste::norm_prelu_binarize", mutates_args=())
 def _op(
     z: Tensor,
@@ -114,7 +109,9 @@ def _op(
     affine = weight, bias, mean, rstd
     if uses_triton(z):
         return launch_forward(laid_out(z), *affine, laid_out(residual), slope, shift, offset)
-    y, yb = cpu_forward(as_rows(z), *affine, as_rows(residual), slope, shift, offset)
+    y, yb = reference.norm_prelu_binarize(
+        as_rows(z), *affine, as_rows(residual), slope, shift, offset
+    )
     return as_map(y, z), yb if offset is None else as_map(yb, z)
 
 
@@ -145,7 +142,7 @@ def _backward_op(
     dy, dyb = (None if t is None else form(t) for t in (dy, dyb))
     rows, learned = form(z), (slope, shift, offset, params, estimator)
     maps = dy, dyb, rows, form(residual), weight, bias, mean, rstd
-    compute = launch_reduce if on_gpu else cpu_reduce
+    compute = launch_reduce if on_gpu else reference.norm_prelu_binarize_reduce
     g, sums = compute(*maps, *learned)
     everywhere = _summed(sums[:2], z) if sync else sums[:2]
     if on_gpu:

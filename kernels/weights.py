@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels import reference
+from kernels import _native, reference
 from kernels._triton import arrivals, is_last, is_watched, jit, tl, uses_triton
 from kernels.estimators import get_estimator
 from kernels.sign import check_params
@@ -62,7 +62,7 @@ def binarize_weights(
         raise ValueError(f"weights are {first.dtype}; keep them in float32 or float64")
     check_params(params, first.device, estimator)
     dtype = dtype or first.dtype
-    if is_watched() or not uses_triton(first):
+    if is_watched() or not (uses_triton(first) or _native.takes_weights(first, estimator)):
         signs, scales = _binarize_weights(_flat(weights), params, estimator, dtype)
         return _parts(signs, weights), list(scales.unbind())
     results = _BinarizeWeights.apply(params, estimator, dtype, *weights)
@@ -108,7 +108,8 @@ class _BinarizeWeights(torch.autograd.Function):
         ctx.estimator = estimator
         ctx.save_for_backward(params, *weights)
         laid_out = _laid_out(weights)
-        signs, scales = launch_forward(laid_out, params, estimator, dtype)
+        compute = launch_forward if uses_triton(weights[0]) else _native.binarize_weights
+        signs, scales = compute(laid_out, params, estimator, dtype)
         return *_parts(signs, laid_out), *scales.unbind()
 
     @staticmethod
@@ -117,7 +118,9 @@ class _BinarizeWeights(torch.autograd.Function):
         params, *weights = ctx.saved_tensors
         laid_out, n = _laid_out(weights), len(weights)
         dsigns, dscales = _laid_out(grads[:n]), grads[n:]
-        dw = launch_backward(dsigns, dscales, laid_out, params, ctx.estimator)
+        on_gpu = uses_triton(weights[0])
+        compute = launch_backward if on_gpu else _native.binarize_weights_backward
+        dw = compute(dsigns, dscales, laid_out, params, ctx.estimator)
         return None, None, None, *_parts(dw, laid_out)
 
 

@@ -22,7 +22,6 @@ def _main(name: str) -> Main:
 
 
 def _measure(name: str, options: argparse.Namespace) -> None:
-    from kernels import compiled_reference
     from launch.bench import (
         collectives,
         inference,
@@ -52,8 +51,7 @@ def _measure(name: str, options: argparse.Namespace) -> None:
     config = settle_precision(config, device)
     rows: list[results.Row] = []
     if name == "kernels":
-        with compiled_reference(device.type == "cpu"):  # as in a training
-            rows = kernels.benchmark(config, device, options.batch)
+        rows = kernels.benchmark(config, device, options.batch)
     elif name == "loader":
         measured = sweep.sweep if options.sweep else loaders.measure
         rows = measured(config, device, options.rounds)

@@ -17,6 +17,7 @@ from kernels import (
     batch_statistics,
     binarize,
     binarize_weights,
+    convolve,
     get_estimator,
     get_transform,
     joined,
@@ -114,7 +115,7 @@ class BinaryConv2d(nn.Conv2d):
             binarize_convs(self.together or [self])
         assert self.binarized is not None
         (weight, scale), self.binarized = self.binarized, None
-        return self._conv_forward(xb, weight, None), scale
+        return convolve(xb, weight, self.stride[0]), scale
 
 
 def binarize_convs(convs: list[BinaryConv2d]) -> None:

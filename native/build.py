@@ -14,25 +14,45 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
-OPTIONS = (
-    *("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread", "-w"),
-    "-ffp-contract=off",  # a product and a sum become one operation only where the sources say so
-)
-# The sources, and the options of their own.
-SOURCES: dict[str, tuple[str, ...]] = {
-    "engine": (),
-    "instructions": (),
-    "portable": (),
-    "steps": (),
-}
-OF_A_MACHINE: dict[str, dict[str, tuple[str, ...]]] = {
-    "x86_64": {"avx2": ("-mavx2", "-mfma"), "avx512": ("-mavx512f", "-mavx512bw")},
-    "aarch64": {"neon": ()},
-}
+OPTIONS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread", "-w")
 NAMES = {"AMD64": "x86_64", "arm64": "aarch64"}  # of machines, on other systems
+Sources = tuple[tuple[str, tuple[str, ...]], ...]  # names, and options of their own
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a library is made of: the sources in ``folder``, those that only a kind of machine has,
+    options for all of them, and ``texts`` by name, which are sources but no files."""
+
+    folder: Path
+    sources: Sources
+    of_a_machine: tuple[tuple[str, Sources], ...] = ()
+    options: tuple[str, ...] = ()
+    texts: tuple[tuple[str, str], ...] = ()
+
+    def write(self, folder: Path) -> list[tuple[Path, tuple[str, ...]]]:
+        """The sources for this machine, of which the texts are written into ``folder``."""
+        for name, text in self.texts:
+            (folder / f"{name}.cpp").write_text(text, encoding="utf-8")
+        own = (*self.sources, *dict(self.of_a_machine).get(_machine(), ()))
+        files = [(self.folder / f"{name}.cpp", options) for name, options in own]
+        return files + [(folder / f"{name}.cpp", ()) for name, _ in self.texts]
+
+
+ENGINE = Recipe(
+    folder=HERE,
+    sources=(("engine", ()), ("instructions", ()), ("portable", ()), ("steps", ())),
+    of_a_machine=(
+        ("x86_64", (("avx2", ("-mavx2", "-mfma")), ("avx512", ("-mavx512f", "-mavx512bw")))),
+        ("aarch64", (("neon", ()),)),
+    ),
+    # A product and a sum become one operation only where the sources say so.
+    options=("-ffp-contract=off",),
+)
 
 
 class NoLibrary(RuntimeError):
@@ -40,41 +60,44 @@ class NoLibrary(RuntimeError):
 
 
 @functools.cache
-def library() -> Path:
+def library(recipe: Recipe = ENGINE) -> Path:
     """The library, which is built now if these sources were not yet.
 
     Raises NoLibrary where there is no compiler, or it fails.
     """
     compiler = _compiler()
-    name = f"{_digest(compiler)}.so"
+    name = f"{_digest(compiler, recipe)}.so"
     for folder in (_cache(), Path(_own_folder().name)):
         if folder is None:
             continue
         try:
-            return _built(compiler, folder, folder / name)
+            return _built(compiler, recipe, folder, folder / name)
         except OSError as error:
             reason = error.strerror
     raise NoLibrary(f"nothing can be written to {folder}: {reason}")
 
 
-def _built(compiler: str, folder: Path, path: Path) -> Path:
+def _built(compiler: str, recipe: Recipe, folder: Path, path: Path) -> Path:
     """``path``, a whole library. Two processes at once make the same one."""
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=folder) as part:
-            os.replace(compiled(compiler, Path(part)), path)
+            os.replace(compiled(compiler, Path(part), recipe), path)
     return path
 
 
-def compiled(compiler: str, folder: Path, options: Sequence[str] = ()) -> Path:
+def compiled(
+    compiler: str, folder: Path, recipe: Recipe = ENGINE, options: Sequence[str] = ()
+) -> Path:
     """A new library in ``folder``; raises NoLibrary with the compiler's first complaint."""
     path, jobs = folder / "library.so", []
-    for name, own in {**SOURCES, **OF_A_MACHINE.get(_machine(), {})}.items():
-        source, target = str(HERE / f"{name}.cpp"), str(folder / f"{name}.o")
-        jobs.append(_started([compiler, *OPTIONS, *own, *options, "-c", source, "-o", target]))
+    given = [*OPTIONS, *recipe.options, *options, f"-I{recipe.folder}"]
+    for source, own in recipe.write(folder):
+        target = str(folder / f"{source.stem}.o")
+        jobs.append(_started([compiler, *given, *own, "-c", str(source), "-o", target]))
     for said, job in [(job.communicate()[1], job) for job in jobs]:
         _check(compiler, job.returncode, said)
     objects = sorted(map(str, folder.glob("*.o")))
-    link = _started([compiler, "-shared", "-pthread", *options, *objects, "-o", str(path)])
+    link = _started([compiler, "-shared", *given, *objects, "-o", str(path)])
     said = link.communicate()[1]
     _check(compiler, link.returncode, said)
     return path
@@ -105,13 +128,16 @@ def _compiler() -> str:
     raise NoLibrary("there is no C++ compiler; install g++ or clang++")
 
 
-def _digest(compiler: str) -> str:
+def _digest(compiler: str, recipe: Recipe) -> str:
     """A hash of all that makes the library what it is. A compiler is told by its file."""
     file = Path(compiler).resolve()
     facts = [str(file), str(file.stat().st_size), str(file.stat().st_mtime_ns), _machine()]
-    facts += [repr((OPTIONS, SOURCES, OF_A_MACHINE))]
+    facts += [repr((OPTIONS, recipe.sources, recipe.of_a_machine, recipe.options, recipe.texts))]
+    if "-march=native" in recipe.options:  # what this processor has, as the compiler sees it
+        command = [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
+        facts.append(subprocess.run(command, capture_output=True, text=True).stdout)
     hashing = hashlib.sha256("\n".join(facts).encode())
-    for source in sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h")]):
+    for source in sorted([*recipe.folder.glob("*.cpp"), *recipe.folder.glob("*.h")]):
         hashing.update(source.name.encode() + source.read_bytes())
     return hashing.hexdigest()[:32]
 

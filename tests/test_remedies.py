@@ -135,6 +135,7 @@ NOT_FOLLOWED = {
     "pipeline/prepare/imagenet.py:_val": FILES,
     "pipeline/prepare/resize.py:_place": FILES,
     "pipeline/prepare/source.py:_check": FILES,
+    "pipeline/prepare/source.py:_check_tree": FILES,
     "pipeline/prepare/source.py:_in_own_words": PASSES,
     "pipeline/prepare/source.py:check_apart": WORDS,
     "pipeline/prepare/split.py:_classes_in": FILES,
@@ -439,6 +440,17 @@ def _a_tree_that_is_half(house: House) -> None:
     shutil.move(house.folder / "val/class0", Path(root) / folder)
     missing = advice(r"only in train/: (\w+)\); give both", house.refused(*words))
     shutil.move(house.folder / "val" / missing, Path(root) / folder)
+    house.train(*words)
+
+
+@provokes("pipeline/data/tree.py:check_case")
+def _a_split_in_capitals(house: House) -> None:
+    words = [*house.images(), "--check"]
+    shutil.move(house.folder / "tree/val", house.folder / "tree/VAL")
+    old, new = re.search(
+        r"data.path: (\S+) is not .*; rename it to (\S+)", house.refused(*words)
+    ).groups()
+    shutil.move(old, new)
     house.train(*words)
 
 

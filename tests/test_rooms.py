@@ -13,7 +13,7 @@ from tests import ROOT
 # stand further down the list are looked up first.
 MAY_IMPORT = {
     "native": ("native",),
-    "kernels": ("kernels",),
+    "kernels": ("native", "kernels"),
     "models": ("kernels", "models"),
     "pipeline.run": ("kernels", "models", "pipeline.run"),
     "pipeline.data": ("kernels", "pipeline.run", "pipeline.data"),

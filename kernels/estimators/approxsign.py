@@ -27,6 +27,10 @@ def surrogate(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     return x * (2 - x.abs())
 
 
+NATIVE_FACTOR = """
+    return [](float x) { return greatest(2 - 2 * absolute(x), 0.0f); };
+"""
+
 ESTIMATOR = Estimator(
     name="approxsign",
     source="Liu et al., Bi-Real Net, ECCV 2018 (arXiv:1808.00278)",
@@ -34,5 +38,6 @@ ESTIMATOR = Estimator(
     schedule=schedule,
     factor=factor,
     triton_factor=triton_factor,
+    native_factor=NATIVE_FACTOR,
     surrogate=surrogate,
 )

@@ -35,6 +35,11 @@ def triton_surrogate(x, params):  # type: ignore[no-untyped-def]
     return tl.sin(tl.load(params) * x)
 
 
+NATIVE_FACTOR = """
+    const float w = params[0];
+    return [=](float x) { return w * cos(w * x); };
+"""
+
 ESTIMATOR = Estimator(
     name="biper",
     source="Vargas et al., BiPer, CVPR 2024 (arXiv:2404.01278)",
@@ -42,6 +47,7 @@ ESTIMATOR = Estimator(
     schedule=schedule,
     factor=factor,
     triton_factor=triton_factor,
+    native_factor=NATIVE_FACTOR,
     surrogate=surrogate,
     options={"biper_w0": W0},
     activations="approxsign",

@@ -37,6 +37,11 @@ def surrogate(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     return s * (k / 2 * x.clamp(-1, 1)).tanh()
 
 
+NATIVE_FACTOR = """
+    const float half = params[0] / 2, peak = params[1] * half;
+    return [=](float x) { return absolute(x) <= 1 ? peak * sech2(half * x) : 0.0f; };
+"""
+
 ESTIMATOR = Estimator(
     name="dsq",
     source="Gong et al., Differentiable Soft Quantization, ICCV 2019 (arXiv:1908.05033)",
@@ -44,6 +49,7 @@ ESTIMATOR = Estimator(
     schedule=schedule,
     factor=factor,
     triton_factor=triton_factor,
+    native_factor=NATIVE_FACTOR,
     surrogate=surrogate,
     options={"dsq_a": A},
 )

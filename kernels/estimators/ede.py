@@ -42,6 +42,11 @@ def surrogate(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     return k * (t * x).tanh()
 
 
+NATIVE_FACTOR = """
+    const float t = params[0], peak = params[0] * params[1];
+    return [=](float x) { return peak * sech2(t * x); };
+"""
+
 ESTIMATOR = Estimator(
     name="ede",
     source="Qin et al., IR-Net, CVPR 2020 (arXiv:1909.10788)",
@@ -49,6 +54,7 @@ ESTIMATOR = Estimator(
     schedule=schedule,
     factor=factor,
     triton_factor=triton_factor,
+    native_factor=NATIVE_FACTOR,
     surrogate=surrogate,
     options={"ede_t_min": T_MIN},
 )

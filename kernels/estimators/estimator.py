@@ -36,7 +36,10 @@ class Estimator:
 
     ``factor(x, params)`` is h and ``surrogate(x, params)`` is f; both are elementwise on tensors
     of any shape. ``triton_factor(x, params)`` is the same h in Triton, on a block of fp32 values
-    and a pointer to fp32 parameters. None of the three has to treat NaN, because the ops do.
+    and a pointer to fp32 parameters. ``native_factor`` is the same h in C++: statements that read
+    ``params`` and return a function of one float, with the functions of
+    native/training/elementary.h; None where there is none, and ``factor`` then serves trainings on
+    a CPU, too. None of these has to treat NaN, because the ops do.
 
     ``options`` holds the options of the schedules by name. No other estimator may use the same
     names, because all of them are keys of one section of the config.
@@ -55,6 +58,7 @@ class Estimator:
     surrogate: Factor
     options: Mapping[str, Option] = field(default_factory=dict)
     activation_schedule: Callable[..., tuple[float, ...]] | None = None
+    native_factor: str | None = None
     activations: str | None = None
     triton_surrogate: Any = None
 

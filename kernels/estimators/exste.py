@@ -42,6 +42,14 @@ def surrogate(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     return x.sign() * (x.abs().minimum(t) * -o).expm1_() * (-k / o)
 
 
+NATIVE_FACTOR = """
+    const float o = params[0], k = params[1], t = params[2];
+    return [=](float x) {
+      const float a = absolute(x);
+      return a <= t ? k * exp(-o * a) : 0.0f;
+    };
+"""
+
 ESTIMATOR = Estimator(
     name="exste",
     source="the draft of BEANet, unreviewed",
@@ -49,6 +57,7 @@ ESTIMATOR = Estimator(
     schedule=schedule,
     factor=factor,
     triton_factor=triton_factor,
+    native_factor=NATIVE_FACTOR,
     surrogate=surrogate,
     options={"exste_o_end": O_END},
 )

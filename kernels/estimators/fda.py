@@ -56,6 +56,15 @@ def surrogate(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     return 4 / math.pi * total
 
 
+NATIVE_FACTOR = """
+    const float w = params[0], twice = 2 * (params[1] + 1), peak = w * 0.636619772f;
+    return [=](float x) {
+      float turns;
+      const float z = greatest(absolute(without_turns(w * x, turns)), 1e-30f);
+      return parity(turns) * peak * sin(twice * z) / sin(z);
+    };
+"""
+
 ESTIMATOR = Estimator(
     name="fda",
     source="Xu et al., Learning Frequency Domain Approximation for Binary Neural Networks, "
@@ -64,6 +73,7 @@ ESTIMATOR = Estimator(
     schedule=schedule,
     factor=factor,
     triton_factor=triton_factor,
+    native_factor=NATIVE_FACTOR,
     surrogate=surrogate,
     options={"fda_w": W},
 )

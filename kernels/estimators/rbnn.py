@@ -41,6 +41,11 @@ def surrogate(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     return k * u * (SQRT2 - u.abs() / 2)
 
 
+NATIVE_FACTOR = """
+    const float t = params[0], peak = params[0] * params[1];
+    return [=](float x) { return peak * greatest(1.41421356f - t * absolute(x), 0.0f); };
+"""
+
 ESTIMATOR = Estimator(
     name="rbnn",
     source="Lin et al., Rotated Binary Neural Network, NeurIPS 2020 (arXiv:2009.13055)",
@@ -48,6 +53,7 @@ ESTIMATOR = Estimator(
     schedule=schedule,
     factor=factor,
     triton_factor=triton_factor,
+    native_factor=NATIVE_FACTOR,
     surrogate=surrogate,
     activation_schedule=activation_schedule,
 )

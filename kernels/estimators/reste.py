@@ -50,6 +50,14 @@ def surrogate(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     return x.sign() * x.abs().pow(1 / params[0])
 
 
+NATIVE_FACTOR = """
+    const float o = params[0], t = params[1], m = params[2], power = (1 - o) / o, share = 1 / o;
+    return [=](float x) {
+      const float a = absolute(x), h = exp2(log2(least(greatest(a, m), t)) * power);
+      return h * (a <= m ? 1.0f : a <= t ? share : 0.0f);
+    };
+"""
+
 ESTIMATOR = Estimator(
     name="reste",
     source="Wu et al., Estimator Meets Equilibrium Perspective, ICCV 2023",
@@ -57,6 +65,7 @@ ESTIMATOR = Estimator(
     schedule=schedule,
     factor=factor,
     triton_factor=triton_factor,
+    native_factor=NATIVE_FACTOR,
     surrogate=surrogate,
     options={"o_end": O_END},
 )

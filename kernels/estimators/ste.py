@@ -26,6 +26,10 @@ def surrogate(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     return x.clamp(-1, 1)
 
 
+NATIVE_FACTOR = """
+    return [](float x) { return absolute(x) <= 1 ? 1.0f : 0.0f; };
+"""
+
 ESTIMATOR = Estimator(
     name="ste",
     source="Courbariaux et al., BinaryNet, 2016 (arXiv:1602.02830)",
@@ -33,5 +37,6 @@ ESTIMATOR = Estimator(
     schedule=schedule,
     factor=factor,
     triton_factor=triton_factor,
+    native_factor=NATIVE_FACTOR,
     surrogate=surrogate,
 )

@@ -37,6 +37,11 @@ def surrogate(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     return z.tanh() + z * sech2(z)
 
 
+NATIVE_FACTOR = """
+    const float b = params[0], half = b / 2;
+    return [=](float x) { return b * (1 - x_tanh(half * x)) * sech2(half * x); };
+"""
+
 ESTIMATOR = Estimator(
     name="swishsign",
     source="Darabi et al., BNN+, 2018 (arXiv:1812.11800)",
@@ -44,6 +49,7 @@ ESTIMATOR = Estimator(
     schedule=schedule,
     factor=factor,
     triton_factor=triton_factor,
+    native_factor=NATIVE_FACTOR,
     surrogate=surrogate,
     options={"swishsign_b": B},
 )

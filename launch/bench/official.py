@@ -178,7 +178,9 @@ def build_official(
     arch: str, bits: str = "1w1a", num_classes: int = 10, kind: Conv = OfficialConv2d
 ) -> nn.Module:
     """The official network; ``arch`` and ``bits`` are those of ``models.build_model``, and binary
-    convolutions are of ``kind``."""
+    convolutions are of ``kind``. ValueError for a network that the official code does not have."""
+    if arch.endswith("_react"):
+        raise ValueError(f"the official code has no {arch}; compare with resnet18 or resnet34")
     if arch == "vgg_small":
         return OfficialVgg(bits, num_classes, kind)
     if arch == "resnet20_bireal" and bits == "32w32a":

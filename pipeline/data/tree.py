@@ -248,6 +248,7 @@ def _class_names(root: Path, split: str, left_out: Counter[str]) -> list[str]:
     if not root.is_dir():
         state = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"data.path: {root} {state}; give the folder that holds {layout}")
+    check_case(root)
     if not (root / split).is_dir():
         way = f"; make such a tree: {_split_command(root)}" if split == "val" else ""
         raise UserError(f"data.path: {root} has no folder {split}/; it must hold {layout}{way}")
@@ -263,6 +264,14 @@ def _class_names(root: Path, split: str, left_out: Counter[str]) -> list[str]:
 def _split_command(root: Path) -> str:
     """The command that makes a tree with val/ of one without, beside it."""
     return command_line("prepare", "split", str(root), f"{root.resolve()}-split")
+
+
+def check_case(root: Path) -> None:
+    """Raise UserError where the folder of a split is not written in lower case, if it is there."""
+    for path in sorted(root.iterdir()):
+        name = path.name.lower()
+        if name in exclude.SPLITS and path.name != name and not (root / name).is_dir():
+            raise UserError(f"data.path: {path} is not called {name}; rename it to {root / name}")
 
 
 def class_folders(path: Path, left_out: Counter[str]) -> list[str]:

@@ -7,11 +7,15 @@ from pathlib import Path
 import torch
 
 from models import BinaryNetwork
+from native.build import NoLibrary
+from native.engine import Engine
+from pipeline.export.fuse import fused
 from pipeline.export.optional import load
-from pipeline.export.packed import About
+from pipeline.export.packed import About, Packed
 from pipeline.export.program import Array
 from pipeline.export.source import open_source
 from pipeline.run.classes import CIFAR10
+from pipeline.run.console import logger
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,20 @@ def open_predictor(path: Path, overrides: Sequence[str]) -> Predictor:
         entry, package = OPENERS[path.suffix]
         return Predictor(*load(entry, f"a {path.suffix} file", (package,))(path))
     source = open_source(path, overrides)
-    return Predictor(source.packed.about, source.packed.num_classes, in_torch(source.network))
+    logits = on_engine(source.packed) or in_torch(source.network)
+    return Predictor(source.packed.about, source.packed.num_classes, logits)
+
+
+def on_engine(packed: Packed) -> Callable[[Array], Array] | None:
+    """The ``logits`` of a network on the engine of native/; None where torch has to run it."""
+    try:
+        engine = Engine(fused(packed))
+    except (NoLibrary, ValueError) as error:
+        logger.info("run by torch, since the engine of native/ cannot: %s", error)
+        return None
+    if engine.instructions == "portable":
+        return None  # torch knows the processor better
+    return lambda images: engine(images, torch.get_num_threads())
 
 
 def in_torch(network: BinaryNetwork) -> Callable[[Array], Array]:

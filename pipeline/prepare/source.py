@@ -1,12 +1,14 @@
 """The tree that a command reads: its splits, and what is wrong with them."""
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.data.exclude import SPLITS
-from pipeline.data.tree import ImageFolder, check_same_classes, class_folders, scan
+from pipeline.data.shards import is_sharded
+from pipeline.data.tree import ImageFolder, check_case, check_same_classes, class_folders, scan
 from pipeline.run.console import logger
 from pipeline.run.errors import UserError
 from pipeline.run.problems import Problems
@@ -27,6 +29,8 @@ def none_there(root: Path) -> UserError:
 
 def read_splits(root: Path) -> dict[str, ImageFolder]:
     """All splits of the tree in ``root``. Raises UserError with all mistakes that are found."""
+    with _in_own_words():
+        _check_tree(root)
     splits = [split for split in splits_of(root) if _has_classes(root, split)]
     if not splits:
         raise none_there(root)
@@ -55,6 +59,13 @@ def check_apart(source: Path, target: Path) -> None:
         raise UserError(f"{target} lies in {source}, which is only read; name a folder outside")
 
 
+def _check_tree(root: Path) -> None:
+    if is_sharded(root):
+        raise UserError(f"{root} holds shards; give the tree that they were made of")
+    if root.is_dir():
+        check_case(root)
+
+
 def _has_classes(root: Path, split: str) -> bool:
     """Whether a split is to be read. The images of test/ often have no classes."""
     if split == "test" and not class_folders(root / split, Counter()):
@@ -78,8 +89,9 @@ def _check(root: Path, found: dict[str, ImageFolder], problems: Problems) -> Non
 
 @contextlib.contextmanager
 def _in_own_words() -> Iterator[None]:
-    """Take the key that a training would name out of an error."""
+    """Take the keys that a training would name out of an error."""
     try:
         yield
     except UserError as error:
-        raise UserError(str(error).replace("data.path: ", "")) from None
+        text = re.sub(r", or leave out all such: .*? for data\.exclude=\S+", "", str(error))
+        raise UserError(text.replace("data.path: ", "")) from None

@@ -299,12 +299,6 @@ class TrainConfig(Section):
         description="the whole step as one CUDA graph, and the evaluation; auto: on a GPU with "
         "optim.impl=torch_fused, but for fp64; with several processes, where each has its own GPU",
     )
-    compile: Toggle = Field(
-        "auto",
-        description="on a CPU, blocks fused by torch.compile, which takes a C++ compiler and, the "
-        "first time, up to a minute; auto: where images x epochs are at least 100,000, but for "
-        "fp64",
-    )
     label_smoothing: Number = Field(
         0.0, ge=0, le=0.999, description="of the cross-entropy, 0 to below 1"
     )
@@ -334,6 +328,13 @@ class TrainConfig(Section):
         "each evaluation, and for best.pt: docs/accuracy.md; 0: the running ones, as published",
         json_schema_extra=also("bn_reestimation", "precise_bn", "bn_update", "recalibrate"),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _forget_compile(cls, values: Any) -> Any:
+        """Runs of former versions have ``compile`` in their files: what is in C++ now had
+        torch.compile then."""
+        return {k: v for k, v in values.items() if k != "compile"} if values else values
 
 
 class OptimConfig(Section):

@@ -14,7 +14,6 @@ import torch
 
 from models import BinaryNetwork
 from models.layers import NormBinarize
-from pipeline.data.loader import Loader
 from pipeline.run import processes
 from pipeline.run.config import Config
 from pipeline.run.console import logger
@@ -22,7 +21,6 @@ from pipeline.run.errors import UserError
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-COMPILED_FROM = 100_000  # images x epochs that earn on a CPU the seconds it takes
 
 CARDS_WITH_BF16 = (8, 0)  # the compute capability from which a GPU multiplies in bf16
 PROCESSORS_WITH_BF16 = ("avx512_bf16", "amx_bf16")  # ARM's bf16 has not been measured
@@ -88,13 +86,6 @@ def _check(precision: str, config: Config, device: torch.device) -> None:
         )
     if why_not:
         logger.warning("train.precision=%s: %s", precision, why_not)
-
-
-def is_compiled(config: Config, device: torch.device, loader: Loader) -> bool:
-    """Whether torch.compile fuses the blocks, as ``train.compile`` says."""
-    choice, images = config.train.compile, loader.images * config.train.epochs
-    is_worth_it = images >= COMPILED_FROM and config.train.precision != "fp64"
-    return device.type == "cpu" and (choice == "true" or (choice == "auto" and is_worth_it))
 
 
 def to_device(model: BinaryNetwork, config: Config, device: torch.device) -> BinaryNetwork:

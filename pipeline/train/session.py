@@ -215,8 +215,6 @@ def describe(trainer: Trainer, device: torch.device) -> None:
         trainer.loader.left,
     )
     logger.info(versions())
-    if trainer.compiles:
-        logger.info("torch.compile fuses the blocks; the first step may take a minute")
 
 
 def summarise(outcome: Outcome) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from kernels import compiled_reference
 from models import BinaryNetwork
 from pipeline.data.loader import Batch, Loader
 from pipeline.run import processes
@@ -31,7 +30,7 @@ from pipeline.train.memory import explained, training
 from pipeline.train.metrics import of_training
 from pipeline.train.optimizer import set_learning_rate
 from pipeline.train.parallel import parallelize
-from pipeline.train.precision import is_compiled, to_device
+from pipeline.train.precision import to_device
 from pipeline.train.records import Figures, epoch_record, summary_of, time_left
 from pipeline.train.reestimation import make_reestimation
 from pipeline.train.rescue import saved_on_failure
@@ -72,7 +71,6 @@ class Trainer:
         self.stepper = Stepper(self.loader, self.train_step, self.state.tensors, graphs)
         self.reestimation = make_reestimation(self.state, self.loader, config, device, graphs)
         self.evaluation = Evaluation(self.state.evaluated, self.val_loader, config, device, graphs)
-        self.compiles = is_compiled(config, device, self.loader)
         self.kept = self.state.best  # the epoch that best.pt is of
 
     @property
@@ -83,9 +81,8 @@ class Trainer:
     def fit(self) -> None:
         """Train to the end; raises ``Diverged``, or ``Interrupted`` after saving."""
         self.stop.can_save = True
-        with compiled_reference(self.compiles):
-            while self.state.epoch < self.config.train.epochs:
-                self.run_epoch()
+        while self.state.epoch < self.config.train.epochs:
+            self.run_epoch()
 
     def run_epoch(self) -> None:
         """Train on what is left of an epoch, evaluate, record and save."""

@@ -1,18 +1,13 @@
 """ReActNet's fused block: against plain modules in float64, its kernels against the reference."""
 
-import shutil
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch._dynamo.utils import counters
 
 from kernels import (
     ESTIMATORS,
-    _compiled,
     batch_statistics,
     binarize,
-    compiled_reference,
     norm_prelu_binarize,
     running_statistics,
 )
@@ -135,24 +130,6 @@ def test_triton_equals_the_reference(shape, dtype, training, sign, monkeypatch):
         assert torch.equal(found.pop("yb")[clear], expected.pop("yb")[clear])
     agree(found, expected, 4 * TOLERANCE[dtype])
     assert found["y"].is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler")
-@pytest.mark.parametrize("sign", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_compiled_blocks_equal_the_reference(sign):
-    """And another shape compiles nothing."""
-    torch._dynamo.reset()
-    counters.clear()
-    graphs = []
-    for shape in ((6, 16, 4, 4), (8, 24, 4, 4), (10, 40, 4, 4), (12, 48, 4, 4)):
-        leaves = inputs(shape, torch.float32)
-        options = {"training": True, "sign": sign}
-        expected = results(fused, leaves, **options)
-        with compiled_reference(True):
-            agree(results(fused, leaves, **options), expected, 2e-5)
-            assert _compiled._enabled.get()  # nothing failed
-        graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs[-1] == graphs[-2] > 0
 
 
 @pytest.mark.parametrize("estimator", OF_ACTIVATIONS)

@@ -23,7 +23,7 @@ def words(tmp_path):
     cifar_tree(tmp_path / "data")
     recipe = {
         "data": {"batch_size": 20, "eval_batch_size": 12},
-        "train": {"epochs": 4, "compile": False},
+        "train": {"epochs": 4},
         "indicators": {"enabled": True},
     }
     (tmp_path / "tiny.yaml").write_text(json.dumps(recipe))

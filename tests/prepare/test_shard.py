@@ -277,17 +277,45 @@ def test_what_was_mended_meanwhile_is_taken(data, monkeypatch):
     assert shard() == 0 and len(images()) == 10
 
 
+def pipe(data):
+    os.mkfifo(data / "train/a/x.jpg")
+    return {}
+
+
+def capital(data):
+    (data / "train").rename(data / "Train")
+    return {}
+
+
+def shards_of_shards(data):
+    assert shard(into="first") == 0
+    return {"source": "first"}
+
+
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("prepare", "message"),
     [
-        ({"into": "data/train/shards"}, "data/train/shards lies in data, which is only read"),
-        ({"source": "nothing"}, "nothing does not exist; give the folder that holds train/ and"),
-        ({"into": "data/../full"}, "data/../full is not empty; name a new folder"),
+        (
+            pipe,
+            "cannot read the image data/train/a/x.jpg (not a regular file); replace or remove it",
+        ),
+        (capital, "data/Train is not called train; rename it to data/train"),
+        (shards_of_shards, "first holds shards; give the tree that they were made of"),
+        (
+            lambda _: {"into": "data/train/s"},
+            "data/train/s lies in data, which is only read; name a",
+        ),
+        (
+            lambda _: {"source": "no"},
+            "no does not exist; give the folder that holds train/ and val/",
+        ),
+        (lambda _: {"into": "full"}, "full is not empty; name a new folder"),
     ],
 )
-def test_mistakes(data, words, message):
+def test_mistakes(data, prepare, message):
     Path("full").mkdir()
     plain(1).save("full/1.png")
-    with pytest.raises(UserError, match=re.escape(message)) as error:
-        shard(**words)
-    assert "\n" not in str(error.value) and not Path("shards").exists()
+    with pytest.raises(UserError, match=f"^{re.escape(message)}") as error:
+        shard(**prepare(data))
+    said = str(error.value)
+    assert "\n" not in said and "data.exclude" not in said and not Path("shards").exists()

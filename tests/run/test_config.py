@@ -105,7 +105,6 @@ def test_null_unsets(key):
         ("data.augment=no", False),
         ("data.augment=off", False),
         ("train.cuda_graph=True", "true"),
-        ("train.compile=no", "false"),
         ("train.sync_bn=auto", "auto"),
     ],
 )
@@ -154,7 +153,6 @@ def test_integers_beyond_64_bits_are_refused(text):
             "'1w2a'; choose one of 1w1a, 1w32a, 32w1a, 32w32a; did you mean 1w32a?",
         ),
         ("train.device=CUDA", "'CUDA'; choose one of auto, cpu, cuda; did you mean cuda?"),
-        ("train.compile=maybe", "'maybe'; choose one of auto, true, false"),
         ("log.wandb=null", "null; it must be one of disabled, offline, online"),
         ("log.project=null", "null; it must be text of one line"),
         ("data.path=", "''; it must be a path, or null"),
@@ -437,7 +435,6 @@ VALUES = {
     "optim.lr": st.floats(0, 1e6),
     "estimator.o_end": st.floats(1, 1e6),
     "data.augment": st.booleans(),
-    "train.compile": st.sampled_from(["auto", "true", "false"]),
     "model.bits": st.sampled_from(["1w1a", "1w32a", "32w1a", "32w32a"]),
 }
 

@@ -60,7 +60,7 @@ def test_the_type_of_a_scalar_without_quotes_is_left_to_its_key(tmp_path):
     assert load_config(written(tmp_path, "")).run.name == "some"
 
 
-@pytest.mark.parametrize("name", ["sync_bn", "cuda_graph", "compile"])
+@pytest.mark.parametrize("name", ["sync_bn", "cuda_graph"])
 @pytest.mark.parametrize("value", ["auto", "true", "false", "'true'", "True"])
 def test_booleans_are_words_where_a_choice_has_them(tmp_path, name, value):
     config = load_config(written(tmp_path, f"train: {{{name}: {value}}}"))

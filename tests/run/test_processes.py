@@ -196,6 +196,7 @@ def test_a_signal_that_comes_while_others_are_waited_for_is_not_lost():
     fork(_signalled_while_it_waits, free_port(), size=2)
 
 
+@pytest.mark.slow
 def test_evaluation_on_two_processes_speaks_once(lab):
     best = lab.reference(2).folder / "checkpoints" / "best.pt"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -209,6 +210,7 @@ def test_evaluation_on_two_processes_speaks_once(lab):
     assert done.stderr.count("on 13 images") == 1
 
 
+@pytest.mark.slow
 def test_an_error_of_all_processes_is_said_once(lab):
     wrong = Run(lab, "wrong", 2, overrides=("model.num_classes=3",), restarts=0)
     said = wrong.start().finish(1).said
