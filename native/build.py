@@ -135,7 +135,7 @@ def _digest(compiler: str, recipe: Recipe) -> str:
     facts += [repr((OPTIONS, recipe.sources, recipe.of_a_machine, recipe.options, recipe.texts))]
     if "-march=native" in recipe.options:  # what this processor has, as the compiler sees it
         command = [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
-        facts.append(subprocess.run(command, capture_output=True, text=True).stdout)
+        facts.append(subprocess.run(command, capture_output=True, encoding="utf-8").stdout)
     hashing = hashlib.sha256("\n".join(facts).encode())
     for source in sorted([*recipe.folder.glob("*.cpp"), *recipe.folder.glob("*.h")]):
         hashing.update(source.name.encode() + source.read_bytes())

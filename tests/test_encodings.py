@@ -21,6 +21,7 @@ WRITERS = {
     "pipeline/prepare/target.py",  # into a hidden folder, under a name of its own
     "pipeline/prepare/verify.py",  # by open_alone of lines.py
     "pipeline/data/synthetic.py",  # into a new folder under a random name
+    "native/build.py",  # sources, into a new folder under a random name
     "launch/bench/results.py",  # tables of the checkout
     "launch/bench/inference.py",
     "launch/bench/training.py",  # into a new folder under a random name

@@ -20,12 +20,13 @@ POINTERS = ("weights", "offsets", "base", "edges", "mean", "slope", "bias")
 def compiled(compiler, folder, machine, options=()):
     """The program of alone.cpp with the library's sources for a machine."""
     path, objects = folder / "alone", []
-    sources = {**build.SOURCES, **build.OF_A_MACHINE[machine]}
+    sources = dict((*build.ENGINE.sources, *dict(build.ENGINE.of_a_machine)[machine]))
+    options = (*build.OPTIONS, *build.ENGINE.options, *options)
     for name, own in sources.items():
         source, target = build.HERE / f"{name}.cpp", folder / f"{name}.o"
-        run([compiler, *build.OPTIONS, *own, *options, "-c", source, "-o", target])
+        run([compiler, *own, *options, "-c", source, "-o", target])
         objects.append(target)
-    run([compiler, *build.OPTIONS, *options, HERE / "alone.cpp", *objects, "-o", path])
+    run([compiler, *options, HERE / "alone.cpp", *objects, "-o", path])
     return path
 
 

@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -29,8 +30,8 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def built():
-    return build.library.__wrapped__()
+def built(recipe=build.ENGINE):
+    return build.library.__wrapped__(recipe)
 
 
 def runs(place):
@@ -49,7 +50,7 @@ def test_it_is_built_once_and_kept_for_oneself(place):
 
 @pytest.mark.parametrize("what", ["source", "option", "compiler"])
 def test_what_it_is_made_of_makes_another(place, what, monkeypatch, tmp_path):
-    path = built()
+    path, recipe = built(), build.ENGINE
     if what == "option":
         monkeypatch.setattr(build, "OPTIONS", (*build.OPTIONS, "-g"))
     elif what == "compiler":
@@ -59,8 +60,8 @@ def test_what_it_is_made_of_makes_another(place, what, monkeypatch, tmp_path):
         (copy := tmp_path / "sources").mkdir()
         for source in build.HERE.glob("*.[ch]*"):
             (copy / source.name).write_bytes(source.read_bytes() + b"\n")
-        monkeypatch.setattr(build, "HERE", copy)
-    assert built() != path
+        recipe = replace(build.ENGINE, folder=copy)
+    assert built(recipe) != path
 
 
 def test_a_folder_that_others_may_write_to_is_not_trusted(place):
