@@ -15,7 +15,7 @@ from tests.data.fixtures import plain_folder, smooth
 CPU = torch.device("cpu")
 SMALL = [
     *("model.arch=resnet20", "data.batch_size=2", "data.size=32", "data.resize=32"),
-    *("data.workers=0", "data.loader=torchvision", "train.precision=fp32", "train.compile=false"),
+    *("data.workers=0", "data.loader=torchvision", "train.precision=fp32"),
 ]
 
 

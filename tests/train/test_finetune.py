@@ -12,7 +12,7 @@ from tests.data.fixtures import plain
 from tests.test_remedies import obey
 
 SMALL = ["data.size=32", "data.resize=36", "data.workers=0", "data.loader=torchvision",
-         "train.epochs=1", "optim.warmup_epochs=0", "train.compile=false"]  # fmt: skip
+         "train.epochs=1", "optim.warmup_epochs=0"]  # fmt: skip
 
 
 def official():
