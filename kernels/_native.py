@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import native
 from kernels import reference
@@ -81,6 +82,11 @@ def _estimators() -> str:
 def takes(t: Tensor) -> bool:
     """Whether maps of the dtype and device of ``t`` are worked on by the library."""
     return t.device.type == "cpu" and t.dtype in NAMES and library() is not None
+
+
+def is_watched() -> bool:
+    """Whether somebody traces or counts torch's operators, among which the library's are none."""
+    return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
 
 
 def instead_of(plain: Callable[P, R], at: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -167,6 +173,7 @@ def norm_binarize_reduce(
     estimator: str,
     relu: bool,
 ) -> tuple[Tensor, Tensor]:
+    dy, dyb = (t if t is None else t.to(z.dtype) for t in (dy, dyb))
     factor = None
     if dyb is not None and (factor := _factor(estimator)) is None:
         assert y is not None
@@ -195,15 +202,15 @@ def norm_binarize_apply(
     dz = torch.empty_like(z)
     vectors = _floats(weight, mean, rstd, sums)
     positions = len(z) if count is None else count.item()
-    _call("apply", z, g, z, *vectors, positions, training, *z.shape, relu, dz)
+    _call("apply", z, g.to(z.dtype), z, *vectors, positions, training, *z.shape, relu, dz)
     return dz
 
 
-def takes_weights(weight: Tensor, estimator: str) -> bool:
-    """Whether the library makes the signs of weights like this one, and their gradients."""
+def takes_weights(weight: Tensor, dtype: torch.dtype, estimator: str) -> bool:
+    """Whether the library makes signs of ``dtype`` of weights like this one, and gradients."""
     entry = get_estimator(estimator)
     plain = entry.triton_surrogate is None and entry.native_factor is not None
-    return plain and weight.dtype == torch.float32 and takes(weight)
+    return plain and weight.dtype == torch.float32 and dtype in NAMES and takes(weight)
 
 
 def binarize_weights(

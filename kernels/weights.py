@@ -62,11 +62,18 @@ def binarize_weights(
         raise ValueError(f"weights are {first.dtype}; keep them in float32 or float64")
     check_params(params, first.device, estimator)
     dtype = dtype or first.dtype
-    if is_watched() or not (uses_triton(first) or _native.takes_weights(first, estimator)):
+    if not _is_launched(first, dtype, estimator):
         signs, scales = _binarize_weights(_flat(weights), params, estimator, dtype)
         return _parts(signs, weights), list(scales.unbind())
     results = _BinarizeWeights.apply(params, estimator, dtype, *weights)
     return list(results[: len(weights)]), list(results[len(weights) :])
+
+
+def _is_launched(first: Tensor, dtype: torch.dtype, estimator: str) -> bool:
+    """Whether what makes the signs is called from here, rather than by the registered op."""
+    if uses_triton(first):
+        return not is_watched()
+    return not _native.is_watched() and _native.takes_weights(first, dtype, estimator)
 
 
 def joined(weights: Sequence[Tensor]) -> list[Tensor]:

@@ -207,6 +207,7 @@ void reduce(Factor h, const float* params, const T* dy, const T* dyb, const T* y
 // The coefficients of dz = a g - b - c (u - mean), of every channel.
 struct Gradient {
   Wide mean, a, b, c;
+  bool training;
 
   Gradient(const Shape& shape, const Norm& norm, const float* sums, double count, bool training)
       : mean(shape, [&](int i) { return norm.mean[i]; }),
@@ -218,14 +219,17 @@ struct Gradient {
         c(shape, [&](int i) {
           const double slope = double(norm.weight[i]) * norm.rstd[i];
           return training ? slope * norm.rstd[i] * sums[shape.channels + i] / count : 0.0;
-        }) {}
+        }),
+        training(training) {}
 
   template <class T, class G>
   void operator()(const G* g, const T* z, Rectifier relu, T* dz, int from, int length) const {
     const float *centre = &mean[from], *one = &a[from], *two = &b[from], *three = &c[from];
     for (int i = 0; i < length; i++) {
       const float value = load(z + i);
-      const float d = one[i] * load(g + i) - two[i] - three[i] * (relu(value) - centre[i]);
+      const float whole = three[i] * (relu(value) - centre[i]) + two[i];
+      // In evaluation nothing is taken away, not even 0 times what is not finite.
+      const float d = one[i] * load(g + i) - (training ? whole : 0.0f);
       store(dz + i, relu.gradient(value, d));
     }
   }

@@ -455,10 +455,10 @@ class DistillConfig(Section):
         "ours or official, or torchvision's by its name, such as resnet34; null: none",
         json_schema_extra=also("distill", "distillation", "kd", "teacher_model"),
     )
-    weights: OptionalPath = Field(
+    teacher_weights: OptionalPath = Field(
         None,
         description="a file with the weights of torchvision's teacher; null: it fetches its own",
-        json_schema_extra=also("teacher_weights", "teacher_checkpoint"),
+        json_schema_extra=also("weights", "teacher_checkpoint"),
     )
     labels: Boolean = Field(
         False, description="learn the label of an image for which the teacher is wrong"
@@ -466,10 +466,10 @@ class DistillConfig(Section):
 
     @model_validator(mode="after")
     def _weights_have_a_teacher(self) -> Self:
-        if self.weights and not self.teacher:
+        if self.teacher_weights and not self.teacher:
             raise UserError(
-                "distill.weights is set, but distill.teacher is null; name the network that they "
-                "are of, such as distill.teacher=resnet34"
+                "distill.teacher_weights is set, but distill.teacher is null; name the network "
+                "that they are of, such as distill.teacher=resnet34"
             )
         return self
 

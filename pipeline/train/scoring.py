@@ -33,7 +33,7 @@ PLACES = {
     "run": ("dir", "name", "resume"),
     "data": ("path", "download", "exclude"),
     "model": ("weights",),
-    "distill": ("teacher", "weights"),
+    "distill": ("teacher", "teacher_weights"),
 }
 REMEDY = "set data.path to data with these class folders"
 

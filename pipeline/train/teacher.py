@@ -52,7 +52,7 @@ def _of_checkpoint(name: str, classes: Sequence[str]) -> nn.Module:
         known = guess if guess in _torchvision_names() else "resnet34"
         raise UserError(
             f"distill.teacher={path} does not say of which network it is; where it is one of "
-            f"torchvision's, give both: distill.teacher={known} distill.weights={path}"
+            f"torchvision's, give both: distill.teacher={known} distill.teacher_weights={path}"
         )
     network = load_network(make_config(values_of(state), name="teacher"), state, path)
     arrange_classes(network, state, classes, path, OWN)
@@ -70,7 +70,7 @@ def _torchvision_names() -> list[str]:
 
 
 def _of_torchvision(config: Config, classes: Sequence[str]) -> nn.Module:
-    name, file = str(config.distill.teacher), config.distill.weights
+    name, file = str(config.distill.teacher), config.distill.teacher_weights
     network = _from_file(name, Path(file)) if file else _fetched(name)
     outputs = _outputs(network, config)
     if outputs != len(classes):
@@ -87,7 +87,7 @@ def _fetched(name: str) -> nn.Module:
     except (OSError, RuntimeError, HTTPException) as error:
         raise UserError(
             f"distill.teacher={name}: its weights cannot be fetched ({first_line(error)}); check "
-            "the network and the disk, or set distill.weights to a file with them"
+            "the network and the disk, or set distill.teacher_weights to a file with them"
         ) from None
 
 
@@ -104,7 +104,7 @@ def _from_file(name: str, file: Path) -> nn.Module:
         network.load_state_dict(weights)
     except RuntimeError:
         raise UserError(
-            f"distill.weights={file} is not of torchvision's {name}; name its network as "
+            f"distill.teacher_weights={file} is not of torchvision's {name}; name its network as "
             "distill.teacher"
         ) from None
     return network

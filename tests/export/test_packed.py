@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from kernels import norm_binarize, running_statistics
+from kernels import binarize_weights, norm_binarize, running_statistics
 from models import ARCHS, BinaryNetwork, build_model
 from models.layers import BinaryConv2d, NormBinarize, global_pool
 from pipeline.export.pack import pack, unpack
@@ -55,7 +55,7 @@ def test_the_scale_is_the_one_of_training_and_no_mean_of_what_is_left():
     model, back = network("resnet18"), unpack(packed("resnet18"))
     differing = 0
     for name, conv in model.binary_convs().items():
-        scale = conv.weight.permute(0, 2, 3, 1).reshape(-1).abs().mean()
+        scale = binarize_weights([conv.weight], conv.binarize.params)[1][0]
         frozen = back.get_submodule(name)
         assert torch.equal(frozen.scale, scale)
         differing += not torch.equal((frozen.weight * scale).abs().mean(), scale)

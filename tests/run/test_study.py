@@ -194,6 +194,6 @@ def test_the_shipped_study_is_right(tmp_path):
     path = find_config("estimators", "configs/studies")
     assert path == ROOT / "configs/studies/estimators.yaml"
     study = read_study(path, [f"run.dir={tmp_path}"], find_config)
-    assert len(study.trials) == 3 * (8 + 3)
+    assert len(study.trials) == 3 * (10 + 3)
     assert study.open == list(study.trials)
     check_folder(study)

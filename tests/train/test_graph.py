@@ -43,7 +43,9 @@ class Traced:
 
 @pytest.fixture
 def traced(monkeypatch):
-    """A maker of trainings whose steps are captured."""
+    """A maker of trainings whose steps are captured, and in a test of them no training uses what
+    such a trace does not see."""
+    monkeypatch.setattr("kernels._native.is_watched", lambda: True)
     monkeypatch.setattr(Traced, "recorded", 0)
 
     def make(*arguments, **options):

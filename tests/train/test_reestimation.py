@@ -149,7 +149,7 @@ def test_the_best_checkpoint_is_scored_as_it_was(cifar, tmp_path, capsys, more):
         state["reestimated"] = reestimated
         path = CheckpointStore(tmp_path / "other", 1).save(state)
         capsys.readouterr()
-        evaluate_command.main([str(path), data])
+        evaluate_command.main([str(path), data, "--plain"])
         scores.append(json.loads(capsys.readouterr().out.splitlines()[-1])["loss"])
     assert scores[0] == pytest.approx(state["best"]["val_loss"], rel=1e-6)
     assert scores[1] != pytest.approx(scores[0], rel=1e-3)

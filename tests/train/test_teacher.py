@@ -72,7 +72,9 @@ def test_a_file_says_for_itself_what_to_set(squeezenet, tmp_path):
     file = tmp_path / "squeezenet1_1-b8a52dc0.pth"
     said = refused(file, classes=WNIDS)
     teacher, weights = said.rpartition("give both: ")[2].split()
-    assert teacher == "distill.teacher=squeezenet1_1" and weights == f"distill.weights={file}"
+    assert (
+        teacher == "distill.teacher=squeezenet1_1" and weights == f"distill.teacher_weights={file}"
+    )
     found = teacher_of(teacher.partition("=")[2], weights, classes=WNIDS)
     assert torch.equal(says(found), says(squeezenet))
     assert "is not of torchvision's alexnet; name its network" in refused("alexnet", weights)
@@ -100,7 +102,10 @@ def test_images_that_the_network_does_not_take(squeezenet):
     ("name", "words"),
     [
         ("resnet3", "'resnet3', which is neither a file nor a network of torchvision's; give"),
-        ("bare.pt", "does not say of which network it is; .*=resnet34 distill.weights=.*bare.pt$"),
+        (
+            "bare.pt",
+            "does not say of which network it is; .*=resnet34 distill.teacher_weights=.*bare.pt$",
+        ),
         ("nan.pt", "nan.pt: linear.weight is not finite; take an earlier one"),
         ("seven.pt", "its network has 7 classes, the data have 10"),
     ],
