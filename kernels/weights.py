@@ -71,9 +71,8 @@ def binarize_weights(
 
 def _is_launched(first: Tensor, dtype: torch.dtype, estimator: str) -> bool:
     """Whether what makes the signs is called from here, rather than by the registered op."""
-    if uses_triton(first):
-        return not is_watched()
-    return not _native.is_watched() and _native.takes_weights(first, dtype, estimator)
+    by_library = not _native.is_watched() and _native.takes_weights(first, dtype, estimator)
+    return not is_watched() and (uses_triton(first) or by_library)
 
 
 def joined(weights: Sequence[Tensor]) -> list[Tensor]:
