@@ -128,22 +128,6 @@ def deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
     return mean, squares
 
 
-@instead_of(reference.batch_statistics, 0)
-def batch_statistics(
-    z: Tensor,
-    scale: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    num_batches_tracked: Tensor,
-    momentum: float,
-    eps: float,
-    relu: bool,
-) -> tuple[Tensor, Tensor]:
-    found = *deviations(z, relu), len(z), scale
-    running = running_mean, running_var, num_batches_tracked
-    return reference.finish_statistics(*found, *running, momentum, eps)
-
-
 @instead_of(reference.norm_binarize, 0)
 def norm_binarize(
     z: Tensor,

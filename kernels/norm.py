@@ -84,7 +84,7 @@ def deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
     """The mean of u and the sum of squared deviations from it, (C,), for z (N, C[, H, W])."""
     if uses_triton(z):
         return launch_deviations(laid_out(z), relu)
-    return cpu_deviations(as_rows(z), relu)
+    return _native.deviations(as_rows(z), relu)
 
 
 def running_statistics(
@@ -224,14 +224,6 @@ def _empty(z: Tensor) -> Tensor:
     return torch.empty_like(z, memory_format=_layout(z))
 
 
-# The three steps below run these where ``uses_triton`` says no.
-cpu_statistics = _native.batch_statistics
-cpu_deviations = _native.deviations
-cpu_forward = _native.norm_binarize
-cpu_reduce = _native.norm_binarize_reduce
-cpu_apply = _native.norm_binarize_apply
-
-
 def _statistics(
     z: Tensor,
     scale: Tensor | None,
@@ -246,18 +238,18 @@ def _statistics(
     running = running_mean, running_var, num_batches_tracked
     on_gpu = uses_triton(z)
     rows = laid_out(z) if on_gpu else as_rows(z)
-    if not sync:
-        compute = launch_statistics if on_gpu else cpu_statistics
-        return compute(rows, scale, *running, momentum, eps, relu)
     if on_gpu:
+        if not sync:
+            return launch_statistics(rows, scale, *running, momentum, eps, relu)
         sums = launch_sums(rows, relu)
-    else:
-        sums = reference.pack_sums(*cpu_deviations(rows, relu), len(rows))
-    dist.all_reduce(sums)
-    if on_gpu:
+        dist.all_reduce(sums)
         return launch_finish(sums, scale, *running, momentum, eps)
-    merged = reference.unpack_sums(sums, running_mean.dtype)
-    return reference.finish_statistics(*merged, scale, *running, momentum, eps)
+    found: tuple[Tensor, Tensor, int | Tensor] = *_native.deviations(rows, relu), len(rows)
+    if sync:
+        sums = reference.pack_sums(*found[:2], len(rows))
+        dist.all_reduce(sums)
+        found = reference.unpack_sums(sums, running_mean.dtype)
+    return reference.finish_statistics(*found, scale, *running, momentum, eps)
 
 
 def _normalize(
@@ -275,7 +267,7 @@ def _normalize(
         residual = None if residual is None else laid_out(residual)
         return launch_forward(laid_out(z), weight, bias, mean, rstd, residual, sign, relu)
     rows = None if residual is None else as_rows(residual)
-    y, yb = cpu_forward(as_rows(z), weight, bias, mean, rstd, rows, sign, relu)
+    y, yb = _native.norm_binarize(as_rows(z), weight, bias, mean, rstd, rows, sign, relu)
     return as_map(y, z), as_map(yb, z) if sign else yb
 
 
@@ -310,7 +302,7 @@ def _differentiate(
         fixed = (g, rows, weight, mean, rstd, everywhere, sync, training, relu)
         dz, dscale = launch_apply(*fixed, scale, sums, eps)
         return g, dz, sums, dscale
-    dz = cpu_apply(g, rows, weight, mean, rstd, everywhere, count, training, relu)
+    dz = _native.norm_binarize_apply(g, rows, weight, mean, rstd, everywhere, count, training, relu)
     dscale = weight.new_empty(0)
     if scale is not None:
         dscale = reference.scale_gradient(sums, weight, mean, rstd, scale, training, eps)
@@ -333,12 +325,12 @@ def reduce(
     """g and the sums of g and of g xhat, (2, C), of this process and, with ``sync``, of all.
 
     The maps are ``laid_out`` where ``uses_triton`` says so, else rows; ``positions`` is how many
-    the statistics are over. The sums of all are what ``launch_apply`` or ``cpu_apply`` takes; the
+    the statistics are over. The sums of all are what ``launch_apply`` or ``_native`` takes; the
     latter takes the number of positions of all, too, which is None without ``sync``.
     """
     fixed = dy, dyb, y, z, mean, rstd, params, estimator, relu
     if not uses_triton(z):
-        g, sums = cpu_reduce(*fixed)
+        g, sums = _native.norm_binarize_reduce(*fixed)
         if not sync:
             return g, sums, sums, None
         joined = torch.cat([sums.flatten(), sums.new_full((1,), positions)])

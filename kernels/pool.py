@@ -28,8 +28,6 @@ from kernels.norm import (
     as_rows,
     check_channels,
     check_map,
-    cpu_apply,
-    cpu_forward,
     is_launched,
     laid_out,
     reduce,
@@ -104,7 +102,7 @@ def _pool(
         return launch_forward(laid_out(z), weight, bias, mean, rstd, sign, relu)
     if _native.takes(z):
         return _native.pool(laid_out(z), weight, bias, mean, rstd, sign, relu)
-    y, _ = cpu_forward(as_rows(z), weight, bias, mean, rstd, None, False, relu)
+    y, _ = _native.norm_binarize(as_rows(z), weight, bias, mean, rstd, None, False, relu)
     x, index, top = reference.max_pool(as_map(y, z), z)
     return x, reference.sign(x) if sign else x.new_empty(0), index, top
 
@@ -140,7 +138,7 @@ def _differentiate(
         options = count, training, relu
         return _native.unpool(*places, weight, mean, rstd, everywhere, *options), sums
     g = form(reference.unpool(as_map(g, top).to(mean.dtype), index, z))
-    dz = cpu_apply(g, rows, weight, mean, rstd, everywhere, count, training, relu)
+    dz = _native.norm_binarize_apply(g, rows, weight, mean, rstd, everywhere, count, training, relu)
     return as_map(dz, z), sums
 
 

@@ -44,8 +44,6 @@ def binarize_backward(grad: Tensor, x: Tensor, params: Tensor, estimator: str) -
 
 def _keep_nan(y: Tensor, x: Tensor) -> Tensor:
     """y, but NaN where x is NaN; may overwrite y."""
-    if torch.compiler.is_compiling():  # the compiler fuses this with the other operators
-        return torch.where(x == x, y, x)
     # A sum is cheap, and it is NaN if any element is. Only then is each element looked at.
     return y.masked_fill_(x.isnan(), torch.nan) if x.sum().isnan() else y
 

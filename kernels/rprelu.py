@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kernels import reference
+from kernels import _native, reference
 from kernels._triton import uses_triton
-from kernels.norm import as_map, as_rows, check_channels, check_map, cpu_apply, laid_out
+from kernels.norm import as_map, as_rows, check_channels, check_map, laid_out
 from kernels.norm_triton import launch_apply
 from kernels.rprelu_triton import launch_forward, launch_reduce
 from kernels.sign import check_activations
@@ -150,7 +150,7 @@ def _backward_op(
         return g, *_in_order(launch_apply(*fixed, scale, sums, eps), sums)
     count = everywhere[-1] if sync else None
     both = everywhere[: 2 * len(mean)].view(2, -1) if sync else everywhere
-    dz = cpu_apply(g, rows, weight, mean, rstd, both, count, training, False)
+    dz = _native.norm_binarize_apply(g, rows, weight, mean, rstd, both, count, training, False)
     dscale = weight.new_empty(0)
     if scale is not None:
         dscale = reference.scale_gradient(sums[:2], weight, mean, rstd, scale, training, eps)

@@ -113,7 +113,6 @@ NOT_FOLLOWED = {
     "pipeline/export/onnx_file.py:files": WORDS,
     "pipeline/export/openvino_file.py:_conv": WORDS,
     "pipeline/export/optional.py:load": "installing takes the network",
-    "pipeline/export/output.py:write": ROOM,
     "pipeline/export/pack.py:_binary": FILES,
     "pipeline/export/pack.py:_other": FILES,
     "pipeline/export/pack.py:unpack": FILES,

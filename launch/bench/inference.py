@@ -7,7 +7,6 @@ writes. What is not installed has a row without figures. All take turns in one p
 weights and images.
 """
 
-import csv
 import datetime
 import importlib
 import importlib.metadata
@@ -220,13 +219,7 @@ def write(rows: list[results.Row], commit: str) -> None:
         "machine": machine(),
         "versions": versions(),
     }
-    PATH.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not PATH.exists()
-    with open(PATH, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if is_new:
-            writer.writeheader()
-        writer.writerows({**common, **each} for each in rows)
+    results.append(PATH, COLUMNS, ({**common, **each} for each in rows))
     for each in rows:
         print("  ".join(str(each.get(name, "")) for name in COLUMNS[4:]))
     _plot([row for row in rows if (row["batch"], row["threads"]) == (1, 1) and "min_ms" in row])

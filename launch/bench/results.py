@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +41,23 @@ def write(bench: str, rows: list[Row], device: torch.device, commit: str) -> Non
         "triton": triton.__version__ if HAS_TRITON else "",
         "bench": bench,
     }
-    path = results_file(bench, device)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if is_new:
-            writer.writeheader()
-        writer.writerows({**common, **each} for each in rows)
+    append(results_file(bench, device), COLUMNS, ({**common, **each} for each in rows))
     if bench == "kernels":
         return  # they were printed one by one
     print("case  provider  mode  metric  unit  p20  p50  p80")
     for each in rows:
         print("  ".join(str(each[name]) for name in COLUMNS[6:]))
+
+
+def append(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    """Append ``rows`` to the CSV at ``path``, which gets a line of ``columns`` if it is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
 
 
 def device_name(device: torch.device) -> str:

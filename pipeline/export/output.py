@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.run.errors import UserError
-from pipeline.run.files import replacing
+from pipeline.run.files import write_atomically
 
 Files = dict[str, bytes]  # their content, by their endings, or by their names in a folder
 
@@ -29,11 +28,4 @@ def write(path: Path, content: bytes) -> None:
 
     Raises UserError where that fails; what was there before stays then.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; make room or name another place for it"
-        ) from None
+    write_atomically(path, content, "name another place for it")

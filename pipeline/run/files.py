@@ -53,8 +53,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` as ``replacing`` does; raises UserError where that fails.
+def write_atomically(path: Path, content: bytes, way: str = "set run.dir to another place") -> None:
+    """Write ``content`` to ``path`` as ``replacing`` does; raises UserError where that fails, with
+    the ``way`` to another place.
 
     The folder is made again if it was removed meanwhile.
     """
@@ -63,9 +64,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         with replacing(path) as file:
             file.write(content)
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; make room or set run.dir to another place"
-        ) from None
+        raise UserError(f"cannot write {path}: {error.strerror}; make room or {way}") from None
 
 
 def _sync_folder(folder: Path) -> None:
