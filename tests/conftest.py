@@ -37,6 +37,7 @@ def silent_console():
     yield
     logger = logging.getLogger("reste")
     logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
     logger.propagate = True
 
 
