@@ -79,13 +79,16 @@ def measure(
 def check_agreement(config: Config) -> None:
     """Assert that all networks have the same loss in float64, to 1e-9."""
     arguments = config.network
+    rivals = {
+        "official": build_official(*arguments).double(),
+        "compile": build_official(*arguments, PlainConv2d).double(),
+    }
     ours = build_model(*arguments).double()
     make_exact(ours)
     ours.set_progress(2 / 3)  # o = 2
     images, labels = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.arange(4) % 2
     losses = {"ours": cross_entropy(ours(images), labels).item()}
-    for name, kind in (("official", None), ("compile", PlainConv2d)):
-        rival = (build_official(*arguments, kind) if kind else build_official(*arguments)).double()
+    for name, rival in rivals.items():
         rival.load_state_dict(ours.state_dict())
         set_official_o(rival, torch.tensor(2.0, dtype=torch.float64))
         losses[name] = cross_entropy(rival(images), labels).item()

@@ -50,7 +50,12 @@ def test_rows_of_all_providers(tmp_path, monkeypatch):
     assert (tmp_path / "train_cifar10_resnet20_cpu.png").exists()
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+SLOW = "resnet34", "resnet18_cifar"  # in float64, and with more of the same blocks than resnet18
+
+
+@pytest.mark.parametrize(
+    "arch", [pytest.param(a, marks=pytest.mark.slow) if a in SLOW else a for a in ARCHS]
+)
 def test_all_networks_agree(arch):
     config = load_config(CIFAR, [f"model.arch={arch}"])
     if arch.endswith("_react"):
@@ -124,6 +129,7 @@ def test_kernels_belong_to_the_operator_around_them():
     assert found == {"weights": 6.0, "fused blocks": 11.0, "convolutions": 5.0, "other": 2.0}
 
 
+@pytest.mark.slow
 def test_a_failed_start_is_no_measurement(tmp_path):
     with pytest.raises(UserError, match="ended with 2"):
         starts._start(CIFAR, [f"data.path={tmp_path}"])

@@ -450,6 +450,7 @@ print("leaving", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_a_program_can_end_in_mid_epoch(kind, tmp_path):
     plain_folder(tmp_path, "train", 22)
     code = LEAVE.format(module=kind.__module__, kind=kind.__name__, root=str(tmp_path))

@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.multiprocessing as multiprocessing
 
 from pipeline.run.checkpoint import CheckpointStore, load
 from tests import PATIENCE
 from tests.data.fixtures import cifar_tree
+from tests.kernels.device import IS_INTERPRETED
 
 EPOCHS, LINES = 3, 18  # of a whole run; lines in metrics.jsonl: 3 times 5 steps and an epoch
 HUNG = 30  # seconds after which a process that hangs is noticed; a busy machine may take as long
@@ -45,6 +47,11 @@ MEETINGS = {
     "standalone": ["--standalone"],
     "two nodes": ["--nnodes=2", "--rdzv-backend=c10d", "--local-addr=127.0.0.1", "--rdzv-id=x"],
 }
+# Processes that need no torchrun are forked from one that has imported what would take seconds in
+# each; a first custom operator imports torch._dynamo.
+multiprocessing.set_forkserver_preload(
+    ["torch._dynamo", "pipeline.train.session", "tests.faults.harness"]
+)
 
 
 class Lab:
@@ -60,7 +67,8 @@ class Lab:
     def reference(self, size: int) -> "Run":
         """A run on ``size`` processes that nothing disturbs."""
         if size not in self.references:
-            self.references[size] = Run(self, f"reference{size}", size).start().finish()
+            run = self.references[size] = Run(self, f"reference{size}", size)
+            fork(_live, run, free_port(), size=size)
         return self.references[size]
 
 
@@ -93,6 +101,12 @@ class Run:
         """All that was printed so far."""
         return self.log.read_text()
 
+    def words(self) -> list[str]:
+        """The command line of each of its processes."""
+        words = [str(self.lab.config), f"data.path={self.lab.data}", f"run.name={self.name}"]
+        words += [f"run.dir={self.lab.root / 'runs'}", f"train.timeout={self.patience}"]
+        return [*words, *self.overrides]
+
     def start(self) -> "Run":
         """Start it, or start it again."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -100,9 +114,7 @@ class Run:
         if self.meeting == "make":
             environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         nodes = 2 if self.meeting == "two nodes" and self.size > 1 else 1
-        command = [sys.executable, *self._torchrun(nodes), "-m", self.module, str(self.lab.config)]
-        command += [f"data.path={self.lab.data}", f"run.dir={self.lab.root / 'runs'}"]
-        command += [f"run.name={self.name}", f"train.timeout={self.patience}", *self.overrides]
+        command = [sys.executable, *self._torchrun(nodes), "-m", self.module, *self.words()]
         with open(self.log, "a") as log:
             self.processes = [
                 subprocess.Popen(command, env=environment, stderr=log, text=True)
@@ -115,8 +127,7 @@ class Run:
             return []
         options = [*MEETINGS[self.meeting], f"--nproc-per-node={self.size // nodes}"]
         if nodes > 1:
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                options.append(f"--rdzv-endpoint=127.0.0.1:{free.getsockname()[1]}")
+            options.append(f"--rdzv-endpoint=127.0.0.1:{free_port()}")
         return ["-m", "torch.distributed.run", *options, f"--max-restarts={self.restarts}"]
 
     def workers(self) -> list[int]:
@@ -179,6 +190,31 @@ class Run:
             f"evaluated {name}": each for name, each in (state["reestimated"] or {}).items()
         }
         return {**state["state_dict"], **buffers, **statistics}
+
+
+def _live(rank: int, run: Run, port: int) -> None:
+    """The life of one process of ``run``, which finds the others as if torchrun had started it."""
+    from launch import command, train
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(run.size)}
+    os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(run.size)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    sys.argv[1:] = run.words()
+    with open(run.log, "a") as log:
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    command.command(train.main)
+
+
+def fork(function: Callable[..., None], *arguments: Any, size: int) -> None:
+    """Call ``function(rank, *arguments)`` in ``size`` processes; an error of one is raised."""
+    # One that has looked for GPUs, and found some, cannot be forked.
+    method = "forkserver" if IS_INTERPRETED else "spawn"
+    multiprocessing.start_processes(function, arguments, size, start_method=method)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
 
 
 def _children(parents: list[int]) -> Iterator[int]:

@@ -1,8 +1,8 @@
 """Compiles Triton kernels for the GPUs we support, where there need be none.
 
 A test module lists its jobs in a function ``gpu_jobs`` and looks at what the compiler made of them
-in a test that takes the fixture ``usages``. The jobs of all modules are compiled together, once a
-session, in a process of their own, because in the tests' the kernels may be the interpreter's:
+in a test that takes the fixture ``usages``. The jobs of all modules are compiled together, once for
+all of pytest's processes, in one of their own, as in those the kernels may be the interpreter's:
 
     def gpu_jobs():
         return [job(op._forward_kernel, x_ptr=t, y_ptr=t, n="i32", BLOCK=1024) for t in TYPES]
@@ -77,6 +77,17 @@ def takes(usage, *estimators):
 
 def compile_jobs(jobs):
     """The Usage of every job on each of its architectures; fails with the compiler's own words."""
+    return read_usages(compile_apart(jobs))
+
+
+def read_usages(text):
+    """The usages that ``compile_apart`` wrote."""
+    usages = [Usage(*values) for values in json.loads(text)]
+    return [usage._replace(code=usage.code and Code(*usage.code)) for usage in usages]
+
+
+def compile_apart(jobs):
+    """The usages of the jobs as JSON, from a process in which Triton is not interpreted."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.kernels.compilation"],
         input=json.dumps(jobs),
@@ -86,8 +97,7 @@ def compile_jobs(jobs):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    usages = [Usage(*values) for values in json.loads(done.stdout)]
-    return [usage._replace(code=usage.code and Code(*usage.code)) for usage in usages]
+    return done.stdout
 
 
 def _compile(arch, job):

@@ -1,9 +1,12 @@
 """Where the kernels run, and what the compiler makes of them: once for all tests of the session."""
 
+import fcntl
+import os
+
 import pytest
 import torch
 
-from tests.kernels.compilation import compile_jobs
+from tests.kernels.compilation import compile_apart, read_usages
 from tests.kernels.device import IS_INTERPRETED
 
 QUICK, OTHERS = (90,), (80, 100)  # H100; A100 and B200
@@ -19,7 +22,7 @@ def interpreted(request, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def all_usages(request):
+def all_usages(request, tmp_path_factory):
     """The usages of the jobs of every selected test that takes ``usages``."""
     jobs = {
         (item.module, item.callspec.params["usages"]): None
@@ -31,8 +34,20 @@ def all_usages(request):
             {**job, "archs": [arch for arch in job["archs"] if arch in archs]}
             for job in module.gpu_jobs()
         ]
-    usages = iter(compile_jobs([job for each in jobs.values() for job in each]))
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    text = once(folder / "usages", compile_apart, [job for each in jobs.values() for job in each])
+    usages = iter(read_usages(text))
     return {key: [next(usages) for job in each for _ in job["archs"]] for key, each in jobs.items()}
+
+
+def once(path, make, *arguments):
+    """The text of ``make(*arguments)``, which one of pytest's processes makes for all of them."""
+    with open(f"{path}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            path.write_text(make(*arguments))
+    return path.read_text()
 
 
 @pytest.fixture(

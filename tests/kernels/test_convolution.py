@@ -8,7 +8,7 @@ from kernels import norm_triton, reference
 from kernels.candidates import convolution
 from kernels.candidates.convolution import convolve, launch_convolve, tiles
 from tests.kernels.compilation import job
-from tests.kernels.device import DEVICE, IS_INTERPRETED
+from tests.kernels.device import DEVICE, IS_INTERPRETED, first_quick
 
 pytest.importorskip("triton")
 FP8 = torch.float8_e4m3fn
@@ -59,7 +59,7 @@ def check(found, xb, weight, stride, dtype, relu):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("dtype", INTERPRETED)
+@pytest.mark.parametrize("dtype", first_quick(*INTERPRETED))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_sums_are_exact(shape, dtype, stride):
     xb, weight = operands(shape, dtype)
@@ -67,14 +67,14 @@ def test_sums_are_exact(shape, dtype, stride):
 
 
 @pytest.mark.parametrize("relu", [True, False])
-@pytest.mark.parametrize("dtype", convolution.OUTPUTS)
+@pytest.mark.parametrize("dtype", first_quick(*convolution.OUTPUTS))
 @pytest.mark.triton
 def test_statistics_are_those_of_what_is_stored(dtype, relu):
     xb, weight = signs(9, 300, 4, 4).abs(), signs(3, 300, 3, 3, seed=1).abs()  # 2700: rounded
     check(launch(xb, weight, 1, dtype, relu), xb, weight, 1, dtype, relu)
 
 
-@pytest.mark.parametrize("tile", tiles(32, 1))
+@pytest.mark.parametrize("tile", first_quick(*tiles(32, 1)))
 @pytest.mark.triton
 def test_many_rows_are_cut_into_programs(tile, monkeypatch):
     monkeypatch.setattr(norm_triton, "PROGRAMS", 3)

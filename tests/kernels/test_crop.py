@@ -10,7 +10,7 @@ from kernels import crop as op
 from kernels import crop_flip_normalize, reference
 from kernels.crop import PADDING
 from tests.kernels.compilation import TYPES, job
-from tests.kernels.device import DEVICE, DTYPES, IS_INTERPRETED, TRITON
+from tests.kernels.device import DEVICE, DTYPES, IS_INTERPRETED, SLOW_TRITON, TRITON
 
 pytest.importorskip("triton")
 SHAPES = [(32, 32, 3), (1, 1, 3), (5, 7, 3), (33, 31, 1), (9, 40, 4)]  # height, width, channels
@@ -44,7 +44,7 @@ def oracle(images, index, mean, std, crop=None):
     return torch.from_numpy(np.stack(batch))
 
 
-@pytest.mark.parametrize("way", ["reference", TRITON])
+@pytest.mark.parametrize("way", ["reference", SLOW_TRITON])
 def test_every_crop_and_flip_equals_the_loop(way):
     tensors, _ = draw(162, images=162)
     cases = [(top, left, flip) for top in range(9) for left in range(9) for flip in (False, True)]

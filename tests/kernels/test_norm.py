@@ -24,7 +24,7 @@ from kernels import norm as op
 from kernels import norm_triton as launchers
 from models.resnet_cifar import CifarResNet
 from tests.kernels.compilation import TYPES, known_job, takes
-from tests.kernels.device import DEVICE, TRITON
+from tests.kernels.device import DEVICE, TRITON, first_quick
 
 triton = pytest.importorskip("triton")
 EPS, MOMENTUM = 1e-3, 0.1  # a large eps, so that its folding shows
@@ -273,7 +273,7 @@ def train(images, steps):
     return torch.stack(losses)
 
 
-@pytest.mark.parametrize("steps", [5, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", first_quick(2, 30))
 def test_triton_network_drifts_no_more_than_by_rounding(steps, monkeypatch):
     """One turned sign separates two runs for good, so the yardstick is how fast the reference
     leaves itself when its images change by 1e-7. The interpreter adds the rows of a tile one after

@@ -158,7 +158,7 @@ def test_triton_cuts_many_positions_into_programs(monkeypatch):
     monkeypatch.setattr(norm_triton, "PROGRAMS", 3)
     monkeypatch.setattr(norm_triton, "SPAN_TILE", 256)
     monkeypatch.setattr(pool_triton, "TILE", 128)
-    leaves = inputs((5, 20, 9, 7), torch.float32)  # 100 windows in tiles of 4
+    leaves = inputs((3, 20, 7, 5), torch.float32)  # 36 windows in tiles of 4
     wide = {k: v.detach().double().requires_grad_() for k, v in leaves.items()}
     options = {"training": True, "sign": True}
     agree(results(fused, leaves, **options), results(plain, wide, **options), 2e-5)

@@ -93,7 +93,12 @@ def kept(model, images, size):
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+SLOW = "resnet34", "resnet34_react", "resnet18_cifar"  # which have more blocks of the same kinds
+
+
+@pytest.mark.parametrize(
+    "arch", [pytest.param(a, marks=pytest.mark.slow) if a in SLOW else a for a in ARCHS]
+)
 @pytest.mark.parametrize("bits", BITS)
 def test_activations_are_what_a_whole_step_holds(arch, bits, monkeypatch):
     """As on a GPU: on a CPU a convolution of ±1 keeps bits."""

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,23 +29,11 @@ from pipeline.run import processes, rendezvous
 from pipeline.run.errors import UserError
 from pipeline.run.signals import StopSignal
 from pipeline.train.parallel import parallelize
-from tests.faults.harness import EPOCHS, Run, check_same
+from tests.faults.harness import EPOCHS, Run, check_same, fork, free_port
 from tests.kernels.device import DEVICE, IS_INTERPRETED
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-
-
-# Processes that need no torchrun are forked from one that has imported what would take seconds in
-# each; a first custom operator imports torch._dynamo.
-multiprocessing.set_forkserver_preload(["torch._dynamo", "tests.run.test_processes"])
-
-
-def fork(function, *arguments, size):
-    """Call ``function(rank, *arguments)`` in ``size`` processes; an error of one is raised."""
-    # One that has looked for GPUs, and found some, cannot be forked.
-    method = "forkserver" if IS_INTERPRETED else "spawn"
-    multiprocessing.start_processes(function, arguments, size, start_method=method)
 
 
 def run(lab, name, size, *overrides):
@@ -146,6 +132,7 @@ def stopped(lab):
 
 
 @linux
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_rounded(stopped):
     """In the check before torchrun, too, which is one process that looks as for two."""
     for said in (stopped.run.said, stopped.check):
@@ -154,12 +141,14 @@ def test_a_batch_that_cannot_be_shared_is_rounded(stopped):
 
 
 @linux
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(lab, stopped):
     assert "interrupted; saved" in stopped.run.said and "going on after" in stopped.run.said
     check_same(stopped.run, lab.reference(2))
 
 
 @linux
+@pytest.mark.slow
 def test_nothing_listens_to_other_machines(stopped):
     _, main, other = stopped.listening
     assert len(main) >= 2 and len(other) >= 1, "gloo, and the main one's store"
@@ -309,11 +298,6 @@ def _agree(rank, port, folder):
 
 def test_the_main_process_decides_for_all(tmp_path):
     fork(_agree, free_port(), str(tmp_path), size=2)
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
 
 
 @given(
