@@ -10,6 +10,7 @@ from launch.bench import breakdown, results, rivals, starts, training
 from models import ARCHS
 from pipeline.run.config import load_config
 from pipeline.run.errors import UserError
+from tests import quick_where
 
 CPU = torch.device("cpu")
 CIFAR = "configs/cifar10_resnet20.yaml"
@@ -53,9 +54,7 @@ def test_rows_of_all_providers(tmp_path, monkeypatch):
 SLOW = "resnet34", "resnet18_cifar"  # in float64, and with more of the same blocks than resnet18
 
 
-@pytest.mark.parametrize(
-    "arch", [pytest.param(a, marks=pytest.mark.slow) if a in SLOW else a for a in ARCHS]
-)
+@pytest.mark.parametrize("arch", quick_where(lambda arch: arch not in SLOW, *ARCHS))
 def test_all_networks_agree(arch):
     config = load_config(CIFAR, [f"model.arch={arch}"])
     if arch.endswith("_react"):

@@ -8,8 +8,3 @@ IS_INTERPRETED = DEVICE == "cpu"  # whose stores of bf16 round towards 0
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]  # those that Triton's kernels take
 TRITON = pytest.param("triton", marks=pytest.mark.triton)
 SLOW_TRITON = pytest.param("triton", marks=[pytest.mark.triton, pytest.mark.slow])
-
-
-def first_quick(*values):
-    """Parameters of a test, of which all but the first are slow."""
-    return [values[0], *(pytest.param(each, marks=pytest.mark.slow) for each in values[1:])]

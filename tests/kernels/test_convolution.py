@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from kernels import norm_triton, reference
 from kernels.candidates import convolution
 from kernels.candidates.convolution import convolve, launch_convolve, tiles
+from tests import first_quick
 from tests.kernels.compilation import job
-from tests.kernels.device import DEVICE, IS_INTERPRETED, first_quick
+from tests.kernels.device import DEVICE, IS_INTERPRETED
 
 pytest.importorskip("triton")
 FP8 = torch.float8_e4m3fn

@@ -23,8 +23,9 @@ from kernels import (
 from kernels import norm as op
 from kernels import norm_triton as launchers
 from models.resnet_cifar import CifarResNet
+from tests import first_quick
 from tests.kernels.compilation import TYPES, known_job, takes
-from tests.kernels.device import DEVICE, TRITON, first_quick
+from tests.kernels.device import DEVICE, TRITON
 
 triton = pytest.importorskip("triton")
 EPS, MOMENTUM = 1e-3, 0.1  # a large eps, so that its folding shows

@@ -9,6 +9,7 @@ from torch import nn
 from models import ARCHS, BITS, BinaryNetwork, build_model
 from models.counting import Count, count_layers, held_by
 from models.layers import Binarize, BinaryConv2d, NormBinarize, global_pool
+from tests import quick_where
 
 # BOPs, FLOPs and Mbit. OPs and Mbit of Bi-Real-18 and -34 were published as 1.63e8, 33.6 and 1.93e8
 # to 1.94e8 (Liu et al., Bi-Real Net, 2018, and tables that follow it).
@@ -96,9 +97,7 @@ def kept(model, images, size):
 SLOW = "resnet34", "resnet34_react", "resnet18_cifar"  # which have more blocks of the same kinds
 
 
-@pytest.mark.parametrize(
-    "arch", [pytest.param(a, marks=pytest.mark.slow) if a in SLOW else a for a in ARCHS]
-)
+@pytest.mark.parametrize("arch", quick_where(lambda arch: arch not in SLOW, *ARCHS))
 @pytest.mark.parametrize("bits", BITS)
 def test_activations_are_what_a_whole_step_holds(arch, bits, monkeypatch):
     """As on a GPU: on a CPU a convolution of ±1 keeps bits."""

@@ -74,13 +74,16 @@ def test_keys_by_name():
 def float64_cases():
     """Every network in every number of bits, and the layout that a training has.
 
-    float64 convolutions are slow, and resnet34 is resnet18 with more of the same blocks.
+    float64 convolutions are slow, resnet34 is resnet18 with more of the same blocks, and bits are a
+    matter of the convolutions, which all networks share.
     """
+    wide = "resnet18_cifar", "vgg_small"
     for arch, bits in itertools.product(OFFICIAL, BITS):
-        slow = [pytest.mark.slow] if arch == "resnet34" else []
+        is_slow = arch == "resnet34" or (arch in wide and bits != "1w1a")
+        slow = [pytest.mark.slow] if is_slow else []
         yield pytest.param(arch, bits, False, marks=slow)
     for arch in ("resnet20", "resnet20_bireal", "resnet18_cifar", "vgg_small", "resnet18"):
-        slow = [pytest.mark.slow] if arch in ("resnet18_cifar", "vgg_small") else []
+        slow = [pytest.mark.slow] if arch in wide else []
         yield pytest.param(arch, "1w1a", True, marks=slow)
 
 
@@ -293,10 +296,15 @@ def every_kind_of_block(arch, bits):
     return CifarResNet(arch, bits, 10, "reste", depth=1)
 
 
-@pytest.mark.parametrize(
-    ("arch", "bits"),
-    [*(("resnet20", bits) for bits in BITS), ("resnet18", "1w1a"), ("resnet18_react", "1w1a")],
-)
+def traced_cases():
+    """Every kind of bits and of block, of which a graph takes seconds each."""
+    yield "resnet18", "1w1a"
+    for bits in BITS:
+        yield pytest.param("resnet20", bits, marks=pytest.mark.slow)
+    yield pytest.param("resnet18_react", "1w1a", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("arch", "bits"), [*traced_cases()])
 def test_one_graph_over_a_whole_schedule(arch, bits):
     """No recompilation and no graph break; the same numbers as eager, buffers included."""
     torch._dynamo.reset()

@@ -19,7 +19,7 @@ from pipeline.prepare import target as target_module
 from pipeline.prepare.archives import CHECKSUMS, DEVKIT, TRAIN, VAL
 from pipeline.prepare.shrink import shrunk
 from pipeline.run.errors import UserError
-from tests import PATIENCE, ROOT
+from tests import PATIENCE, ROOT, first_quick
 from tests.prepare import official
 from tests.prepare.official import TRAIN_FILES, VAL_FILES, devkit, entry, tar, train_tar
 
@@ -222,7 +222,7 @@ command(main)
 """
 
 
-@pytest.mark.parametrize("words", [[], ["--short-side", "48"]])
+@pytest.mark.parametrize("words", first_quick([], ["--short-side", "48"]))
 def test_it_goes_on_after_a_kill(archives, words, monkeypatch):
     code = KILL.format(more=", ".join(map(repr, words)))
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -210,12 +210,17 @@ command(main)
 """
 
 
+slow = pytest.mark.slow  # each case starts a process
+
+
 @pytest.mark.parametrize(
     ("owner", "count", "finished"),
     [
         ("pack.Shard.add", 8, 2),  # within the third shard
-        ("pack.Shard.index", 3, 2),  # its archive is there, its index is not
-        ("Target._move", 1, 6),
+        pytest.param(
+            *("pack.Shard.index", 3, 2), marks=slow
+        ),  # its archive is there, its index not
+        pytest.param(*("Target._move", 1, 6), marks=slow),
     ],
 )
 def test_it_goes_on_after_a_kill(data, monkeypatch, owner, count, finished):

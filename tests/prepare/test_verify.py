@@ -21,7 +21,7 @@ from pipeline.data.tree import scan_train_val
 from pipeline.prepare import verify as verify_module
 from pipeline.prepare.shard import shard_tree
 from pipeline.run.errors import Interrupted, UserError
-from tests import PATIENCE, ROOT
+from tests import PATIENCE, ROOT, first_quick
 from tests.data.fixtures import plain, plain_folder, refusal, smooth
 
 
@@ -183,7 +183,7 @@ command(main)
 """
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
+@pytest.mark.parametrize("name", first_quick("SIGKILL", "SIGINT"))
 def test_it_goes_on_after_a_kill(data, looked, name):
     (data / "train/class0/000.png").write_bytes(b"no image")
     code = KILL.format(signal=name, data=str(data))

@@ -210,13 +210,16 @@ import os; os._exit(0)
 """
 
 
+slow = pytest.mark.slow  # each case starts a process
+
+
 @pytest.mark.skipif(bool(build.obstacle()), reason=str(build.obstacle()))
 @pytest.mark.parametrize(
     ("path", "compiler", "words"),
     [
         (None, None, "cuda:0"),
-        ("", None, "there is no C compiler, with which Triton builds"),
-        (None, "no-such-compiler", "CC=no-such-compiler cannot be run"),
+        pytest.param(*("", None, "there is no C compiler, with which Triton builds"), marks=slow),
+        pytest.param(*(None, "no-such-compiler", "CC=no-such-compiler cannot be run"), marks=slow),
     ],
 )
 def test_tritons_own_faults(path, compiler, words, tmp_path):

@@ -12,6 +12,7 @@ from pipeline.run.config import load_config
 from pipeline.run.errors import UserError
 from pipeline.run.recorder import JsonLines, Recorder
 from pipeline.train import graph, optimizer, trainer
+from tests import first_quick
 from tests.train.tiny import CONFIG, CPU, fit, make_trainer
 
 TIMES = ("images_per_second", "data_wait", "seconds")
@@ -114,11 +115,15 @@ EXTRAS = {
 TAUGHT = ["distill.teacher=given", "distill.labels=true", "train.grad_accumulation=2"]
 STREAMED = {"streamed": True}
 RESNET = {"streamed": True, "arch": "resnet18"}  # as ImageNet has it, with the fused stem
-CASES = [pytest.param(extra, {}, id=extra) for extra in EXTRAS]
+QUICK = "everything", "fp16", "parts"  # a training takes seconds, and each case needs two
+CASES = [
+    pytest.param(extra, {}, id=extra, marks=[] if extra in QUICK else [pytest.mark.slow])
+    for extra in EXTRAS
+]
 CASES += [
     pytest.param("everything", STREAMED, id="streamed"),
-    pytest.param("reestimated", STREAMED, id="streamed-reestimated"),
-    pytest.param("taught", {"taught": True}, id="taught"),
+    pytest.param("reestimated", STREAMED, id="streamed-reestimated", marks=pytest.mark.slow),
+    pytest.param("taught", {"taught": True}, id="taught", marks=pytest.mark.slow),
 ]
 RESNETS = [pytest.param(extra, RESNET, id=f"resnet18-{extra}") for extra in EXTRAS][2:]
 
@@ -152,13 +157,10 @@ def test_replays_equal_eager_steps(tmp_path, traced, records, extra, options):
     assert len(set(losses)) == len(losses)
 
 
-@pytest.mark.parametrize(
-    ("extra", "streamed"),
-    [("everything", False), *((extra, True) for extra in ("fp16", "adamw", "bop", "ovsw"))],
-)
-def test_a_captured_training_is_resumed(tmp_path, traced, extra, streamed):
+@pytest.mark.parametrize("extra", first_quick("everything", "fp16", "adamw", "bop", "ovsw"))
+def test_a_captured_training_is_resumed(tmp_path, traced, extra):
     """From the middle of an epoch, into a trainer that had captured other tensors before."""
-    options = {"streamed": streamed}
+    options = {"streamed": extra != "everything"}
     expected = fit(make_trainer(tmp_path, *EXTRAS[extra], **options), tmp_path)
     saving = "checkpoint.every_steps=9", "checkpoint.keep=99"
     first = fit(traced(tmp_path, *EXTRAS[extra], *saving, **options), tmp_path)

@@ -60,9 +60,9 @@ def words(cifar, tmp_path):
     ("more", "expected"),
     [
         (["log.histograms=2"], [1]),
-        (["log.histograms=1"], [0, 1, 2]),
-        ([], []),
-        (["log.histograms=1", "model.bits=32w32a"], []),
+        pytest.param(["log.histograms=1"], [0, 1, 2], marks=pytest.mark.slow),
+        pytest.param([], [], marks=pytest.mark.slow),
+        pytest.param(["log.histograms=1", "model.bits=32w32a"], [], marks=pytest.mark.slow),
     ],
 )
 def test_they_are_recorded_every_few_epochs(words, more, expected, tmp_path):
