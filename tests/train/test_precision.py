@@ -138,6 +138,7 @@ def test_evaluation_keeps_the_format_of_the_training_where_it_is_fast(processor,
     assert taken("bf16", "train.precision=fp16", "train.device=cpu") == "fp16"
 
 
+@pytest.mark.slow
 def test_a_run_stores_the_format_it_takes_and_goes_on_in_it(tmp_path, processor, said, capsys):
     """Begun where bf16 is fast, continued there and where it is not, and evaluated."""
     (tmp_path / "tiny.yaml").write_text(

@@ -88,6 +88,7 @@ def test_a_run_that_goes_on_grows_as_it_would_have(words, monkeypatch, tmp_path)
         assert_equal(*(each[key] for each in saved))
 
 
+@pytest.mark.slow
 def test_each_size_is_captured_once_and_equals_the_eager_steps(words, monkeypatch, tmp_path):
     config = load_config(words[0], [*words[1:], "train.epochs=6", "train.reestimate_bn=2"])
     runs = []
