@@ -45,17 +45,8 @@ TYPES = {"p": c_void_p, "f": c_float, "d": c_double, "i": c_int, "n": c_int64}
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The library, built at the first call; None, and one warning, where it cannot be built."""
-    recipe = build.Recipe(
-        folder=Path(native.__file__).parent / "training",
-        sources=(("blocks", ()), ("convolution", ())),
-        options=(
-            *("-march=native", "-fopenmp", "-ffp-contract=fast"),
-            *("-fno-math-errno", "-fno-trapping-math"),  # or some loops would not become vectors
-        ),
-        texts=(("estimators", _estimators()),),
-    )
     try:
-        found = ctypes.CDLL(str(build.library(recipe)))
+        found = ctypes.CDLL(str(build.library(recipe())))
     except (build.NoLibrary, OSError) as error:
         warnings.warn(f"training is slower on this CPU: {error}", stacklevel=2)
         return None
@@ -65,6 +56,19 @@ def library() -> ctypes.CDLL | None:
             each.argtypes = [*(TYPES[letter] for letter in arguments), c_int]
             each.restype = {"signs": c_double, "convolve": c_int}.get(function)
     return found
+
+
+def recipe() -> build.Recipe:
+    """What the library is made of."""
+    return build.Recipe(
+        folder=Path(native.__file__).parent / "training",
+        sources=(("blocks", ()), ("convolution", ())),
+        options=(
+            *("-march=native", "-fopenmp", "-ffp-contract=fast"),
+            *("-fno-math-errno", "-fno-trapping-math"),  # or some loops would not become vectors
+        ),
+        texts=(("estimators", _estimators()),),
+    )
 
 
 def _estimators() -> str:
