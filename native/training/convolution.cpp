@@ -13,25 +13,30 @@
 namespace {
 
 constexpr int LINE = 512;  // positions of a line that are worked on at once, at most
+constexpr int ROWS = 4;    // outputs whose bits lie word by word, in one vector
 
 struct Weights {
-  std::vector<uint64_t> bits;  // (outputs, words)
+  std::vector<uint64_t> bits;  // (outputs / ROWS, words, ROWS), those beyond the last output 0
   std::vector<int> sums;       // (TAPS, outputs)
 
   template <class T>
   Weights(const Convolution& c, const T* w, bool& is_binary)
-      : bits(size_t(c.outputs) * c.words(), 0), sums(size_t(TAPS) * c.outputs) {
+      : bits(size_t(rounded(c.outputs)) * c.words(), 0), sums(size_t(TAPS) * c.outputs) {
+    std::vector<uint64_t> row(c.words(), 0);
+    uint8_t* const bytes = reinterpret_cast<uint8_t*>(row.data());
     is_binary = true;
     for (int o = 0; o < c.outputs; o++) {
-      uint8_t* row = reinterpret_cast<uint8_t*>(&bits[size_t(o) * c.words()]);
-      is_binary &= pack(w + int64_t(o) * TAPS * c.channels, TAPS * c.channels, row);
+      is_binary &= pack(w + int64_t(o) * TAPS * c.channels, TAPS * c.channels, bytes);
+      for (int i = 0; i < c.words(); i++) bits[(o / ROWS * c.words() + i) * ROWS + o % ROWS] = row[i];
       for (int tap = 0; tap < TAPS; tap++) {
         int ones = 0;
-        for (int b = 0; b < c.bytes(); b++) ones += __builtin_popcount(row[tap * c.bytes() + b]);
+        for (int b = 0; b < c.bytes(); b++) ones += __builtin_popcount(bytes[tap * c.bytes() + b]);
         sums[tap * c.outputs + o] = 2 * ones - c.channels;
       }
     }
   }
+
+  static int rounded(int outputs) { return (outputs + ROWS - 1) / ROWS * ROWS; }
 };
 
 // The bits of the nine pixels around each of ``count`` positions of a line, (count, words).
@@ -57,11 +62,34 @@ void gather(const Convolution& c, const uint8_t* image, int line, int first, int
   }
 }
 
+// How many of the bits of ``row`` differ from those of each of ROWS outputs.
 template <int WORDS>
-inline int differences(const uint64_t* a, const uint64_t* b, int words) {
-  int64_t sum = 0;
-  for (int i = 0; i < (WORDS ? WORDS : words); i++) sum += __builtin_popcountll(a[i] ^ b[i]);
-  return int(sum);
+inline void differences(const uint64_t* row, const uint64_t* weights, int words, int* counts) {
+  const int count = WORDS ? WORDS : words;
+#ifdef __AVX2__
+  const __m256i low = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
+  const __m256i bits_of = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,  //
+                                           0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+  __m256i sums = zero;
+  for (int first = 0; first < count; first += 31) {  // a byte holds the bits of 31
+    __m256i bytes = zero;
+    for (int i = first; i < std::min(count, first + 31); i++) {
+      const auto* four = reinterpret_cast<const __m256i*>(weights + i * ROWS);
+      const __m256i x = _mm256_xor_si256(_mm256_set1_epi64x(row[i]), _mm256_loadu_si256(four));
+      const __m256i high = _mm256_and_si256(_mm256_srli_epi16(x, 4), low);
+      bytes = _mm256_add_epi8(bytes, _mm256_shuffle_epi8(bits_of, _mm256_and_si256(x, low)));
+      bytes = _mm256_add_epi8(bytes, _mm256_shuffle_epi8(bits_of, high));
+    }
+    sums = _mm256_add_epi64(sums, _mm256_sad_epu8(bytes, zero));
+  }
+  const __m256i even = _mm256_permutevar8x32_epi32(sums, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(counts), _mm256_castsi256_si128(even));
+#else
+  int64_t sums[ROWS] = {};
+  for (int i = 0; i < count; i++)
+    for (int r = 0; r < ROWS; r++) sums[r] += __builtin_popcountll(row[i] ^ weights[i * ROWS + r]);
+  std::copy(sums, sums + ROWS, counts);
+#endif
 }
 
 // What the pixels outside of the map have added at a position of a line.
@@ -82,9 +110,9 @@ void convolve_line(const Convolution& c, const Weights& weights, const uint64_t*
   const int words = WORDS ? WORDS : c.words();
   for (int i = 0; i < count; i++) {
     const uint64_t* row = rows + int64_t(i) * words;
-    for (int o = 0; o < c.outputs; o++)
-      sums[o] = TAPS * c.channels -
-                2 * differences<WORDS>(row, &weights.bits[size_t(o) * words], words);
+    for (int o = 0; o < c.outputs; o += ROWS)
+      differences<WORDS>(row, &weights.bits[size_t(o) * words], words, sums + o);
+    for (int o = 0; o < c.outputs; o++) sums[o] = TAPS * c.channels - 2 * sums[o];
     add_border(c, weights, line, first + i, sums);
     for (int o = 0; o < c.outputs; o++) store(z + int64_t(i) * c.outputs + o, float(sums[o]));
   }
@@ -103,10 +131,12 @@ void convolve(const Convolution& c, const Weights& weights, const uint8_t* bits,
   choose(4, gather<4>, convolve_line<5, T>);
   choose(8, gather<8>, convolve_line<9, T>);
   choose(16, gather<16>, convolve_line<18, T>);
+  choose(32, gather<32>, convolve_line<36, T>);
+  choose(64, gather<64>, convolve_line<72, T>);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     std::vector<uint64_t> rows(size_t(std::min(width, LINE)) * c.words());
-    std::vector<int> sums(size_t(c.outputs));
+    std::vector<int> sums(size_t(Weights::rounded(c.outputs)));
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < c.images * height; i++) {
       const int64_t image = i / height;
