@@ -25,6 +25,7 @@ from native import build
 P = ParamSpec("P")
 R = TypeVar("R")
 
+SOURCES = "blocks", "convolution", "rprelu", "weight_gradient"
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}  # the dtypes of maps
 # The arguments before the number of threads: p an address, f and d floats, i and n integers.
 FUNCTIONS = {
@@ -32,6 +33,8 @@ FUNCTIONS = {
     "forward": "ppppppniipp",
     "reduce": "pppppppp" + "niipp",
     "apply": "ppppppdiniip",
+    "prelu_forward": "ppppppppp" + "nipp",
+    "prelu_reduce": "ppppppppppppp" + "nipp",
     "pool": "pppppniiiipppp",
     "unpool": "pppppppdiniiiip",
     "convolve": "ppniiiiipp",
@@ -62,7 +65,7 @@ def recipe() -> build.Recipe:
     """What the library is made of."""
     return build.Recipe(
         folder=Path(native.__file__).parent / "training",
-        sources=(("blocks", ()), ("convolution", ()), ("weight_gradient", ())),
+        sources=tuple((name, ()) for name in SOURCES),
         options=(
             *("-march=native", "-fopenmp", "-ffp-contract=fast"),
             *("-fno-math-errno", "-fno-trapping-math"),  # or some loops would not become vectors
@@ -192,6 +195,54 @@ def norm_binarize_apply(
     positions = len(z) if count is None else count.item()
     _call("apply", z, g.to(z.dtype), z, *vectors, positions, training, *z.shape, relu, dz)
     return dz
+
+
+@instead_of(reference.norm_prelu_binarize, 0)
+def norm_prelu_binarize(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    residual: Tensor,
+    slope: Tensor,
+    shift: Tensor,
+    offset: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    vectors = _floats(weight, bias, mean, rstd, slope, shift)
+    offsets = None if offset is None else _floats(offset)[0]
+    y, yb = torch.empty_like(z), None if offset is None else torch.empty_like(z)
+    _call("prelu_forward", z, z, residual, *vectors, offsets, *z.shape, y, yb)
+    return y, y.new_empty(0) if yb is None else yb
+
+
+@instead_of(reference.norm_prelu_binarize_reduce, 2)
+def norm_prelu_binarize_reduce(
+    dy: Tensor | None,
+    dyb: Tensor | None,
+    z: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    slope: Tensor,
+    shift: Tensor,
+    offset: Tensor | None,
+    params: Tensor,
+    estimator: str,
+) -> tuple[Tensor, Tensor]:
+    vectors = weight, bias, mean, rstd, slope, shift
+    factor = None if dyb is None else _factor(estimator)
+    if dyb is not None and factor is None:
+        learned = *vectors, offset, params, estimator
+        return reference.norm_prelu_binarize_reduce(dy, dyb, z, residual, *learned)
+    dy, dyb = (t if t is None else t.to(z.dtype) for t in (dy, dyb))
+    offsets = None if offset is None else _floats(offset)[0]
+    g, sums = torch.empty_like(z), mean.new_empty(5, len(mean), dtype=torch.float32)
+    learned = *_floats(*vectors), offsets, factor, *_floats(params)
+    _call("prelu_reduce", z, dy, dyb, z, residual, *learned, *z.shape, g, sums)
+    return g, sums
 
 
 def takes_weights(weight: Tensor, dtype: torch.dtype, estimator: str) -> bool:

@@ -133,9 +133,9 @@ def norm_binarize(
         ValueError: an unknown estimator, or shapes, devices or dtypes that do not fit; the message
             names the argument.
 
-    CUDA tensors run in Triton, CPU tensors and float64 in ``kernels.reference``. Source: the folded
-    eps and the gradient of the scale follow from the chain rule; the layout of the passes is that
-    of batch norm in cuDNN and apex.
+    CUDA tensors run in Triton, CPU tensors in fp32 and bf16 in C++ (``kernels._native``), others in
+    ``kernels.reference``. Source: the folded eps and the gradient of the scale follow from the
+    chain rule; the layout of the passes is that of batch norm in cuDNN and apex.
     """
     check_map("z", z)
     check_channels(z, weight=weight, bias=bias, mean=mean, rstd=rstd)

@@ -71,8 +71,9 @@ def norm_pool_binarize(
         ValueError: an unknown estimator, or shapes, devices or dtypes that do not fit; the message
             names the argument.
 
-    CUDA tensors run in Triton, CPU tensors and float64 in ``kernels.reference``. Ties and NaN are
-    those of ``torch.nn.functional.max_pool2d``, and the result is that of separate modules.
+    CUDA tensors run in Triton, CPU tensors in fp32 and bf16 in C++ (``kernels._native``), others in
+    ``kernels.reference``. Ties and NaN are those of ``torch.nn.functional.max_pool2d``, and the
+    result is that of separate modules.
     """
     check_map("z", z, flat=False)
     check_channels(z, weight=weight, bias=bias, mean=mean, rstd=rstd)

@@ -65,7 +65,8 @@ def norm_prelu_binarize(
         ValueError: an unknown estimator, or shapes, devices or dtypes that do not fit; the message
             names the argument.
 
-    CUDA tensors run in Triton, CPU tensors and float64 in ``kernels.reference``.
+    CUDA tensors run in Triton, CPU tensors in fp32 and bf16 in C++ (``kernels._native``), others in
+    ``kernels.reference``.
     """
     check_map("z", z, flat=False)
     vectors = {"weight": weight, "bias": bias, "mean": mean, "rstd": rstd}
@@ -109,7 +110,7 @@ def _op(
     affine = weight, bias, mean, rstd
     if uses_triton(z):
         return launch_forward(laid_out(z), *affine, laid_out(residual), slope, shift, offset)
-    y, yb = reference.norm_prelu_binarize(
+    y, yb = _native.norm_prelu_binarize(
         as_rows(z), *affine, as_rows(residual), slope, shift, offset
     )
     return as_map(y, z), yb if offset is None else as_map(yb, z)
@@ -142,7 +143,7 @@ def _backward_op(
     dy, dyb = (None if t is None else form(t) for t in (dy, dyb))
     rows, learned = form(z), (slope, shift, offset, params, estimator)
     maps = dy, dyb, rows, form(residual), weight, bias, mean, rstd
-    compute = launch_reduce if on_gpu else reference.norm_prelu_binarize_reduce
+    compute = launch_reduce if on_gpu else _native.norm_prelu_binarize_reduce
     g, sums = compute(*maps, *learned)
     everywhere = _summed(sums[:2], z) if sync else sums[:2]
     if on_gpu:

@@ -47,7 +47,8 @@ def binarize_weights(
         ValueError: no weights, an unknown estimator, or shapes, devices or dtypes that do not fit;
             the message names the argument.
 
-    CUDA tensors run in Triton, CPU tensors and float64 in ``kernels.reference``.
+    CUDA tensors run in Triton, CPU tensors in fp32 and bf16 in C++ (``kernels._native``), others in
+    ``kernels.reference``.
     """
     if not weights:
         raise ValueError("weights is empty; give at least one")

@@ -83,6 +83,33 @@ def test_every_pass_equals_the_reference(drawn, relu, has_residual, has_real, tr
 
 
 @needs_compiler
+@given(rows(), st.booleans(), st.booleans())
+def test_rprelus_passes_equal_the_reference(drawn, has_sign, has_real):
+    (z, residual, dy, dyb), (weight, bias), dtype = drawn
+    mean, rstd = z.nan_to_num().float().mean(0), weight.abs() + 0.5
+    v = reference.norm_binarize(
+        z.double(), *(t.double() for t in (weight, bias, mean, rstd, residual)), False, False
+    )[0]
+    z[v.abs() < 1e-4] += 1  # away from the corner, where rounding would choose a side
+    offset = bias * weight if has_sign else None
+    learned = weight, bias, mean, rstd, residual, bias.flip(0), weight.flip(0), offset
+    wide = [t if t is None else t.double() for t in learned]
+    y, yb = _native.norm_prelu_binarize(z, *learned)
+    expected, _ = reference.norm_prelu_binarize(z.double(), *wide)
+    close(y, expected, dtype, 4)
+    signs = reference.sign(y.float() + offset) if has_sign else torch.empty(0)
+    torch.testing.assert_close(yb.float(), signs, rtol=0, atol=0, equal_nan=True)
+
+    real, binary = dy if has_real or not has_sign else None, dyb if has_sign else None
+    fixed = *learned[:4], *learned[5:], torch.tensor([]), "approxsign"  # without jumps
+    g, sums = _native.norm_prelu_binarize_reduce(real, binary, z, residual, *fixed)
+    maps = (t if t is None else t.double() for t in (real, binary, z, residual))
+    expected = reference.norm_prelu_binarize_reduce(*maps, *wide[:4], *wide[5:], *fixed[-2:])
+    close(g, expected[0], dtype, 8)
+    close(sums, expected[1], dtype, 8)
+
+
+@needs_compiler
 def test_a_batchs_statistics_are_as_exact_as_torchs():
     z = 300 + torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
     mean, squares = reference.deviations(z.double(), False)

@@ -22,6 +22,12 @@ using Half = uint16_t;  // the bits of a bfloat16
                      const float*, int64_t, int, int, T*, float*, int);                           \
   void apply_##NAME(const T*, const T*, const float*, const float*, const float*, const float*,   \
                     double, int, int64_t, int, int, T*, int);                                     \
+  void prelu_forward_##NAME(const T*, const T*, const float*, const float*, const float*,         \
+                            const float*, const float*, const float*, const float*, int64_t, int, \
+                            T*, T*, int);                                                         \
+  void prelu_reduce_##NAME(const T*, const T*, const T*, const T*, const float*, const float*,    \
+                           const float*, const float*, const float*, const float*, const float*,  \
+                           Factor, const float*, int64_t, int, T*, float*, int);                  \
   void pool_##NAME(const T*, const float*, const float*, const float*, const float*, int64_t,     \
                    int, int, int, int, T*, T*, uint8_t*, T*, int);                                \
   void unpool_##NAME(const T*, const uint8_t*, const T*, const float*, const float*,              \
@@ -92,6 +98,25 @@ static void keep(const std::vector<T>& found) {
                  double(rows), draw(0, 1), rows, channels, relu, dz.data(), threads);             \
     keep(mean), keep(rstd), keep(y), keep(yb), keep(g), keep(sums), keep(dz);                     \
   }                                                                                               \
+  static void prelu_##NAME(int threads) {                                                         \
+    const int channels = draw(1, 700);                                                            \
+    const int64_t rows = draw(1, 60000 / channels);                                               \
+    const size_t size = size_t(rows) * channels;                                                  \
+    const auto z = numbers<T>(size), dy = numbers<T>(size), dyb = numbers<T>(size);               \
+    const auto w = numbers<float>(channels), b = numbers<float>(channels);                        \
+    const float* const offset = draw(0, 1) ? b.data() : nullptr;                                  \
+    std::vector<float> sums(5 * size_t(channels));                                                \
+    std::vector<T> y(size), yb(size), g(size);                                                    \
+    const std::vector<float> params{2.0f, 1.5f, 0.1f};                                            \
+    prelu_forward_##NAME(z.data(), dy.data(), w.data(), b.data(), w.data(), w.data(), b.data(),   \
+                         w.data(), offset, rows, channels, y.data(),                              \
+                         offset ? yb.data() : nullptr, threads);                                  \
+    prelu_reduce_##NAME(draw(0, 1) ? dy.data() : nullptr, offset ? dyb.data() : nullptr,          \
+                        z.data(), dy.data(), w.data(), b.data(), w.data(), w.data(), b.data(),    \
+                        w.data(), offset, factor_reste, params.data(), rows, channels, g.data(),  \
+                        sums.data(), threads);                                                    \
+    keep(y), keep(yb), keep(g), keep(sums);                                                       \
+  }                                                                                               \
   static void stem_##NAME(int threads) {                                                          \
     const int count = draw(1, 3), height = draw(1, 9), width = draw(1, 9), c = draw(1, 40);       \
     const size_t size = size_t(count) * height * width * c;                                       \
@@ -111,7 +136,7 @@ static void keep(const std::vector<T>& found) {
   }                                                                                               \
   static void convolution_##NAME(int threads) {                                                   \
     const int count = draw(1, 3), height = draw(1, 9), width = draw(1, 9), stride = draw(1, 2);   \
-    const int channels = 8 * draw(1, 18), outputs = draw(1, 40);                                  \
+    const int channels = 8 * draw(1, 40), outputs = draw(1, 40);                                  \
     const size_t size = size_t(count) * height * width * channels;                                \
     const size_t positions = size_t((height - 1) / stride + 1) * ((width - 1) / stride + 1);      \
     const auto x = signs<T>(size), w = signs<T>(size_t(outputs) * 9 * channels);                  \
@@ -136,7 +161,7 @@ static void keep(const std::vector<T>& found) {
     keep(found), keep(dw), keep(std::vector<double>{scale});                                      \
   }                                                                                               \
   static void everything_##NAME(int threads) {                                                    \
-    blocks_##NAME(threads), stem_##NAME(threads);                                                 \
+    blocks_##NAME(threads), prelu_##NAME(threads), stem_##NAME(threads);                          \
     convolution_##NAME(threads), weights_of_##NAME(threads);                                      \
   }
 CALLS(float, float32)
