@@ -1,8 +1,8 @@
 """The specification: every op of this folder in plain PyTorch.
 
 The kernels are tested against these functions, and what neither Triton nor C++ takes runs on them,
-float64 above all. "Rows" are maps seen as (positions, C), where a position is a pixel of an image of
-the batch.
+float64 above all. "Rows" are maps seen as (positions, C), where a position is a pixel of an image
+of the batch.
 """
 
 from collections.abc import Sequence
