@@ -232,15 +232,17 @@ def norm_prelu_binarize_reduce(
     params: Tensor,
     estimator: str,
 ) -> tuple[Tensor, Tensor]:
-    vectors = weight, bias, mean, rstd, slope, shift
     factor = None if dyb is None else _factor(estimator)
     if dyb is not None and factor is None:
-        learned = *vectors, offset, params, estimator
-        return reference.norm_prelu_binarize_reduce(dy, dyb, z, residual, *learned)
+        maps, affine = (dy, dyb, z, residual), (weight, bias, mean, rstd)
+        return reference.norm_prelu_binarize_reduce(
+            *maps, *affine, slope, shift, offset, params, estimator
+        )
     dy, dyb = (t if t is None else t.to(z.dtype) for t in (dy, dyb))
+    vectors = _floats(weight, bias, mean, rstd, slope, shift)
     offsets = None if offset is None else _floats(offset)[0]
     g, sums = torch.empty_like(z), mean.new_empty(5, len(mean), dtype=torch.float32)
-    learned = *_floats(*vectors), offsets, factor, *_floats(params)
+    learned = *vectors, offsets, factor, *_floats(params)
     _call("prelu_reduce", z, dy, dyb, z, residual, *learned, *z.shape, g, sums)
     return g, sums
 
