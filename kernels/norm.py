@@ -187,7 +187,7 @@ def _check_scale(z: Tensor, scale: Tensor | None) -> None:
 
 def is_launched(z: Tensor) -> bool:
     """Whether the kernels are launched from here, rather than by the registered ops."""
-    return uses_triton(z) and not is_watched()
+    return not is_watched() and (uses_triton(z) or not _native.is_watched())
 
 
 def as_rows(t: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ alone.
 
 import io
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from pipeline.run.console import ProgressBar, logger
+from pipeline.run.cores import cores
 from pipeline.run.errors import UserError
 
 VERSION = 2  # raise it when the pictures change: an older data set is then not taken for this one
@@ -253,7 +253,7 @@ def _draw_all(root: Path, seed: int, counts: dict[str, int]) -> None:
 
     logger.info("drawing the %d images of %s once", len(jobs), root)
     # Threads: Pillow and NumPy leave the interpreter's lock while they work.
-    with ThreadPoolExecutor(os.cpu_count()) as pool, ProgressBar("drawing", len(jobs)) as bar:
+    with ThreadPoolExecutor(cores()) as pool, ProgressBar("drawing", len(jobs)) as bar:
         try:
             for _ in pool.map(save, jobs):
                 bar.advance()
