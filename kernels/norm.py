@@ -74,10 +74,9 @@ def batch_statistics(
             f"{tuple(z.shape)}; use a larger batch"
         )
     running = running_mean, running_var, num_batches_tracked
-    if is_launched(z):
-        return _statistics(z, scale, *running, momentum, eps, relu, sync)
+    compute = _statistics if is_launched(z) else _batch_statistics
     with torch.no_grad():
-        return _batch_statistics(z, scale, *running, momentum, eps, relu, sync)
+        return compute(z, scale, *running, momentum, eps, relu, sync)
 
 
 def deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
