@@ -52,8 +52,8 @@ class _LogFile(logging.Handler):
 
 
 def start_console() -> None:
-    """Let ``logger`` write to stderr, Python's warnings included, each as one line without its place
-    in the code; processes other than the main one show errors only."""
+    """Let ``logger`` write to stderr, Python's warnings included, each as one line without its
+    place in the code; processes other than the main one show errors only."""
     if not processes.is_main():
         warnings.simplefilter("ignore")
     logger.handlers.clear()
