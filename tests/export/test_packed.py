@@ -21,7 +21,13 @@ PATH = Path("model.safetensors")
 CLASSES = [f"n{i:08d}" for i in range(1000)]
 
 
-@pytest.mark.parametrize(("arch", "bits"), KINDS)
+@pytest.mark.parametrize(
+    ("arch", "bits"),
+    [
+        pytest.param(*kind, marks=[pytest.mark.slow] if "resnet34" in kind[0] else [])
+        for kind in KINDS
+    ],
+)
 def test_logits_come_back_to_the_bit(arch, bits):
     images = images_of(arch)
     back = unpack(decode(encode(packed(arch, bits)), PATH))
