@@ -1,19 +1,16 @@
 """What the tests of trainings share."""
 
-import functools
-
 import pytest
 
-from models import ARCHS, Arch, register
-from models.resnet_cifar import CifarResNet
+from models import ARCHS, register
 from tests.data.fixtures import cifar_tree
+from tests.train.tiny import TINY
 
 
 @pytest.fixture(scope="module")
 def tiny_arch():
     """A network of 4 to 16 channels, by the name of tiny in a config."""
-    build = functools.partial(CifarResNet, widths=(4, 8, 16), depth=1)
-    register(Arch("tiny", build, 32, "cifar10"))
+    register(TINY)
     yield
     del ARCHS["tiny"]
 
