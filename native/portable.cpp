@@ -41,6 +41,7 @@ struct Portable {
   static Bytes add(Bytes a, Bytes b) { return a + b; }
   static Bytes add_low(Bytes sum, Bytes both) { return sum + (both & uint8_t(15)); }
   static Bytes add_high(Bytes sum, Bytes both) { return sum + (both >> 4); }
+  static Bytes high_bytes(Bytes high, Bytes) { return high; }
   static void widen(uint16_t* counts, Bytes sum, bool is_first) {
     for (int i = 0; i < bytes; i++) counts[i] = uint16_t((is_first ? 0 : counts[i]) + sum[i]);
   }
@@ -54,14 +55,16 @@ struct Portable {
   }
   static Floats plus(Floats a, Floats b) { return a + b; }
   static Floats subtract(Floats a, Floats b) { return a - b; }
-  static Floats relu(Floats x) { return x > 0.0f ? x : Floats{}; }
+  static Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+  static Floats relu(Floats x) { return larger(x, Floats{}); }
+  static Floats leaky(Floats x, Floats slope) { return x > 0.0f ? x : slope * x; }
   static Floats from_shorts(const int16_t* from) {
     return Floats{float(from[0]), float(from[1]), float(from[2]), float(from[3])};
   }
 
   static Ints zero_ints() { return Ints{}; }
-  static Ints with_bit(Ints signs, Floats y, int bit) {
-    return signs | (Ints(y >= 0.0f) & uint32_t(bit));
+  static Ints with_bit(Ints signs, Floats y, Floats threshold, int bit) {
+    return signs | (Ints(y >= threshold) & uint32_t(bit));
   }
   static void store_signs(uint8_t* to, const Ints (&signs)[4], Bytes edges) {
     for (int i = 0; i < bytes; i++) to[i] = uint8_t(signs[i / lanes][i % lanes] | edges[i]);
