@@ -21,8 +21,7 @@ inline int rounded_up(int count, int unit) { return (count + unit - 1) / unit * 
 // For P vectors of positions and two outputs: in how many bits weights and signs differ.
 //
 // A byte of weights holds four bits of both outputs. It chooses a table of 16 bytes, in which four
-// bits of signs look up both counts at once. ROUND of them are added before they are split. What
-// ``high`` sums besides, high_bytes takes out.
+// bits of signs look up both counts at once. ROUND of them are added before they are split.
 template <class S, int P>
 inline void count_differences(const BinaryTask& task, const uint8_t* x, const uint8_t* weights,
                               uint16_t (*counts)[P * S::bytes]) {
@@ -47,7 +46,7 @@ inline void count_differences(const BinaryTask& task, const uint8_t* x, const ui
     }
     for (int v = 0; v < P; v++) {
       S::widen(counts[0] + v * S::bytes, low[v], first == 0);
-      S::widen(counts[1] + v * S::bytes, S::high_bytes(high[v], low[v]), first == 0);
+      S::widen(counts[1] + v * S::bytes, high[v], first == 0);
     }
   }
 }

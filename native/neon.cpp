@@ -18,7 +18,6 @@ struct Neon {
   static Bytes add(Bytes a, Bytes b) { return vaddq_u8(a, b); }
   static Bytes add_low(Bytes sum, Bytes both) { return add(sum, vandq_u8(both, vdupq_n_u8(15))); }
   static Bytes add_high(Bytes sum, Bytes both) { return vsraq_n_u8(sum, both, 4); }
-  static Bytes high_bytes(Bytes high, Bytes) { return high; }
   static void widen(uint16_t* counts, Bytes sum, bool is_first) {
     auto low = vmovl_u8(vget_low_u8(sum)), high = vmovl_u8(vget_high_u8(sum));
     if (!is_first) {

@@ -41,7 +41,6 @@ struct Portable {
   static Bytes add(Bytes a, Bytes b) { return a + b; }
   static Bytes add_low(Bytes sum, Bytes both) { return sum + (both & uint8_t(15)); }
   static Bytes add_high(Bytes sum, Bytes both) { return sum + (both >> 4); }
-  static Bytes high_bytes(Bytes high, Bytes) { return high; }
   static void widen(uint16_t* counts, Bytes sum, bool is_first) {
     for (int i = 0; i < bytes; i++) counts[i] = uint16_t((is_first ? 0 : counts[i]) + sum[i]);
   }
