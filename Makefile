@@ -81,6 +81,7 @@ test-versions:  ## the quick tests on the oldest and the newest versions (6 GB e
 	$(MAKE) test VENV=$(VENV)-oldest OLDEST=1
 	$(MAKE) test VENV=$(VENV)-newest LATEST=1
 
+# Of all extras: pip install '.[imagenet,hub,onnx,openvino]' comes first.
 lock: $(READY)  ## let constraints.txt admit what is installed, once it is tested
 	{ echo '# The newest versions that were tested. make lock writes this.'; \
 	  $(python) -m pip freeze | sed -n 's/+.*//; s/==/<=/p'; } > constraints.txt
