@@ -62,7 +62,7 @@ def recipe() -> build.Recipe:
     """What the library is made of."""
     return build.Recipe(
         folder=Path(native.__file__).parent / "training",
-        sources=(("blocks", ()), ("convolution", ())),
+        sources=(("blocks", ()), ("convolution", ()), ("weight_gradient", ())),
         options=(
             *("-march=native", "-fopenmp", "-ffp-contract=fast"),
             *("-fno-math-errno", "-fno-trapping-math"),  # or some loops would not become vectors

@@ -53,8 +53,9 @@ def surrogate(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
 NATIVE_FACTOR = """
     const float o = params[0], t = params[1], m = params[2], power = (1 - o) / o, share = 1 / o;
     return [=](float x) {
-      const float a = absolute(x), h = exp2(log2(least(greatest(a, m), t)) * power);
-      return h * (a <= m ? 1.0f : a <= t ? share : 0.0f);
+      const float a = absolute(x), h = bounded_exp2(log2(least(greatest(a, m), t)) * power);
+      const float within = a <= m ? h : h * share;
+      return a <= t ? within : 0.0f;
     };
 """
 

@@ -185,7 +185,10 @@ void reduce(Factor h, const float* params, const T* dy, const T* dyb, const T* y
         h(params, x, factor, length);
         for (int i = 0; i < length; i++) {
           const float sum = value[i] + load(dyb + at + i) * factor[i];
-          value[i] = as_stored(g, x[i] == x[i] ? sum : x[i]);
+          value[i] = x[i] == x[i] ? sum : x[i];
+        }
+        for (int i = 0; i < length; i++) {
+          value[i] = as_stored(g, value[i]);
           store(g + at + i, value[i]);
         }
       }
@@ -361,11 +364,12 @@ void differentiate(Factor h, const float* params, const T* dy, const float* x, f
                    int64_t count, float* dx, int threads) {
   const Shape shape(count, 1);
   const auto row = [=](int64_t at, int, int length) {
+    const float positive = slope;  // read here, or the loop would not become vectors
     float factor[MOST];
     h(params, x + at, factor, length);
     for (int i = 0; i < length; i++) {
       const float value = x[at + i];
-      const float side = value > 0 ? slope : value < 0 ? -slope : 0.0f;
+      const float side = value > 0 ? positive : value < 0 ? -positive : 0.0f;
       const float sum = load(dy + at + i) * factor[i] + side;
       dx[at + i] = value == value ? sum : value;
     }
