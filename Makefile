@@ -39,7 +39,7 @@ quote = '$(subst ','\'',$(1))'
 python = $(call quote,$(PYTHON))
 # One node: like this nothing listens to other machines; with torchrun's --standalone it does.
 TORCHRUN = meeting=$$(mktemp) && trap 'rm -f "$$meeting"' EXIT && TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 \
-  OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(( ($$(getconf _NPROCESSORS_ONLN) + $(GPUS) - 1) / $(GPUS) ))} \
+  OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
   $(python) -m torch.distributed.run --rdzv-backend=c10d --rdzv-conf=store_type=file \
   --rdzv-endpoint="$$meeting" --local-addr=127.0.0.1 --nproc-per-node=$(GPUS) --max-restarts=3
 arguments = $(1) $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)
@@ -81,6 +81,7 @@ test-versions:  ## the quick tests on the oldest and the newest versions (6 GB e
 	$(MAKE) test VENV=$(VENV)-oldest OLDEST=1
 	$(MAKE) test VENV=$(VENV)-newest LATEST=1
 
+# Of all extras: pip install '.[imagenet,hub,onnx,openvino]' comes first.
 lock: $(READY)  ## let constraints.txt admit what is installed, once it is tested
 	{ echo '# The newest versions that were tested. make lock writes this.'; \
 	  $(python) -m pip freeze | sed -n 's/+.*//; s/==/<=/p'; } > constraints.txt

@@ -57,10 +57,20 @@ def tally(
     if watch is not None and (watch.shape, watch.dtype) != ((4,), torch.int64):
         raise ValueError(f"watch must be (4,) int64, not {watch.dtype} of {tuple(watch.shape)}")
     counts = labels.new_empty(0) if watch is None else watch
-    if uses_triton(logits) and not is_watched():
-        launch(sums, counts, logits, labels, loss, everywhere, TOP)
-    else:
-        _tally(sums, counts, logits, labels, loss, everywhere)
+    (_tally if is_watched() else _add)(sums, counts, logits, labels, loss, everywhere)
+
+
+@torch.no_grad()
+def _add(
+    sums: Tensor,
+    watch: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    loss: Tensor,
+    everywhere: Tensor | None,
+) -> None:
+    add = launch if uses_triton(logits) else reference.tally
+    add(sums, watch, logits, labels, loss, everywhere, TOP)
 
 
 @torch.library.custom_op("reste::tally", mutates_args=("sums", "watch"))
@@ -72,8 +82,7 @@ def _tally(
     loss: Tensor,
     everywhere: Tensor | None,
 ) -> None:
-    add = launch if uses_triton(logits) else reference.tally
-    add(sums, watch, logits, labels, loss, everywhere, TOP)
+    _add(sums, watch, logits, labels, loss, everywhere)
 
 
 @_tally.register_fake

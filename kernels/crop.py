@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from kernels import reference
-from kernels._triton import jit, tl, triton, uses_triton
+from kernels._triton import is_watched, jit, tl, triton, uses_triton
 
 BLOCK = 1024
 PADDING = 4  # black pixels on every side of an image before it is cropped
@@ -56,7 +56,8 @@ def crop_flip_normalize(
         for name, draw in zip(("top", "left", "flip"), crop, strict=True):
             kind = torch.bool if name == "flip" else torch.int64
             _check(name, draw, batch, kind, images.device)
-    return _crop_flip_normalize(images, index, mean, std, dtype, list(crop or ()))
+    make = _crop_flip_normalize if is_watched() else _make
+    return make(images, index, mean, std, dtype, list(crop or ()))
 
 
 def _check_images(images: torch.Tensor, dtype: torch.dtype) -> None:
@@ -79,8 +80,8 @@ def _check(
         )
 
 
-@torch.library.custom_op("reste::crop_flip_normalize", mutates_args=())
-def _crop_flip_normalize(
+@torch.no_grad()
+def _make(
     images: torch.Tensor,
     index: torch.Tensor,
     mean: torch.Tensor,
@@ -91,6 +92,18 @@ def _crop_flip_normalize(
     if uses_triton(images) and dtype != torch.float64:
         return launch(images, index, mean, std, dtype, crop)
     return reference.crop_flip_normalize(images, index, mean, std, dtype, crop, PADDING)
+
+
+@torch.library.custom_op("reste::crop_flip_normalize", mutates_args=())
+def _crop_flip_normalize(
+    images: torch.Tensor,
+    index: torch.Tensor,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    dtype: torch.dtype,
+    crop: Sequence[torch.Tensor],
+) -> torch.Tensor:
+    return _make(images, index, mean, std, dtype, crop)
 
 
 @_crop_flip_normalize.register_fake

@@ -74,10 +74,9 @@ def batch_statistics(
             f"{tuple(z.shape)}; use a larger batch"
         )
     running = running_mean, running_var, num_batches_tracked
-    if is_launched(z):
-        return _statistics(z, scale, *running, momentum, eps, relu, sync)
+    compute = _statistics if is_launched(z) else _batch_statistics
     with torch.no_grad():
-        return _batch_statistics(z, scale, *running, momentum, eps, relu, sync)
+        return compute(z, scale, *running, momentum, eps, relu, sync)
 
 
 def deviations(z: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
@@ -187,7 +186,7 @@ def _check_scale(z: Tensor, scale: Tensor | None) -> None:
 
 def is_launched(z: Tensor) -> bool:
     """Whether the kernels are launched from here, rather than by the registered ops."""
-    return uses_triton(z) and not is_watched()
+    return not is_watched() and (uses_triton(z) or not _native.is_watched())
 
 
 def as_rows(t: Tensor) -> Tensor:

@@ -4,10 +4,10 @@ import ctypes
 import os
 import sys
 
-# How long torch's threads spin before they sleep; GNU OpenMP reads it when torch is imported.
-# Threads that sleep at once wake too late for the next small operator (a third slower); threads
-# that spin for long take the cores from the loader's threads.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# How long torch's threads spin before they sleep; GNU OpenMP reads it when torch is imported. Those
+# that sleep at once wake too late for the next small operator. Those that spin for long keep a core
+# from the thread that all wait for, where another program or the loader has the other cores.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if sys.platform == "linux":
     # The tensors of a step come and go. glibc would give the memory of large ones back each time,

@@ -1,13 +1,13 @@
 """Make a data set ready for training, and look at its files."""
 
 import argparse
-import os
 import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from launch.command import Parser, choose, command, whole
+from pipeline.run.cores import cores
 
 IMAGENET = Parser(
     "prepare imagenet",
@@ -140,7 +140,7 @@ VERIFY.add_argument(
 )  # fmt: skip
 for _parser in PARSERS.values():
     _parser.add_argument(
-        "--workers", metavar="N", type=whole(1, 1024), default=os.cpu_count() or 1,
+        "--workers", metavar="N", type=whole(1, 1024), default=cores(),
         help="threads (one per core)",
     )  # fmt: skip
 

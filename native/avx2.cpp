@@ -45,15 +45,20 @@ struct Avx2 {
   static Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
   static Floats plus(Floats a, Floats b) { return _mm256_add_ps(a, b); }
   static Floats subtract(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
-  static Floats relu(Floats x) { return _mm256_max_ps(x, _mm256_setzero_ps()); }
+  static Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+  static Floats relu(Floats x) { return larger(x, _mm256_setzero_ps()); }
+  static Floats leaky(Floats x, Floats slope) {
+    const auto is_positive = _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ);
+    return _mm256_blendv_ps(_mm256_mul_ps(slope, x), x, is_positive);
+  }
   static Floats from_shorts(const int16_t* from) {
     const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(eight));
   }
 
   static Ints zero_ints() { return _mm256_setzero_si256(); }
-  static Ints with_bit(Ints signs, Floats y, int bit) {
-    const auto is_positive = _mm256_castps_si256(_mm256_cmp_ps(y, all(0.0f), _CMP_GE_OQ));
+  static Ints with_bit(Ints signs, Floats y, Floats threshold, int bit) {
+    const auto is_positive = _mm256_castps_si256(_mm256_cmp_ps(y, threshold, _CMP_GE_OQ));
     return _mm256_or_si256(signs, _mm256_and_si256(is_positive, _mm256_set1_epi32(bit)));
   }
   static void store_signs(uint8_t* to, const Ints (&signs)[4], Bytes edges) {

@@ -42,15 +42,20 @@ struct Avx512 {
   static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
   static Floats plus(Floats a, Floats b) { return _mm512_add_ps(a, b); }
   static Floats subtract(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
-  static Floats relu(Floats x) { return _mm512_max_ps(x, _mm512_setzero_ps()); }
+  static Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+  static Floats relu(Floats x) { return larger(x, _mm512_setzero_ps()); }
+  static Floats leaky(Floats x, Floats slope) {
+    const __mmask16 is_positive = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ);
+    return _mm512_mask_mov_ps(_mm512_mul_ps(slope, x), is_positive, x);
+  }
   static Floats from_shorts(const int16_t* from) {
     const __m256i sixteen = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
     return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(sixteen));
   }
 
   static Ints zero_ints() { return _mm512_setzero_si512(); }
-  static Ints with_bit(Ints signs, Floats y, int bit) {
-    const __mmask16 is_positive = _mm512_cmp_ps_mask(y, _mm512_setzero_ps(), _CMP_GE_OQ);
+  static Ints with_bit(Ints signs, Floats y, Floats threshold, int bit) {
+    const __mmask16 is_positive = _mm512_cmp_ps_mask(y, threshold, _CMP_GE_OQ);
     return _mm512_mask_or_epi32(signs, is_positive, signs, _mm512_set1_epi32(bit));
   }
   static void store_signs(uint8_t* to, const Ints (&signs)[4], Bytes edges) {

@@ -1,7 +1,7 @@
 """Compiles the sources beside this file, once, with the compiler of this machine.
 
 The library is kept in the user's cache folder under the hash of all that it was made of: sources,
-options and compiler. Where that folder cannot be written to, a process keeps its own.
+options and compiler. Where that folder cannot be written to, or is full, a process keeps its own.
 """
 
 import functools
@@ -65,24 +65,26 @@ def library(recipe: Recipe = ENGINE) -> Path:
 
     Raises NoLibrary where there is no compiler, or it fails.
     """
-    compiler = _compiler()
-    name = f"{_digest(compiler, recipe)}.so"
-    for folder in (_cache(), Path(_own_folder().name)):
-        if folder is None:
-            continue
-        try:
-            return _built(compiler, recipe, folder, folder / name)
-        except OSError as error:
-            reason = error.strerror
-    raise NoLibrary(f"nothing can be written to {folder}: {reason}")
+    compiler, cache = _compiler(), _cache()
+    kept = cache and cache / f"{_digest(compiler, recipe)}.so"
+    if kept and kept.exists():
+        return kept
+    try:
+        made = compiled(compiler, Path(tempfile.mkdtemp(dir=_own_folder().name)), recipe)
+    except OSError as error:
+        raise NoLibrary(f"no temporary file can be written: {error.strerror}") from None
+    return _copied(made, kept) if kept else made
 
 
-def _built(compiler: str, recipe: Recipe, folder: Path, path: Path) -> Path:
-    """``path``, a whole library. Two processes at once make the same one."""
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as part:
-            os.replace(compiled(compiler, Path(part), recipe), path)
-    return path
+def _copied(made: Path, kept: Path) -> Path:
+    """``kept``, a copy of ``made``; ``made`` itself where there is no room for one. Two processes
+    at once make the same copy."""
+    try:
+        with tempfile.TemporaryDirectory(dir=kept.parent) as part:
+            os.replace(shutil.copy(made, part), kept)
+    except OSError:
+        return made
+    return kept
 
 
 def compiled(

@@ -51,7 +51,12 @@ inline void count_differences(const BinaryTask& task, const uint8_t* x, const ui
   }
 }
 
-// Norm, residual and sign of S::bytes positions of a block of outputs.
+template <class S>
+inline typename S::Floats prelu(const Prelu& task, int channel, typename S::Floats x) {
+  return S::plus(S::leaky(x, S::all(task.leak[channel])), S::all(task.shift[channel]));
+}
+
+// Norm, residual, PReLU and sign of S::bytes positions of a block of outputs.
 template <class S>
 inline void finish(const BinaryTask& task, int block, int p, int16_t (&z)[BLOCK][S::bytes]) {
   constexpr int PARTS = S::bytes / S::lanes;
@@ -60,15 +65,16 @@ inline void finish(const BinaryTask& task, int block, int p, int16_t (&z)[BLOCK]
   for (int o = 0; o < BLOCK; o++) {
     const int channel = block * BLOCK + o;
     const auto mean = S::all(task.norm.mean[channel]), slope = S::all(task.norm.slope[channel]);
-    const auto bias = S::all(task.norm.bias[channel]);
+    const auto bias = S::all(task.norm.bias[channel]), threshold = S::all(task.threshold[channel]);
     const ptrdiff_t at = channel * task.plane + p;
     for (int i = 0; i < PARTS; i++) {
       auto u = S::from_shorts(z[o] + i * S::lanes);
       if (task.norm.relu) u = S::relu(u);
       auto y = S::fma(S::subtract(u, mean), slope, bias);
       if (task.residual) y = S::plus(y, S::load(task.residual + at + i * S::lanes));
+      if (task.prelu.leak) y = prelu<S>(task.prelu, channel, y);
       if (task.real) S::store(task.real + at + i * S::lanes, y);
-      signs[i] = S::with_bit(signs[i], y, 1 << o);
+      signs[i] = S::with_bit(signs[i], y, threshold, 1 << o);
     }
   }
   if (task.next)
@@ -114,8 +120,8 @@ void binary(const BinaryTask& task, int rank, int size) {
 template <class S, int P>
 inline void real_tile(const RealTask& task, int block, int p) {
   typename S::Floats sums[BLOCK][P];
-  for (auto& row : sums)
-    for (auto& sum : row) sum = S::all(0.0f);
+  for (int o = 0; o < BLOCK; o++)
+    for (auto& sum : sums[o]) sum = S::all(task.start[block * BLOCK + o]);
   const float* w = task.weights + ptrdiff_t(block) * task.steps * BLOCK;
   const float* x = task.input + p;
   for (int step = 0; step < task.steps; step++, w += BLOCK) {
@@ -166,11 +172,13 @@ void sign(const SignTask& task, int rank, int size) {
     for (int p = 0; p < task.positions; p += S::bytes) {
       typename S::Ints signs[PARTS];
       for (auto& each : signs) each = S::zero_ints();
-      for (int o = 0; o < BLOCK; o++)
+      for (int o = 0; o < BLOCK; o++) {
+        const auto threshold = S::all(task.threshold[block * BLOCK + o]);
         for (int i = 0; i < PARTS; i++) {
           const auto y = S::load(real + o * task.plane + p + i * S::lanes);
-          signs[i] = S::with_bit(signs[i], y, 1 << o);
+          signs[i] = S::with_bit(signs[i], y, threshold, 1 << o);
         }
+      }
       S::store_signs(next + p, signs, S::load(task.edges + p));
     }
   }
@@ -199,8 +207,17 @@ void linear(const LinearTask& task, int rank, int size) {
   }
 }
 
+template <class S>
+void maxima(float* to, const float* from, int count) {
+  const int whole = count / S::lanes * S::lanes;
+  for (int i = 0; i < whole; i += S::lanes)
+    S::store(to + i, S::larger(S::load(from + i), S::load(to + i)));
+  for (int i = whole; i < count; i++) to[i] = from[i] > to[i] ? from[i] : to[i];
+}
+
 }  // namespace
 
 #define KERNELS(name, S, is_supported) \
   extern const Kernels name##_kernels; \
-  const Kernels name##_kernels = {#name, is_supported, binary<S>, real<S>, sign<S>, linear<S>};
+  const Kernels name##_kernels = {#name, is_supported, binary<S>, real<S>, sign<S>, linear<S>, \
+                                 maxima<S>};

@@ -28,11 +28,21 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Prelu:
+    """x where x > 0, else slope x, + shift; each array is (C,). All three are rounded."""
+
+    slope: Floats
+    shift: Floats
+
+
+@dataclass(frozen=True)
 class Convolution:
-    """norm(z) + residual, where z is the convolution of a value with ``weight``, (O, I, k, k).
+    """prelu(norm(z) + residual), where z is the convolution of a value with ``weight``,
+    (O, I, k, k), and real ones add ``bias``, (O,).
 
     With bool weights, True for +1 and False for -1, the signs of the value are convolved, of which
-    that of 0 is +1. Taps beyond the border count nothing.
+    that of 0 is +1. Taps beyond the border count nothing. What convolves this layer's signs takes
+    those of y + ``offset``, (O,).
     """
 
     input: int
@@ -41,6 +51,9 @@ class Convolution:
     stride: int = 1
     padding: int = 0
     residual: int | None = None
+    bias: Floats | None = None
+    prelu: Prelu | None = None
+    offset: Floats | None = None
 
     @property
     def is_binary(self) -> bool:
@@ -49,12 +62,23 @@ class Convolution:
 
 @dataclass(frozen=True)
 class MaxPool:
-    """The maxima over windows of ``size`` x ``size``."""
+    """The maxima over windows of ``size`` x ``size``; ``offset`` as in ``Convolution``."""
 
     input: int
     size: int
     stride: int
     padding: int = 0
+    offset: Floats | None = None
+
+
+@dataclass(frozen=True)
+class AvgPool:
+    """The means of windows of ``size`` x ``size`` beside each other; with ``ceil`` those that a
+    border cuts off too, over what is left of them. Sums are by row and column."""
+
+    input: int
+    size: int
+    ceil: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +120,7 @@ class Linear:
     bias: Floats
 
 
-Layer = Convolution | MaxPool | Skip | Mean | Flatten | Affine | Linear
+Layer = Convolution | MaxPool | AvgPool | Skip | Mean | Flatten | Affine | Linear
 
 
 def reads(layer: Layer) -> tuple[int, ...]:

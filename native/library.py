@@ -16,7 +16,8 @@ class Step(ctypes.Structure):
         *((name, c_int64) for name in ("input", "input_plane", "output", "output_plane")),
         *((name, c_int64) for name in ("residual", "next", "next_plane")),
         *((name, c_void_p) for name in ("weights", "offsets", "base", "edges")),
-        *((name, c_void_p) for name in ("mean", "slope", "bias")),
+        *((name, c_void_p) for name in ("start", "mean", "slope", "bias", "leak", "shift")),
+        ("threshold", c_void_p),
     ]
 
 

@@ -34,12 +34,16 @@ struct Neon {
   static Floats fma(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
   static Floats plus(Floats a, Floats b) { return vaddq_f32(a, b); }
   static Floats subtract(Floats a, Floats b) { return vsubq_f32(a, b); }
-  static Floats relu(Floats x) { return vmaxq_f32(x, all(0.0f)); }
+  static Floats larger(Floats a, Floats b) { return vmaxq_f32(a, b); }
+  static Floats relu(Floats x) { return larger(x, all(0.0f)); }
+  static Floats leaky(Floats x, Floats slope) {
+    return vbslq_f32(vcgtzq_f32(x), x, vmulq_f32(slope, x));
+  }
   static Floats from_shorts(const int16_t* from) { return vcvtq_f32_s32(vmovl_s16(vld1_s16(from))); }
 
   static Ints zero_ints() { return vdupq_n_u32(0); }
-  static Ints with_bit(Ints signs, Floats y, int bit) {
-    return vorrq_u32(signs, vandq_u32(vcgezq_f32(y), vdupq_n_u32(bit)));
+  static Ints with_bit(Ints signs, Floats y, Floats threshold, int bit) {
+    return vorrq_u32(signs, vandq_u32(vcgeq_f32(y, threshold), vdupq_n_u32(bit)));
   }
   static void store_signs(uint8_t* to, const Ints (&signs)[4], Bytes edges) {
     const auto front = vcombine_u16(vmovn_u32(signs[0]), vmovn_u32(signs[1]));

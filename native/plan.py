@@ -13,6 +13,7 @@ from native import packing
 from native.layers import (
     Affine,
     Array,
+    AvgPool,
     Convolution,
     Flatten,
     Layer,
@@ -20,6 +21,7 @@ from native.layers import (
     MaxPool,
     Mean,
     Norm,
+    Prelu,
     Skip,
     reads,
 )
@@ -38,7 +40,7 @@ from native.values import (
     sign_bytes,
 )
 
-SPREAD, PHASES, BINARY, REAL, POOL, SIGN, SKIP, MEAN, FLATTEN, NORM, LINEAR = range(11)
+SPREAD, PHASES, BINARY, REAL, POOL, SIGN, SKIP, MEAN, FLATTEN, NORM, LINEAR, AVERAGE = range(12)
 
 
 class Plan:
@@ -166,8 +168,8 @@ class Plan:
             output_plane=plane,
         )
 
-    def _sign(self, value: Value) -> None:
-        """Make the signs of a real value, if they are needed."""
+    def _sign(self, value: Value, offset: Array | None = None) -> None:
+        """Make the signs of a real value + offset, if they are needed."""
         if value.signs < 0:
             return
         self._step(
@@ -176,8 +178,25 @@ class Plan:
             positions=value.positions,
             input=value.real,
             input_plane=value.plane,
+            threshold=self._threshold(value, offset),
             **self._next(value),
         )
+
+    def _threshold(self, value: Value, offset: Array | None) -> Array:
+        """What y is compared with: y + offset >= 0 where y >= -offset, rounded or not."""
+        return -self._channels(np.zeros(value.channels) if offset is None else offset, value)
+
+    def _channels(self, values: Array, value: Value) -> Array:
+        """One number for each channel; raises ValueError where they are others."""
+        if values.shape != (value.channels,) or not np.isfinite(values).all():
+            raise ValueError("a layer has not one finite number for each channel")
+        return np.ascontiguousarray(values, dtype=np.float32)
+
+    def _prelu(self, prelu: Prelu | None, value: Value) -> dict[str, Array]:
+        if prelu is None:
+            return {}
+        slope, shift = (self._channels(each, value) for each in (prelu.slope, prelu.shift))
+        return {"leak": slope, "shift": shift}
 
     def _next(self, value: Value) -> dict[str, Any]:
         if value.signs < 0:
@@ -205,8 +224,8 @@ class Plan:
         return (self._binary if layer.is_binary else self._real)(number, layer, height, width)
 
     def _real(self, number: int, layer: Convolution, height: int, width: int) -> Value:
-        if layer.residual is not None:
-            raise ValueError("a real convolution has a residual")
+        if layer.residual is not None or layer.prelu is not None:
+            raise ValueError("a real convolution has a residual or a PReLU")
         source, extra = self.values[layer.input], (layer.weight.shape[2] - 1) // layer.stride
         count, channels, size, _ = layer.weight.shape
         value = a_map(count, height, width, width + extra)
@@ -227,11 +246,12 @@ class Plan:
             output=value.real,
             output_plane=value.plane,
             weights=packing.real_weights(layer.weight),
+            start=self._channels(np.zeros(count) if layer.bias is None else layer.bias, value),
             offsets=offsets,
             **self._norm(layer.norm, count),
         )
         self._arena.give(place, bytes_)
-        self._sign(value)
+        self._sign(value, layer.offset)
         return value
 
     def _binary(self, number: int, layer: Convolution, height: int, width: int) -> Value:
@@ -239,6 +259,8 @@ class Plan:
         count, channels = layer.weight.shape[:2]
         if (size, layer.padding) not in ((3, 1), (1, 0)) or channels * size**2 > 2**15 - 1:
             raise ValueError("a binary convolution is not 3x3 with padding 1, or 1x1 without")
+        if layer.bias is not None:
+            raise ValueError("a binary convolution has a bias")
         value = a_map(count, height, width, source.pitch if layer.stride == 1 else 0)
         residual = self._residual(number, layer, value)
         self._place(number, value)
@@ -256,6 +278,8 @@ class Plan:
             weights=packing.binary_weights(layer.weight, len(offsets)),
             offsets=offsets,
             base=packing.base(source.shape, value.pitch, size, layer.stride, layer.padding),
+            threshold=self._threshold(value, layer.offset),
+            **self._prelu(layer.prelu, value),
             **self._next(value),
             **self._norm(layer.norm, count),
         )
@@ -309,6 +333,18 @@ class Plan:
         self._moves(
             POOL, source, value, size=layer.size, stride=layer.stride, padding=layer.padding
         )
+        self._sign(value, layer.offset)
+        return value
+
+    def _avg_pool(self, number: int, layer: AvgPool) -> Value:
+        source, reach = self._map(layer.input), layer.size - 1 if layer.ceil else 0
+        if layer.size < 1:
+            raise ValueError("an average pooling has an impossible window")
+        height, width = ((side + reach) // layer.size for side in (source.height, source.width))
+        value = a_map(source.channels, height, width)
+        value.real = self._arena.take(real_bytes(value))
+        self._place(number, value)
+        self._moves(AVERAGE, source, value, size=layer.size)
         self._sign(value)
         return value
 
@@ -390,6 +426,7 @@ class Plan:
 _ADD: dict[type, Any] = {
     Convolution: Plan._convolution,
     MaxPool: Plan._max_pool,
+    AvgPool: Plan._avg_pool,
     Skip: Plan._skip,
     Mean: Plan._mean,
     Flatten: Plan._flatten,

@@ -54,14 +54,16 @@ struct Portable {
   }
   static Floats plus(Floats a, Floats b) { return a + b; }
   static Floats subtract(Floats a, Floats b) { return a - b; }
-  static Floats relu(Floats x) { return x > 0.0f ? x : Floats{}; }
+  static Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+  static Floats relu(Floats x) { return larger(x, Floats{}); }
+  static Floats leaky(Floats x, Floats slope) { return x > 0.0f ? x : slope * x; }
   static Floats from_shorts(const int16_t* from) {
     return Floats{float(from[0]), float(from[1]), float(from[2]), float(from[3])};
   }
 
   static Ints zero_ints() { return Ints{}; }
-  static Ints with_bit(Ints signs, Floats y, int bit) {
-    return signs | (Ints(y >= 0.0f) & uint32_t(bit));
+  static Ints with_bit(Ints signs, Floats y, Floats threshold, int bit) {
+    return signs | (Ints(y >= threshold) & uint32_t(bit));
   }
   static void store_signs(uint8_t* to, const Ints (&signs)[4], Bytes edges) {
     for (int i = 0; i < bytes; i++) to[i] = uint8_t(signs[i / lanes][i % lanes] | edges[i]);

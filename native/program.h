@@ -4,10 +4,13 @@
 #include <cstdint>
 
 // What a step does; native/plan.py has the same numbers.
-enum Kind : int32_t { SPREAD, PHASES, BINARY, REAL, POOL, SIGN, SKIP, MEAN, FLATTEN, NORM, LINEAR };
+enum Kind : int32_t {
+  SPREAD, PHASES, BINARY, REAL, POOL, SIGN, SKIP, MEAN, FLATTEN, NORM, LINEAR, AVERAGE
+};
 
 // One step. Values lie in an arena, at bytes from its start, or -1 where there is none; an input of
-// -1 is the image. Every byte of an arena is OUTSIDE at first, which as a float is a number too. Weights and tables are the caller's, and stay. Planes are counted in elements.
+// -1 is the image. Every byte of an arena is OUTSIDE at first, which as a float is a number too.
+// Weights and tables are the caller's, and stay. Planes are counted in elements.
 struct Step {
   int32_t kind, blocks, steps, positions, relu;
   int32_t channels, height, width, pitch;              // of the input
@@ -19,7 +22,7 @@ struct Step {
   const int64_t* offsets;
   const int16_t* base;
   const uint8_t* edges;
-  const float *mean, *slope, *bias;
+  const float *start, *mean, *slope, *bias, *leak, *shift, *threshold;
 };
 
 struct Program {

@@ -26,12 +26,15 @@ Range inside(int columns, int width, int stride, int shift) {
   return {first < columns ? first : columns, last < columns ? (last > first ? last : first) : columns};
 }
 
-void take_maxima(float* __restrict to, const float* __restrict from, int count) {
-  for (int i = 0; i < count; i++) to[i] = from[i] > to[i] ? from[i] : to[i];
-}
-
+// Steps that are known beforehand are taken several at a time.
 void gather(float* __restrict to, const float* __restrict from, int count, int64_t step) {
-  for (int i = 0; i < count; i++) to[i] = from[i * step];
+  if (step == 1) {
+    std::memcpy(to, from, sizeof(float) * size_t(count));
+  } else if (step == 2) {
+    for (int i = 0; i < count; i++) to[i] = from[2 * i];
+  } else {
+    for (int i = 0; i < count; i++) to[i] = from[i * step];
+  }
 }
 
 // Without comparing numbers, which a compiler may take for finite ones, and as many at a time as
@@ -80,20 +83,21 @@ class Runner {
 
   void binary() const {
     BinaryTask task{at.bytes(s.input), s.offsets, s.steps, static_cast<const uint8_t*>(s.weights),
-                    at.differences, s.base, s.blocks, s.positions, norm(), at.floats(s.residual),
-                    at.floats(s.output), s.output_plane, at.bytes(s.next), s.next_plane, s.edges};
+                    at.differences, s.base, s.blocks, s.positions, norm(), {s.leak, s.shift},
+                    at.floats(s.residual), at.floats(s.output), s.output_plane, s.threshold,
+                    at.bytes(s.next), s.next_plane, s.edges};
     at.kernels.binary(task, at.rank, at.size);
   }
 
   void real() const {
     RealTask task{at.floats(s.input), s.offsets, s.steps, static_cast<const float*>(s.weights),
-                  s.blocks, s.positions, norm(), at.floats(s.output), s.output_plane};
+                  s.start, s.blocks, s.positions, norm(), at.floats(s.output), s.output_plane};
     at.kernels.real(task, at.rank, at.size);
   }
 
   void sign() const {
-    SignTask task{at.floats(s.input), s.input_plane, s.blocks, s.positions, at.bytes(s.next),
-                  s.next_plane, s.edges};
+    SignTask task{at.floats(s.input), s.input_plane, s.blocks, s.positions, s.threshold,
+                  at.bytes(s.next), s.next_plane, s.edges};
     at.kernels.sign(task, at.rank, at.size);
   }
 
@@ -102,6 +106,16 @@ class Runner {
     std::vector<float> line(size_t(s.width + 2 * s.padding));
     for (int channel = range.first; channel < range.last; channel++)
       for (int row = 0; row < s.out_height; row++) pool_row(channel, row, line.data());
+  }
+
+  // Means of windows beside each other, over what lies in the map of each.
+  void average() const {
+    const Range range = part(s.channels, at.rank, at.size);
+    for (int channel = range.first; channel < range.last; channel++)
+      for (int row = 0; row < s.out_height; row++)
+        for (int column = 0; column < s.out_width; column++)
+          at.floats(s.output)[channel * s.output_plane + row * s.out_pitch + column] =
+              mean_of(channel, s.size * row, s.size * column);
   }
 
   // Every second pixel, between ``padding`` channels of zeros before and behind.
@@ -197,20 +211,27 @@ class Runner {
       to[column] = from[s.stride * column];
   }
 
-  // First the maxima of the rows of a window, which lie side by side, then those of its columns.
+  float mean_of(int channel, int top, int left) const {
+    const float* from = at.floats(s.input) + channel * s.input_plane;
+    const int bottom = std::min(top + s.size, s.height), right = std::min(left + s.size, s.width);
+    float sum = 0;
+    for (int row = top; row < bottom; row++)
+      for (int column = left; column < right; column++) sum += from[row * s.pitch + column];
+    return sum / float((bottom - top) * (right - left));
+  }
+
+  // The maxima of the rows of a window, which lie side by side, then those of its columns at every
+  // place, of which every ``stride``-th is wanted.
   void pool_row(int channel, int row, float* line) const {
     const float* from = at.floats(s.input) + channel * s.input_plane;
     float* to = at.floats(s.output) + channel * s.output_plane + row * s.out_pitch;
     const int top = s.stride * row - s.padding;
-    std::fill_n(line, s.width + 2 * s.padding, -INFINITY);
+    const int width = s.width + 2 * s.padding;
+    std::fill_n(line, width, -INFINITY);
     for (int y = top < 0 ? 0 : top; y < top + s.size && y < s.height; y++)
-      take_maxima(line + s.padding, from + y * s.pitch, s.width);
-    for (int column = 0; column < s.out_width; column++) to[column] = line[s.stride * column];
-    for (int x = 1; x < s.size; x++)
-      for (int column = 0; column < s.out_width; column++) {
-        const float value = line[s.stride * column + x];
-        to[column] = value > to[column] ? value : to[column];
-      }
+      at.kernels.maxima(line + s.padding, from + y * s.pitch, s.width);
+    for (int x = 1; x < s.size; x++) at.kernels.maxima(line, line + 1, width - x);
+    gather(to, line, s.out_width, s.stride);
   }
 
   const Step& s;
@@ -233,6 +254,7 @@ bool run_step(const Step& step, const Place& place) {
     case FLATTEN: runner.flatten(); break;
     case NORM: runner.norm_vector(); break;
     case LINEAR: runner.linear(); break;
+    case AVERAGE: runner.average(); break;
   }
   return true;
 }

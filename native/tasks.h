@@ -23,7 +23,13 @@ struct Norm {
   bool relu;
 };
 
-// z[o][p] = base[p] - 2 * the bits in which weights and signs differ; y = norm(z) (+ residual[o][p]).
+// x > 0 ? x : leak * x, + shift; one of each for a channel, or null: then it is x.
+struct Prelu {
+  const float *leak, *shift;
+};
+
+// z[o][p] = base[p] - 2 * the bits in which weights and signs differ; y = prelu(norm(z) (+
+// residual[o][p])).
 struct BinaryTask {
   const uint8_t* signs;         // the input
   const ptrdiff_t* offsets;     // (steps,) from a position to the byte that a step reads
@@ -34,20 +40,24 @@ struct BinaryTask {
   int blocks;                   // of outputs
   int positions;                // rows * (W + 2), not rounded up
   Norm norm;
-  const float* residual;        // (outputs, plane), which is added to y, or null
+  Prelu prelu;
+  const float* residual;        // (outputs, plane), which is added to norm(z), or null
   float* real;                  // (outputs, plane) or null where y is not kept; may be residual
   ptrdiff_t plane;
+  const float* threshold;       // (outputs,) the sign of y is + where it is not below
   uint8_t* next;                // the signs of y or null, from the byte of position 0 on
   ptrdiff_t next_plane;
   const uint8_t* edges;         // (positions,) OUTSIDE where a position is no pixel, else 0
 };
 
-// y[o][p] = norm(sum over the steps of weights * input[p + offset]), by fma, in the order of steps.
+// y[o][p] = norm(start + the sum over the steps of weights * input[p + offset]), by fma, in the
+// order of steps.
 struct RealTask {
   const float* input;
   const ptrdiff_t* offsets;     // (steps,)
   int steps;
   const float* weights;         // (blocks, steps, BLOCK)
+  const float* start;           // (outputs,)
   int blocks;
   int positions;
   Norm norm;
@@ -61,6 +71,7 @@ struct SignTask {
   ptrdiff_t plane;
   int blocks;
   int positions;
+  const float* threshold;
   uint8_t* next;
   ptrdiff_t next_plane;
   const uint8_t* edges;
@@ -83,6 +94,7 @@ struct Kernels {
   void (*real)(const RealTask&, int rank, int size);
   void (*sign)(const SignTask&, int rank, int size);
   void (*linear)(const LinearTask&, int rank, int size);
+  void (*maxima)(float* to, const float* from, int count);  // to = max(to, from), one by one
 };
 
 // The instruction sets of which this library was built, from the fastest to ``portable``.

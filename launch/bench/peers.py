@@ -1,7 +1,7 @@
 """Other engines for processors, where they are installed: onnxruntime and OpenVINO.
 
 A peer takes a file and a number of threads, and gives what turns images into logits. The packages
-are not among what this project installs: pip install onnx onnxruntime openvino.
+are the extra ``peers`` of pyproject.toml, which make setup leaves out.
 """
 
 import warnings

@@ -30,7 +30,13 @@ class PlainNetwork(nn.Module):
             return self._norm(step, x, other)
         if step.op == "conv":
             weight = self._tensor(step, "weight")
-            return F.conv2d(x, weight, stride=step["stride"], padding=step["padding"])
+            bias = self._tensor(step, "bias") if step.has_bias else None
+            return F.conv2d(x, weight, bias, stride=step["stride"], padding=step["padding"])
+        if step.op == "prelu":
+            slope, shift = self._tensor(step, "prelu").unbind()
+            return F.prelu(x, slope) + shift.view(-1, 1, 1)
+        if step.op == "avg_pool":
+            return F.avg_pool2d(x, step["size"], ceil_mode=step["ceil"])
         if step.op == "linear":
             return F.linear(x, self._tensor(step, "weight"), self._tensor(step, "bias"))
         if step.op == "max_pool":

@@ -8,14 +8,11 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.datasets import CIFAR10, CIFAR100
 
 from pipeline.data.draws import Ints
 from pipeline.data.image import open_rgb
@@ -29,7 +26,8 @@ SIDE = 32
 
 BLOCK = 256  # images that a decoding thread takes at a time
 
-KINDS: dict[str, type[Any]] = {"cifar10": CIFAR10, "cifar100": CIFAR100}  # by data.dataset
+# Torchvision's folders, by data.dataset.
+FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 Pixels = NDArray[np.uint8]
 
@@ -53,7 +51,7 @@ def load_cifar(
     cache: Path | None = None,
     excluded: str | None = None,
 ) -> CifarSplit:
-    """The split "train" or "test" of the data set ``name``, of ``KINDS``, at ``path``; the other
+    """The split "train" or "test" of the data set ``name``, of ``FOLDERS``, at ``path``; the other
     split is not read.
 
     ``path`` is, or holds, torchvision's folder, such as ``cifar-10-batches-py`` (its checksums are
@@ -69,7 +67,7 @@ def load_cifar(
     )
     if path is None:
         raise UserError(f"data.path: not set; {remedy}")
-    own = KINDS[name].base_folder
+    own = FOLDERS[name]
     root = path.resolve().parent if path.resolve().name == own else path
     is_tree = (path / "train").is_dir() or (path / "test").is_dir()
     if (root / own).is_dir() or (download and not is_tree):
@@ -78,30 +76,18 @@ def load_cifar(
                 f"data.exclude leaves out single images, but {root / own} holds "
                 "torchvision's files; set data.exclude=null"
             )
-        return _load_official(KINDS[name], root, split, download)
+        return _load_official(name, root, split, download)
     if is_tree:
         return _load_tree(path, split, cache, excluded)
     neither = f"holds neither {own}/ nor train/ and test/"
     raise UserError(f"data.path: {path} {neither if path.exists() else 'does not exist'}; {remedy}")
 
 
-def _load_official(kind: type[Any], root: Path, split: str, download: bool) -> CifarSplit:
-    """A split of torchvision's files for its class ``kind``, which lie in a folder in ``root``."""
-    for file in (root / kind.base_folder).glob("*"):
-        if file.exists() and not file.is_file():  # torchvision would wait for a pipe
-            raise UserError(
-                f"data.path: {file} is no regular file; remove it and set data.download=true"
-            )
-    # Evaluation needs no training files.
-    source = kind if split == "train" else type("TestOnly", (kind,), {"train_list": []})
-    try:
-        data = source(root, train=split == "train", download=download)
-    except (OSError, RuntimeError, HTTPException) as error:
-        problem = "is incomplete or damaged; data.download=true fetches it again"
-        if download:
-            problem = f"cannot be fetched ({error}); check the network and the disk"
-        raise UserError(f"data.path: {root / kind.base_folder} {problem}") from error
-    return _split(np.ascontiguousarray(data.data), np.array(data.targets), tuple(data.classes))
+def _load_official(name: str, root: Path, split: str, download: bool) -> CifarSplit:
+    """A split of torchvision's files of the data set ``name``, in their folder in ``root``."""
+    from pipeline.data.cifar_official import read_official  # torchvision takes seconds to import
+
+    return _split(*read_official(name, root, split, download))
 
 
 def _split(images: Pixels, labels: Ints, classes: tuple[str, ...]) -> CifarSplit:

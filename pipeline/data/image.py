@@ -98,6 +98,26 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(upper.astype(np.uint8)).convert("RGB")
 
 
+def resized(image: Image.Image, resize: int) -> Image.Image:
+    """``image`` with a short side of ``resize`` pixels, rounded as in torchvision."""
+    width, height = resized_sides(image, resize)
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def resized_sides(image: Image.Image, resize: int) -> tuple[int, int]:
+    """The width and height that ``resized`` gives ``image``."""
+    width, height = (side * resize // min(image.size) for side in image.size)
+    return width, height
+
+
+def central(image: Image.Image, size: int) -> Image.Image:
+    """The square of ``size`` pixels in the middle, rounded as in torchvision."""
+    left, top = (round((side - size) / 2) for side in image.size)
+    return image.crop((left, top, left + size, top + size))
+
+
 def reason(error: Exception) -> str:
     """Why an image could not be decoded, in one line."""
     if isinstance(error, UnidentifiedImageError):

@@ -1,7 +1,7 @@
-"""Image folders and shards through torchvision, for machines without DALI.
+"""Image folders and shards through Pillow, for machines without DALI.
 
 The images come in the same order and with the same crops and flips as in loader_dali.py; only the
-resize rounds differently.
+resize rounds differently: as in torchvision, after which the loader is called.
 """
 
 import contextlib
@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
-from torchvision.transforms.v2 import functional
 
 from pipeline.data.draws import FLIP_COLUMN, MEAN, STD, Floats, random_resized_crop
+from pipeline.data.image import central, resized
 from pipeline.data.loader import Batch
 from pipeline.data.loader_stream import FolderLoader
 from pipeline.data.plan import Plan, Position
@@ -187,10 +188,10 @@ class _Batches(Dataset[Any]):
     def _pixels(self, index: int, u: Floats) -> npt.NDArray[np.uint8]:
         image = self._store.rgb(index, os.fsdecode(self._files[index]))
         if not self._random:
-            resized = functional.resize(image, [self._resize], antialias=True)
-            return np.asarray(functional.center_crop(resized, [self._size, self._size]))
+            return np.asarray(central(resized(image, self._resize), self._size))
         height, width = np.array([image.height]), np.array([image.width])
         window = random_resized_crop(u[None], height, width, self._min_area)[0].tolist()
-        size = [self._size, self._size]
-        pixels = np.asarray(functional.resized_crop(image, *window, size, antialias=True))
+        top, left, height, width = window
+        part = image.crop((left, top, left + width, top + height))
+        pixels = np.asarray(part.resize((self._size, self._size), Image.Resampling.BILINEAR))
         return pixels[:, ::-1] if u[FLIP_COLUMN] < 0.5 else pixels

@@ -7,12 +7,9 @@ class. No class is another's mirror image. Every file depends on ``(seed, split,
 alone.
 """
 
-import io
 import json
-import os
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -245,18 +242,9 @@ def _draw_all(root: Path, seed: int, counts: dict[str, int]) -> None:
         for name in names:
             (root / split / name).mkdir(parents=True)
 
-    def save(job: tuple[str, str, int]) -> None:
-        split, name, number = job
-        content = io.BytesIO()
-        picture(seed, split, name, number).save(content, "JPEG", quality=90)
-        (root / split / name / f"{number:05d}.JPEG").write_bytes(content.getvalue())
-
     logger.info("drawing the %d images of %s once", len(jobs), root)
-    # Threads: Pillow and NumPy leave the interpreter's lock while they work.
-    with ThreadPoolExecutor(os.cpu_count()) as pool, ProgressBar("drawing", len(jobs)) as bar:
-        try:
-            for _ in pool.map(save, jobs):
-                bar.advance()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with ProgressBar("drawing", len(jobs)) as bar:  # threads would wait for the interpreter's lock
+        for split, name, number in jobs:
+            file = root / split / name / f"{number:05d}.JPEG"
+            picture(seed, split, name, number).save(file, "JPEG", quality=90)
+            bar.advance()

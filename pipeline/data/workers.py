@@ -1,10 +1,10 @@
 """How many threads or processes that load images this machine bears."""
 
-import os
 import threading
 
 from pipeline.run.config import Config
 from pipeline.run.console import logger
+from pipeline.run.cores import cores as granted
 from pipeline.run.errors import UserError
 
 PER_CORE, FEWEST = 4, 16  # workers beyond both only wait for each other
@@ -17,7 +17,7 @@ def limit_workers(config: Config) -> Config:
 
     Their number changes the speed alone. Raises UserError where not even one could be started.
     """
-    wanted, cores = config.data.workers, _cores()
+    wanted, cores = config.data.workers, granted()
     useful = min(wanted, max(PER_CORE * cores, FEWEST))
     started = startable(LOADERS * useful + SPARE)
     possible = max(0, started - SPARE) // LOADERS
@@ -32,13 +32,6 @@ def limit_workers(config: Config) -> Config:
     reason = f"this process has {cores} cores" if workers == useful else "no more can be started"
     logger.info("data.workers: %d -> %d, as %s", wanted, workers, reason)
     return config.changed({"data.workers": workers})
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def startable(count: int) -> int:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.data.header import MOST_PIXELS
-from pipeline.data.image import opened, reason, to_rgb
+from pipeline.data.image import central, opened, reason, resized, resized_sides, to_rgb
 from pipeline.data.tree import ENDINGS
 from pipeline.export.packed import Images
 from pipeline.run.errors import UserError
@@ -81,13 +81,8 @@ def prepare(path: Path, wanted: Images) -> npt.NDArray[np.float32]:
 
 
 def _cropped(image: Image.Image, wanted: Images) -> Image.Image:
-    """The square in the middle, once the short side is ``resize`` pixels long; rounded as in
-    torchvision."""
-    short, size = min(image.size), wanted.size
-    width, height = (side * wanted.resize // short for side in image.size)
+    """The square in the middle, once the short side is ``resize`` pixels long."""
+    width, height = resized_sides(image, wanted.resize)
     if width * height > MOST_PIXELS:
         raise Bad(f"{image.width} x {image.height} pixels are too elongated")
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+    return central(resized(image, wanted.resize), wanted.size)

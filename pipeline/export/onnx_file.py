@@ -95,6 +95,11 @@ class _Graph:
             weight = self.add("Mul", [weight, self.constant(f"{layer}.unit", unit)])
         return weight
 
+    def bias(self, step: Step) -> list[str]:
+        """The bias of a real layer, if it has one."""
+        name = f"{step.layer}.bias"
+        return [self.constant(name, self.packed.bias(step.layer))] if step.has_bias else []
+
     def signs(self, step: Step) -> str:
         """The weights of a binary convolution, (O, I, kH, kW) of ±1 in float32."""
         if not self.as_bits:
@@ -122,7 +127,7 @@ def _table() -> Array:
 def _conv(graph: _Graph, step: Step, inputs: list[str]) -> str:
     weight = graph.signs(step) if step.is_binary else graph.weight(step.layer)
     strides, pads = [step["stride"]] * 2, [step["padding"]] * 4
-    return graph.add("Conv", [*inputs, weight], strides=strides, pads=pads)
+    return graph.add("Conv", [*inputs, weight, *graph.bias(step)], strides=strides, pads=pads)
 
 
 def _norm(graph: _Graph, step: Step, inputs: list[str]) -> str:
@@ -137,6 +142,19 @@ def _norm(graph: _Graph, step: Step, inputs: list[str]) -> str:
     return graph.add("Add", [y, inputs[1]]) if len(inputs) > 1 else y
 
 
+def _prelu(graph: _Graph, step: Step, inputs: list[str]) -> str:
+    slope, shift = (
+        graph.constant(f"{step.layer}.{word}", each.reshape(-1, 1, 1))
+        for word, each in zip(("leak", "shift"), graph.packed.prelu(step), strict=True)
+    )
+    return graph.add("Add", [graph.add("PRelu", [*inputs, slope]), shift])
+
+
+def _shift(graph: _Graph, step: Step, inputs: list[str]) -> str:
+    offset = graph.packed.offset(step).reshape(-1, 1, 1)
+    return graph.add("Add", [*inputs, graph.constant(f"{step.layer}.offset", offset)])
+
+
 def _sign(graph: _Graph, step: Step, inputs: list[str]) -> str:
     zero, one, minus = (
         graph.constant(name, value) for name, value in (("zero", 0), ("one", 1), ("minus", -1))
@@ -147,6 +165,12 @@ def _sign(graph: _Graph, step: Step, inputs: list[str]) -> str:
 def _max_pool(graph: _Graph, step: Step, inputs: list[str]) -> str:
     size, strides, pads = [step["size"]] * 2, [step["stride"]] * 2, [step["padding"]] * 4
     return graph.add("MaxPool", inputs, kernel_shape=size, strides=strides, pads=pads)
+
+
+def _avg_pool(graph: _Graph, step: Step, inputs: list[str]) -> str:
+    size = [step["size"]] * 2
+    options = {"kernel_shape": size, "strides": size, "ceil_mode": int(step["ceil"])}
+    return graph.add("AveragePool", inputs, **options)
 
 
 def _skip(graph: _Graph, step: Step, inputs: list[str]) -> str:
@@ -162,8 +186,7 @@ def _mean(graph: _Graph, step: Step, inputs: list[str]) -> str:
 
 
 def _linear(graph: _Graph, step: Step, inputs: list[str]) -> str:
-    bias = graph.constant(f"{step.layer}.bias", graph.packed.bias(step.layer))
-    return graph.add("Gemm", [*inputs, graph.weight(step.layer), bias], transB=1)
+    return graph.add("Gemm", [*inputs, graph.weight(step.layer), *graph.bias(step)], transB=1)
 
 
 def _plain(op: str) -> Callable[[_Graph, Step, list[str]], str]:
@@ -171,7 +194,7 @@ def _plain(op: str) -> Callable[[_Graph, Step, list[str]], str]:
 
 
 _MAKERS: dict[str, Callable[[_Graph, Step, list[str]], str]] = {
-    "conv": _conv, "norm": _norm, "sign": _sign, "relu": _plain("Relu"), "add": _plain("Add"),
-    "max_pool": _max_pool, "skip": _skip, "mean": _mean, "flatten": _plain("Flatten"),
-    "linear": _linear,
+    "conv": _conv, "norm": _norm, "prelu": _prelu, "shift": _shift, "sign": _sign,
+    "relu": _plain("Relu"), "add": _plain("Add"), "max_pool": _max_pool, "avg_pool": _avg_pool,
+    "skip": _skip, "mean": _mean, "flatten": _plain("Flatten"), "linear": _linear,
 }  # fmt: skip

@@ -84,6 +84,10 @@ def _constant(value: Any, dtype: Any = np.float32) -> Node:
     return ops.constant(np.asarray(value, dtype))
 
 
+def _per_channel(values: Array) -> Node:
+    return _constant(values.reshape(1, -1, 1, 1))
+
+
 def _bits(signs: Array) -> Node:
     """The constant of type u1 of weights (O, I, kH, kW) of ±1, row by row."""
     octets = np.packbits(signs.reshape(-1) > 0, bitorder="little")
@@ -96,7 +100,8 @@ def _conv(graph: _Graph, step: Step) -> Node:
     move = [step["stride"]] * 2, [step["padding"]] * 2, [step["padding"]] * 2, [1, 1]
     x = graph.read(step)
     if not step.is_binary:
-        return ops.convolution(x, graph.weight(step.layer), *move)
+        z = ops.convolution(x, graph.weight(step.layer), *move)
+        return ops.add(z, _per_channel(graph.packed.bias(step.layer))) if step.has_bias else z
     signs = graph.packed.signs(step)
     if step["channels"] % 8:
         raise UserError(
@@ -129,9 +134,23 @@ def _norm(graph: _Graph, step: Step) -> Node:
     return ops.add(y, graph.read(step, 1)) if len(step.inputs) > 1 else y
 
 
+def _prelu(graph: _Graph, step: Step) -> Node:
+    slope, shift = graph.packed.prelu(step)
+    return ops.add(ops.prelu(graph.read(step), _constant(slope)), _per_channel(shift))
+
+
+def _shift(graph: _Graph, step: Step) -> Node:
+    return ops.add(graph.read(step), _per_channel(graph.packed.offset(step)))
+
+
 def _max_pool(graph: _Graph, step: Step) -> Node:
     pads, size = [step["padding"]] * 2, [step["size"]] * 2
     return ops.max_pool(graph.read(step), [step["stride"]] * 2, pads, pads, size)
+
+
+def _avg_pool(graph: _Graph, step: Step) -> Node:
+    size, rounding = [step["size"]] * 2, "ceil" if step["ceil"] else "floor"
+    return ops.avg_pool(graph.read(step), size, [0, 0], [0, 0], size, True, rounding)
 
 
 def _skip(graph: _Graph, step: Step) -> Node:
@@ -156,7 +175,8 @@ def _linear(graph: _Graph, step: Step) -> Node:
 
 
 _MAKERS: dict[str, Callable[[_Graph, Step], Node]] = {
-    "conv": _conv, "norm": _norm, "sign": _sign, "max_pool": _max_pool, "skip": _skip,
+    "conv": _conv, "norm": _norm, "prelu": _prelu, "shift": _shift, "sign": _sign,
+    "max_pool": _max_pool, "avg_pool": _avg_pool, "skip": _skip,
     "relu": lambda graph, step: ops.relu(graph.read(step)),
     "add": lambda graph, step: ops.add(graph.read(step), graph.read(step, 1)),
     "mean": _mean, "flatten": _flatten, "linear": _linear,

@@ -1,5 +1,6 @@
 """A network of torch as a packed one, and back: the logits stay the same to the bit."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 from kernels import binarize_weights
 from models import ARCHS, BITS, BinaryNetwork, build_model
 from models.frozen import freeze
+from models.rprelu import NormPReLU
 from pipeline.export.packed import About, Packed, layers, pack_signs
 from pipeline.export.program import Array, Step
 from pipeline.export.trace import trace
 from pipeline.run.errors import UserError
 
 STATISTICS = ("weight", "bias", "running_mean", "running_var")  # the rows of <layer>.norm
+LEARNED = {"prelu": ("slope", "after"), "shift": ("offset",)}  # the rows of <layer>.<op>
 
 
 @torch.no_grad()
@@ -35,7 +38,7 @@ def _binary(network: BinaryNetwork) -> dict[str, Array]:
     if not convs:
         return {}
     first = next(iter(convs.values())).binarize
-    weights = [conv.weight for conv in convs.values()]
+    weights = [conv.signed() for conv in convs.values()]
     signs, scales = binarize_weights(weights, first.params, first.estimator)
     found: dict[str, Array] = {}
     for name, sign, scale in zip(convs, signs, scales, strict=True):
@@ -49,13 +52,26 @@ def _real(network: BinaryNetwork, steps: tuple[Step, ...]) -> dict[str, Array]:
     found: dict[str, Array] = {}
     for step in steps:
         if step.op == "norm":
-            norm = network.get_submodule(step.layer)
-            rows = [getattr(norm, name).float() for name in STATISTICS]
-            found[f"{step.layer}.norm"] = torch.stack(rows).numpy()
+            found[f"{step.layer}.norm"] = _norm(network.get_submodule(step.layer))
+        elif step.op in LEARNED:
+            layer = network.get_submodule(step.layer)
+            found[f"{step.layer}.{step.op}"] = _rows(layer, LEARNED[step.op])
         elif step.op in ("conv", "linear") and not step.is_binary:
             parameters = network.get_submodule(step.layer).named_parameters()
             found |= {f"{step.layer}.{name}": _array(each) for name, each in parameters}
     return found
+
+
+def _norm(norm: nn.Module) -> Array:
+    """The rows of a norm; what RPReLU shifts by before its slope is part of the bias."""
+    rows = _rows(norm, STATISTICS)
+    if isinstance(norm, NormPReLU):
+        rows[1] = (norm.bias + norm.before).numpy()
+    return rows
+
+
+def _rows(layer: nn.Module, names: Sequence[str]) -> Array:
+    return torch.stack([getattr(layer, name).float() for name in names]).numpy()
 
 
 def _array(tensor: Tensor) -> Array:
@@ -107,6 +123,10 @@ def _state(packed: Packed, network: nn.Module) -> dict[str, Any]:
     for name in layers(packed.steps, "norm"):
         rows = torch.tensor(packed.tensors[f"{name}.norm"])
         state |= {f"{name}.{key}": row for key, row in zip(STATISTICS, rows, strict=True)}
+    for op, keys in LEARNED.items():
+        for name in layers(packed.steps, op):
+            rows = torch.tensor(packed.tensors[f"{name}.{op}"])
+            state |= {f"{name}.{key}": row for key, row in zip(keys, rows, strict=True)}
     for key in packed.tensors:
         name, _, kind = key.rpartition(".")
         if kind == "weight":

@@ -6,6 +6,8 @@
                     weight of input channel k is +1; bits after the last channel are 0
     <layer>.scale   float32 (): mean |w| of the weights behind the bits, as training computed it
     <layer>.norm    float32 (4, C): weight, bias, running mean and running variance
+    <layer>.prelu   float32 (2, C): slope and shift of a PReLU
+    <layer>.shift   float32 (1, C): what is added before a sign
     <layer>.weight  float32, float16 or int8: (O, I, kH, kW) of a real convolution, (O, I) of a
                     linear layer
     <layer>.unit    float32 (O,), beside an int8 weight: what it is multiplied by
@@ -83,8 +85,17 @@ class Packed:
         return weight
 
     def bias(self, layer: str) -> Array:
-        """The bias of a linear layer in float32."""
+        """The bias of a real layer in float32."""
         return self.tensors[f"{layer}.bias"].astype(np.float32)
+
+    def prelu(self, step: Step) -> tuple[Array, Array]:
+        """slope and shift of a PReLU, float32 (C,)."""
+        slope, shift = self.tensors[f"{step.layer}.prelu"]
+        return slope, shift
+
+    def offset(self, step: Step) -> Array:
+        """What a shift adds, float32 (C,)."""
+        return self.tensors[f"{step.layer}.shift"][0]
 
     def folded(self, step: Step) -> tuple[Array, Array, Array]:
         """mean, slope and bias of a norm, float32 (C,): y = (u - mean) slope + bias.

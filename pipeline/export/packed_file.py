@@ -32,6 +32,8 @@ _KINDS: dict[str, tuple[tuple[type, ...], tuple[int, ...]]] = {
     "bits": ((np.uint8,), (4,)),
     "scale": ((np.float32,), (0,)),
     "norm": ((np.float32,), (2,)),
+    "prelu": ((np.float32,), (2,)),
+    "shift": ((np.float32,), (2,)),
     "weight": (_REAL_DTYPES, (2, 4)),
     "unit": ((np.float32,), (1,)),
     "bias": ((np.float32, np.float16), (1,)),
@@ -165,7 +167,9 @@ def _tensors_of(step: Step, tensors: Tensors) -> set[str]:
     """The names of the tensors that a step needs."""
     if not step.layer:
         return set()
-    kinds = {"conv": ["weight"], "norm": ["norm"], "linear": ["weight", "bias"]}[step.op]
+    kinds = ["weight"] if step.op in ("conv", "linear") else [step.op]
+    if step.has_bias:
+        kinds.append("bias")
     if step.is_binary:
         kinds = ["bits", "scale"]
     elif f"{step.layer}.weight" in tensors and tensors[f"{step.layer}.weight"].dtype == np.int8:

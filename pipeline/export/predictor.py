@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from models import BinaryNetwork
@@ -62,6 +63,8 @@ def on_engine(packed: Packed) -> Callable[[Array], Array] | None:
     """The ``logits`` of a network on the engine of native/; None where torch has to run it."""
     try:
         engine = Engine(fused(packed))
+        side = packed.about.images.size
+        engine(np.zeros((1, 3, side, side), np.float32))  # which asks whether it can
     except (NoLibrary, ValueError) as error:
         logger.info("run by torch, since the engine of native/ cannot: %s", error)
         return None

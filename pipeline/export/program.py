@@ -5,14 +5,19 @@ one is the logits, (N, classes). A step reads values that come before it:
 
     conv      in [x]      z = x * weight, the convolution of ``layer``: ``stride``, ``padding``. One
                           that has bits gives sums of ±1 without its scale; ``channels`` are those
-                          of x. Taps beyond the border count nothing
+                          of x. Taps beyond the border count nothing. + bias of ``layer``, if
+                          ``bias``
     norm      in [z, r?]  y = (u - mean) slope + bias + r, with u = relu(z) if ``relu``, else z, and
                           the statistics of ``layer`` (see ``Packed.folded``): ``eps``, and in
                           ``scale``, if z still lacks one, the value of the convolution that has it
+    prelu     in [x]      y + shift of ``layer``, where y is x if x > 0, else slope x
+    shift     in [x]      x + offset of ``layer``
     sign      in [x]      +1 where x >= 0, so for 0 and -0 too, else -1
     relu      in [x]      max(x, 0)
     add       in [x, y]   x + y
     max_pool  in [x]      maxima over windows of ``size``: ``stride``, ``padding``
+    avg_pool  in [x]      means of windows of ``size`` beside each other; with ``ceil`` those that
+                          a border cuts off too, over what is left of them
     skip      in [x]      every second pixel, between ``channels`` zero channels before and behind
     mean      in [x]      (N, C, H, W) -> (N, C), over all pixels
     flatten   in [x]      (N, C, H, W) -> (N, C H W), in this order
@@ -38,19 +43,22 @@ MOST_ELEMENTS = 2**31  # of one image's value
 
 # The options of each kind of step and their types, and how many values it reads.
 _OPTIONS: dict[str, dict[str, type]] = {
-    "conv": {"layer": str, "stride": int, "padding": int, "channels": int},
+    "conv": {"layer": str, "stride": int, "padding": int, "channels": int, "bias": bool},
     "norm": {"layer": str, "relu": bool, "eps": float, "scale": int},
+    "prelu": {"layer": str},
+    "shift": {"layer": str},
     "sign": {},
     "relu": {},
     "add": {},
     "max_pool": {"size": int, "stride": int, "padding": int},
+    "avg_pool": {"size": int, "ceil": bool},
     "skip": {"channels": int},
     "mean": {},
     "flatten": {},
     "linear": {"layer": str},
 }
 _READS = {"norm": (1, 2), "add": (2,)}  # all others read 1
-_OPTIONAL = {"channels", "scale"}  # of conv and norm
+_OPTIONAL = {"channels", "bias", "scale"}  # of conv and norm
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,11 @@ class Step:
     def is_binary(self) -> bool:
         """Whether it is a convolution whose weights are bits."""
         return self.op == "conv" and "channels" in self.options
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether it adds its layer's bias."""
+        return self.op == "linear" or bool(self.options.get("bias"))
 
 
 def to_plain(steps: Sequence[Step]) -> list[dict[str, Any]]:
@@ -152,16 +165,27 @@ def _conv(step: Step, tensors: Tensors, read: list[Shape]) -> Shape:
     ((channels, height, width),) = read
     if step.is_binary:
         count, tall, wide, octets = tensors[f"{step.layer}.bits"].shape
-        _fits(step["channels"] == channels, octets == (channels + 7) // 8)
+        _fits(step["channels"] == channels, octets == (channels + 7) // 8, not step.has_bias)
     else:
         count, inputs, tall, wide = tensors[f"{step.layer}.weight"].shape
         _fits(inputs == channels)
+        _fits(not step.has_bias or tensors[f"{step.layer}.bias"].shape == (count,))
     move = step["stride"], step["padding"]
     return count, _window(height, tall, *move), _window(width, wide, *move)
 
 
 def _norm(step: Step, tensors: Tensors, read: list[Shape]) -> Shape:
     _fits(tensors[f"{step.layer}.norm"].shape == (4, read[0][0]), len({*read}) == 1)
+    return read[0]
+
+
+def _prelu(step: Step, tensors: Tensors, read: list[Shape]) -> Shape:
+    _fits(tensors[f"{step.layer}.prelu"].shape == (2, read[0][0]))
+    return read[0]
+
+
+def _shift(step: Step, tensors: Tensors, read: list[Shape]) -> Shape:
+    _fits(tensors[f"{step.layer}.shift"].shape == (1, read[0][0]))
     return read[0]
 
 
@@ -174,6 +198,13 @@ def _max_pool(step: Step, tensors: Tensors, read: list[Shape]) -> Shape:
     ((channels, height, width),) = read
     move = step["size"], step["stride"], step["padding"]
     return channels, _window(height, *move), _window(width, *move)
+
+
+def _avg_pool(step: Step, tensors: Tensors, read: list[Shape]) -> Shape:
+    ((channels, height, width),) = read
+    _fits(step["size"] > 0)
+    reach = step["size"] - 1 if step["ceil"] else 0
+    return channels, (height + reach) // step["size"], (width + reach) // step["size"]
 
 
 def _skip(step: Step, tensors: Tensors, read: list[Shape]) -> Shape:
@@ -198,6 +229,7 @@ def _linear(step: Step, tensors: Tensors, read: list[Shape]) -> Shape:
 
 
 _SHAPES = {
-    "conv": _conv, "norm": _norm, "sign": _same, "relu": _same, "add": _same,
-    "max_pool": _max_pool, "skip": _skip, "mean": _mean, "flatten": _flatten, "linear": _linear,
+    "conv": _conv, "norm": _norm, "prelu": _prelu, "shift": _shift, "sign": _same, "relu": _same,
+    "add": _same, "max_pool": _max_pool, "avg_pool": _avg_pool, "skip": _skip, "mean": _mean,
+    "flatten": _flatten, "linear": _linear,
 }  # fmt: skip

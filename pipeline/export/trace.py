@@ -24,6 +24,7 @@ from models.layers import (
     global_pool,
 )
 from models.resnet_cifar import PadShortcut
+from models.rprelu import NormPReLU, RSign
 from pipeline.export.program import Step
 from pipeline.run.errors import UserError
 
@@ -75,10 +76,19 @@ class _Tracer(fx.Tracer):
             return x, args[1](x)
         if isinstance(m, NormBinarize) and not isinstance(m, BatchNorm):
             y = record(m, args, kwargs)
+            if isinstance(m, NormPReLU):
+                y = self._call(_prelu, m, y)
             return y, m.binarize(y)
+        if isinstance(m, RSign):
+            return self.create_proxy("call_function", _sign, (self._call(_shift, m, args[0]),), {})
         if isinstance(m, BatchNorm | Binarize | PadShortcut):
             return record(m, args[:1])
         return super().call_module(m, forward, args, kwargs)
+
+    def _call(self, what: Callable[..., Any], m: nn.Module, x: Any) -> Any:
+        """A part of what the layer ``m`` does."""
+        options = {"layer": self.path_of_module(m)}
+        return self.create_proxy("call_function", what, (x,), options)
 
     def _record(self, m: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> Any:
         return self.create_proxy("call_module", self.path_of_module(m), args, kwargs or {})
@@ -126,28 +136,45 @@ class _Steps:
             return Step("skip", x, {"channels": layer.padding})
         if isinstance(layer, nn.ReLU):
             return Step("relu", x)
+        if isinstance(layer, nn.AvgPool2d):
+            return Step("avg_pool", x, _means(name, layer))
         raise _Unknown(f"no step stands for {name}, a {type(layer).__name__}")
 
     def _norm(self, node: fx.Node, name: str, layer: NormBinarize) -> Step:
         z, scale, residual = (*node.args, None, None)[:3]
         residual = node.kwargs.get("residual", residual)
         scale = node.kwargs.get("scale", scale)
-        relu = not isinstance(layer, BatchNorm)
-        options = {"layer": name, "relu": relu, "eps": layer.eps}
+        options = {"layer": name, "relu": _has_relu(layer), "eps": layer.eps}
         if isinstance(scale, fx.Node):
             options["scale"] = self.values[scale]
         reads = [z] if residual is None else [z, residual]
         return Step("norm", self._values(*reads), options)
 
 
+def _has_relu(layer: NormBinarize) -> bool:
+    if isinstance(layer, NormPoolBinarize):
+        return layer.relu
+    return not isinstance(layer, BatchNorm | NormPReLU)
+
+
 def _conv(name: str, layer: nn.Conv2d) -> dict[str, Any]:
     """The options of a convolution; raises _Unknown for one that no step describes."""
     stride, padding = {*layer.stride}, layer.padding
-    is_plain = layer.groups == 1 and {*layer.dilation} == {1} and layer.bias is None
+    is_plain = layer.groups == 1 and {*layer.dilation} == {1}
     if isinstance(padding, str) or not (is_plain and len(stride) == len({*padding}) == 1):
-        raise _Unknown(f"{name} has groups, dilation, a bias or uneven strides")
+        raise _Unknown(f"{name} has groups, dilation or uneven strides")
     options = {"layer": name, "stride": layer.stride[0], "padding": padding[0]}
+    if layer.bias is not None:
+        options["bias"] = True
     return options | ({"channels": layer.in_channels} if isinstance(layer, BINARY) else {})
+
+
+def _means(name: str, layer: nn.AvgPool2d) -> dict[str, Any]:
+    """The options of an average pooling; raises _Unknown for one that no step describes."""
+    size, is_plain = layer.kernel_size, layer.padding == 0 and layer.divisor_override is None
+    if not (is_plain and isinstance(size, int) and layer.stride == size):
+        raise _Unknown(f"{name} has windows that are uneven, padded or not beside each other")
+    return {"size": size, "ceil": layer.ceil_mode}
 
 
 def _pool(node: fx.Node) -> tuple[str, dict[str, Any]]:
@@ -165,8 +192,23 @@ def _plain(op: str) -> Callable[[fx.Node], tuple[str, dict[str, Any]]]:
     return lambda node: (op, {})
 
 
+def _prelu(x: Any, layer: str) -> Any:
+    """Stands for the second half of ``NormPReLU``."""
+
+
+def _shift(x: Any, layer: str) -> Any:
+    """Stands for the first half of ``RSign``."""
+
+
+def _sign(x: Any) -> Any:
+    """Stands for the second half of ``RSign``."""
+
+
 # What a forward may call beside layers.
 _FUNCTIONS: dict[Any, Callable[[fx.Node], tuple[str, dict[str, Any]]]] = {
+    _prelu: lambda node: ("prelu", dict(node.kwargs)),
+    _shift: lambda node: ("shift", dict(node.kwargs)),
+    _sign: _plain("sign"),
     F.relu: _plain("relu"),
     torch.relu: _plain("relu"),
     operator.add: _plain("add"),

@@ -141,12 +141,15 @@ def content_of(state: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
+# How far the states in the files that this process has seen have gone, by the files' identities.
+_places: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+
+
 class CheckpointStore:
     """The ``checkpoints`` folder of a run: epoch_0007.pt, step_<global step>.pt and best.pt."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
-        self._places: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # of the files seen so far
         self._warned: set[Path] = set()
 
     def save(self, state: dict[str, Any], *, best: bool = False) -> Path:
@@ -156,7 +159,7 @@ class CheckpointStore:
         content = content_of(state)
         write_atomically(path, content)
         with contextlib.suppress(OSError):  # somebody removed it
-            self._places[_identity(path)] = _place(state)
+            _places[_identity(path)] = _place(state)
         if best:
             write_atomically(self.folder / "best.pt", content)
         self._prune(path)
@@ -198,9 +201,9 @@ class CheckpointStore:
         be compared with that of others. One that does not say it is behind all."""
         with contextlib.suppress(OSError):
             identity = _identity(path)
-            if identity not in self._places:
-                self._places[identity] = _place_in(path)
-            return self._places[identity]
+            if identity not in _places:
+                _places[identity] = _place_in(path)
+            return _places[identity]
         return _UNKNOWN  # it is gone
 
     def _prune(self, newest: Path) -> None:

@@ -294,6 +294,12 @@ class TrainConfig(Section):
         "the gradients are those of the whole batch, but batch norm sees a part at a time",
         json_schema_extra=also("accumulation", "accum", "micro_batches", "iter_size"),
     )
+    threads: Annotated[Integer, Field(ge=1, le=1024)] | None = Field(
+        None,
+        description="threads of a step on the processor; null: OMP_NUM_THREADS, else as many cores "
+        "as the machine grants and other programs leave when a run begins",
+        json_schema_extra=also("num_threads", "cores", "cpus", "omp_num_threads"),
+    )
     cuda_graph: Toggle = Field(
         "auto",
         description="the whole step as one CUDA graph, and the evaluation; auto: on a GPU with "

@@ -52,14 +52,20 @@ class _LogFile(logging.Handler):
 
 
 def start_console() -> None:
-    """Let ``logger`` write to stderr; processes other than the main one show errors only."""
+    """Let ``logger`` write to stderr, Python's warnings included, each as one line without its
+    place in the code; processes other than the main one show errors only."""
     if not processes.is_main():
         warnings.simplefilter("ignore")
     logger.handlers.clear()
     logger.setLevel(logging.INFO if processes.is_main() else logging.ERROR)
     logger.propagate = False
     logger.addHandler(_Console())
+    warnings.showwarning = _warn
     _pace.begin()
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    logger.warning("%s", " ".join(str(message).split()))
 
 
 def start_file(path: Path) -> None:

@@ -20,7 +20,7 @@ from pipeline.run.files import free_name, open_file
 FREE_TO_CHANGE = (
     "run.", "log.", "checkpoint.", "data.path", "data.format", "data.exclude",
     "data.workers", "data.download", "data.eval_batch_size", "data.loader", "train.device",
-    "train.cuda_graph", "train.timeout", "model.weights",
+    "train.cuda_graph", "train.threads", "train.timeout", "model.weights",
 )  # fmt: skip
 NETWORK = ("model.arch", "model.bits", "model.num_classes")
 KEPT = (*NETWORK, "optim.name")  # a run that goes on keeps its weights and its momentum

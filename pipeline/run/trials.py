@@ -14,6 +14,7 @@ import torch
 from pipeline.run import cards
 from pipeline.run.commands import ROOT
 from pipeline.run.console import logger
+from pipeline.run.cores import cores
 from pipeline.run.errors import Interrupted, UserError
 from pipeline.run.estimate import Estimate
 from pipeline.run.files import free_name
@@ -208,7 +209,7 @@ def share(place: int, jobs: int) -> dict[str, str]:
     threads, unless the person has set them, and one of the GPUs that this process may use."""
     if jobs == 1:
         return {}
-    threads = max(1, torch.get_num_threads() // jobs)
+    threads = max(1, cores() // jobs)
     gpus = _gpus()
     return {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),

@@ -1,5 +1,6 @@
 """The versions of what a training stands on, which are not the same in every image."""
 
+import functools
 import platform
 import re
 from importlib.metadata import distributions
@@ -13,6 +14,7 @@ PACKAGES = {
 }
 
 
+@functools.cache
 def versions() -> str:
     """One line, such as "Python 3.12.3, torch 2.14.1, triton 3.8.0, DALI 2.4.0, no apex".
 

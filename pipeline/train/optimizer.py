@@ -1,5 +1,6 @@
 """The optimizer of a training, its learning rate, and its form in a checkpoint."""
 
+import inspect
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -37,12 +38,21 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     settings = _settings(config, device)
     if config.optim.impl == "apex":
         return _apex_sgd()(groups, **settings)
-    optimizer = KINDS[config.optim.name](groups, **settings)
+    optimizer = _uncompiled(KINDS[config.optim.name])(groups, **settings)
     rate = _first_rate(config, device)
     for group in optimizer.param_groups:
         group["lr"] = rate  # only now: Adam compares its first one on the host
     make_moments(optimizer)
     return optimizer
+
+
+def _uncompiled(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """``kind`` without what keeps torch.compile out of its methods, which nothing here compiles:
+    for that alone, torch would import its compiler, which takes seconds."""
+    names = "add_param_group", "load_state_dict", "state_dict", "zero_grad"
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    methods["step"] = torch.no_grad()(inspect.unwrap(kind.step))
+    return type(kind.__name__, (kind,), methods)
 
 
 def _settings(config: Config, device: torch.device) -> Settings:

@@ -15,6 +15,7 @@ from pipeline.run.config import Config, make_config
 from pipeline.run.console import logger, start_console
 from pipeline.run.device import get_device
 from pipeline.run.errors import Diverged, UserError
+from pipeline.run.threads import settle_threads
 from pipeline.run.weights import (
     classes_of,
     first_not_finite,
@@ -34,6 +35,7 @@ PLACES = {
     "data": ("path", "download", "exclude"),
     "model": ("weights",),
     "distill": ("teacher", "teacher_weights"),
+    "train": ("threads",),
 }
 REMEDY = "set data.path to data with these class folders"
 
@@ -54,6 +56,7 @@ def score(path: Path, overrides: list[str], ready: Ready | None = None) -> dict[
     config = make_config(values_of(state), overrides, name="evaluation")
     device = get_device(config)
     start_console()
+    config = settle_threads(config, looks=False)
     cards.note(device, config.train.device)
     logger.info("%s: reading %s", path, config.data.path or config.data.dataset)
     config = settle_evaluation(config, device, overrides)

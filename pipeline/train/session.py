@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from pipeline.data.batch import divide_batch
 from pipeline.data.loader import Loader
@@ -36,17 +37,18 @@ from pipeline.run.resume import (
     weights_alone,
 )
 from pipeline.run.signals import StopSignal
+from pipeline.run.threads import settle_threads
 from pipeline.run.versions import versions
 from pipeline.train.memory import shortage_explained
 from pipeline.train.metrics import METRICS, metric_names
 from pipeline.train.network import check_weights, make_network
 from pipeline.train.precision import settle_precision
 from pipeline.train.randomness import seed_everything
-from pipeline.train.teacher import make_teacher
 from pipeline.train.trainer import Trainer
 
 # What may differ between the processes of a run.
-MAY_DIFFER = ("data.path", "data.format", "data.exclude", "data.workers", "run.dir")
+MAY_DIFFER = ("data.path", "data.format", "data.exclude", "data.workers", "train.threads",
+              "run.dir")  # fmt: skip
 
 
 class Outcome(NamedTuple):
@@ -99,9 +101,12 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
         start = find_start(request, store, again=again)
     if start and start.last and not only_check:
         return _finished(config, start)
+    begun = start.state["config"]["train"] if start else {}
     with problems.noted():
-        begun = start.state["config"]["train"]["precision"] if start else "auto"
-        config = settle_precision(config, device, begun)
+        config = settle_precision(config, device, begun.get("precision", "auto"))
+    if not only_check:
+        is_cpu = device.type == "cpu"
+        config = settle_threads(config, begun.get("threads"), looks=is_cpu)
     seed_everything(config.seed, deterministic=config.deterministic)
     loaders: tuple[Loader, Loader] | None = None
     with problems.noted():
@@ -117,7 +122,7 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
     order = _fit(start, loaders, request) if start else None
     classes = loaders[0].classes
     model = make_network(config, classes, is_fresh=start is None)
-    teacher = processes.main_first(lambda: make_teacher(config, classes))
+    teacher = processes.main_first(lambda: _teacher(config, classes))
     if only_check:
         return None
     recorder = Recorder()
@@ -129,6 +134,15 @@ def _train(request: Request, stop: StopSignal, only_check: int) -> Outcome | Non
         describe(trainer, device)
         trainer.fit()
     return Outcome(config, trainer.state.best, trainer.state.last)
+
+
+def _teacher(config: Config, classes: Sequence[str]) -> nn.Module | None:
+    """The network of ``distill.teacher``; None where no teacher is asked for."""
+    if config.distill.teacher is None:
+        return None
+    from pipeline.train.teacher import make_teacher  # its torchvision takes seconds to import
+
+    return make_teacher(config, classes)
 
 
 @contextlib.contextmanager

@@ -8,9 +8,9 @@ from models import ARCHS, build_model
 from pipeline.export.pack import pack
 from pipeline.export.packed import About, Images
 
-EXPORTED = [arch for arch in ARCHS if not arch.endswith("_react")]  # whose blocks have no step
-KINDS = [(arch, bits) for arch in EXPORTED for bits in ("1w1a", "1w32a", "32w32a")]
-SEVERAL = ("resnet18", "resnet20", "resnet20_bireal", "vgg_small")  # each has steps of its own
+KINDS = [(arch, bits) for arch in ARCHS for bits in ("1w1a", "1w32a", "32w32a")]
+# Each has steps of its own.
+SEVERAL = ("resnet18", "resnet20", "resnet20_bireal", "vgg_small", "resnet18_react")
 
 
 def images_of(arch, count=2, side=None):
@@ -25,6 +25,9 @@ def network(arch="resnet20", bits="1w1a", classes=10):
     torch.manual_seed(0)
     model = build_model(arch, bits, classes)
     with torch.no_grad():
+        for sign in (each for each in model.modules() if hasattr(each, "undecayed")):
+            for learned in sign.undecayed():
+                learned.uniform_(-0.5, 0.5)
         for norm in (each for each in model.modules() if hasattr(each, "running_mean")):
             norm.weight.uniform_(0.5, 1.5)
             norm.bias.uniform_(-0.5, 0.5)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from models import ARCHS
 from native import build
 from native.engine import Engine
 from pipeline.export.engine import LEFT_TO_TORCH, on_engine
@@ -14,8 +15,7 @@ from pipeline.export.fuse import fused
 from pipeline.run.config import make_config
 from tests.export.networks import images_of, network, packed
 
-# Those that the engine knows; torch evaluates others.
-NETWORKS = ("resnet18", "resnet34", "resnet20", "resnet20_bireal", "resnet18_cifar", "vgg_small")
+NETWORKS = tuple(ARCHS)
 
 
 def logits(model, images):
@@ -40,7 +40,7 @@ def test_all_instruction_sets_give_the_same_bits(arch, known_sets):
     assert all(np.array_equal(first, other) for other in others)
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnet20"])
+@pytest.mark.parametrize("arch", ["resnet18", "resnet18_react", "resnet20"])
 def test_float64_finds_the_engine_no_further_off_than_torch(arch, instructions):
     images = images_of(arch, 8)
     judge = copy.deepcopy(network(arch)).double()

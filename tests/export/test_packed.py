@@ -10,6 +10,8 @@ from torch import nn
 from kernels import binarize_weights, norm_binarize, running_statistics
 from models import ARCHS, BinaryNetwork, build_model
 from models.layers import BinaryConv2d, NormBinarize, global_pool
+from native.engine import Engine
+from pipeline.export.fuse import fused
 from pipeline.export.pack import pack, unpack
 from pipeline.export.packed import pack_signs
 from pipeline.export.packed_file import decode, encode
@@ -21,7 +23,13 @@ PATH = Path("model.safetensors")
 CLASSES = [f"n{i:08d}" for i in range(1000)]
 
 
-@pytest.mark.parametrize(("arch", "bits"), KINDS)
+@pytest.mark.parametrize(
+    ("arch", "bits"),
+    [
+        pytest.param(*kind, marks=[pytest.mark.slow] if "resnet34" in kind[0] else [])
+        for kind in KINDS
+    ],
+)
 def test_logits_come_back_to_the_bit(arch, bits):
     images = images_of(arch)
     back = unpack(decode(encode(packed(arch, bits)), PATH))
@@ -128,7 +136,7 @@ class Own(BinaryNetwork):
 
     def __init__(self, arch="own", bits="1w1a", classes=10, estimator="reste", **options):
         super().__init__(arch, bits, estimator, **options)
-        self.stem = nn.Conv2d(3, 12, 3, padding=1, bias=False)
+        self.stem = nn.Conv2d(3, 12, 3, padding=1)
         self.norm1 = NormBinarize(12, build_model("resnet20").bn1.binarize)
         self.conv = BinaryConv2d(12, 12)
         self.norm2 = NormBinarize(12)
@@ -144,9 +152,21 @@ class Own(BinaryNetwork):
 def test_a_network_of_ones_own_is_taken_along(monkeypatch):
     monkeypatch.setitem(ARCHS, "own", ARCHS["resnet20"].__class__("own", Own, 16, "cifar10"))
     own = Own().eval()
-    back = unpack(decode(encode(pack(own, about("own"))), PATH))
+    file = pack(own, about("own"))
+    back = unpack(decode(encode(file), PATH))
     images = torch.randn(2, 3, 9, 7)
     assert torch.equal(back(images), own(images))
+    found = torch.from_numpy(Engine(fused(file))(images.numpy()))
+    torch.testing.assert_close(found, own(images), rtol=1e-5, atol=1e-5)
+
+
+def test_the_signs_of_transformed_weights_are_packed():
+    model = build_model("resnet20")
+    model.transform_weights("irnet")
+    images = images_of("resnet20")
+    with torch.no_grad():
+        expected = model.eval()(images)
+        assert torch.equal(unpack(pack(model, about()))(images), expected)
 
 
 def test_what_no_step_stands_for_is_refused():

@@ -27,6 +27,7 @@ from pipeline.run.checkpoint import CheckpointStore, load
 from tests import PATIENCE
 from tests.data.fixtures import cifar_tree
 from tests.kernels.device import IS_INTERPRETED
+from tests.train.tiny import TINY
 
 EPOCHS, LINES = 3, 18  # of a whole run; lines in metrics.jsonl: 3 times 5 steps and an epoch
 HUNG = 30  # seconds after which a process that hangs is noticed; a busy machine may take as long
@@ -34,7 +35,7 @@ NOT_COMPARED = ("seconds", "images_per_second", "data_wait")
 CONFIG = f"""
 seed: 3
 deterministic: true
-model: {{num_classes: 2}}
+model: {{arch: ARCH, num_classes: 2}}
 data: {{batch_size: 8, eval_batch_size: 5}}
 train: {{epochs: {EPOCHS}, precision: fp64, device: cpu}}
 log: {{every: 1, eta: 0}}
@@ -55,20 +56,22 @@ multiprocessing.set_forkserver_preload(
 
 
 class Lab:
-    """A folder with the data, the config and the undisturbed runs that all trials share."""
+    """A folder with the data, the config and the undisturbed runs that all trials share.
 
-    def __init__(self, root: Path) -> None:
+    ``arch``: the network; forked runs know the one of tests/train/tiny.py, too.
+    """
+
+    def __init__(self, root: Path, arch: str = "resnet20") -> None:
         self.root = root
         self.data = cifar_tree(root / "data", more_tests=1)
         self.config = root / "tiny.yaml"
-        self.config.write_text(CONFIG)
+        self.config.write_text(CONFIG.replace("ARCH", arch))
         self.references: dict[int, Run] = {}
 
     def reference(self, size: int) -> "Run":
         """A run on ``size`` processes that nothing disturbs."""
         if size not in self.references:
-            run = self.references[size] = Run(self, f"reference{size}", size)
-            fork(_live, run, free_port(), size=size)
+            self.references[size] = Run(self, f"reference{size}", size).fork()
         return self.references[size]
 
 
@@ -120,6 +123,11 @@ class Run:
                 subprocess.Popen(command, env=environment, stderr=log, text=True)
                 for _ in range(nodes)
             ]
+        return self
+
+    def fork(self) -> "Run":
+        """Let it run to its end without torchrun, in processes that have imported all they need."""
+        fork(_live, self, free_port(), size=self.size)
         return self
 
     def _torchrun(self, nodes: int) -> list[str]:
@@ -195,7 +203,9 @@ class Run:
 def _live(rank: int, run: Run, port: int) -> None:
     """The life of one process of ``run``, which finds the others as if torchrun had started it."""
     from launch import command, train
+    from models import register
 
+    register(TINY)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(run.size)}
     os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(run.size)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}

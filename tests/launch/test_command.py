@@ -163,7 +163,7 @@ def test_help_does_not_import_torch():
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=known, capture_output=True, text=True
     )
-    assert done.stdout == "False 10000\n", done.stderr
+    assert done.stdout == "False 1000\n", done.stderr
 
 
 def outcome(monkeypatch, capsys, main, *arguments):

@@ -1,5 +1,6 @@
 """What networks hold and cost, against the literature and against independent counts."""
 
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,6 @@ from torch import nn
 from models import ARCHS, BITS, BinaryNetwork, build_model
 from models.counting import Count, count_layers, held_by
 from models.layers import Binarize, BinaryConv2d, NormBinarize, global_pool
-from tests import quick_where
 
 # BOPs, FLOPs and Mbit. OPs and Mbit of Bi-Real-18 and -34 were published as 1.63e8, 33.6 and 1.93e8
 # to 1.94e8 (Liu et al., Bi-Real Net, 2018, and tables that follow it).
@@ -94,11 +94,17 @@ def kept(model, images, size):
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
 
-SLOW = "resnet34", "resnet34_react", "resnet18_cifar"  # which have more blocks of the same kinds
+QUICK = {arch for arch in ARCHS if "resnet34" not in arch and arch != "resnet18_cifar"}
 
 
-@pytest.mark.parametrize("arch", quick_where(lambda arch: arch not in SLOW, *ARCHS))
-@pytest.mark.parametrize("bits", BITS)
+def step_cases():
+    """Every network in every number of bits; the slow ones have no other kinds of blocks."""
+    for arch, bits in itertools.product(ARCHS, BITS):
+        quick = arch == "resnet20" or (bits == "1w1a" and arch in QUICK)
+        yield pytest.param(arch, bits, marks=[] if quick else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("arch", "bits"), [*step_cases()])
 def test_activations_are_what_a_whole_step_holds(arch, bits, monkeypatch):
     """As on a GPU: on a CPU a convolution of ±1 keeps bits."""
     monkeypatch.setattr("kernels._native.takes", lambda t: False)

@@ -77,7 +77,7 @@ def float64_cases():
     float64 convolutions are slow, resnet34 is resnet18 with more of the same blocks, and bits are a
     matter of the convolutions, which all networks share.
     """
-    wide = "resnet18_cifar", "vgg_small"
+    wide = "resnet18_cifar", "vgg_small", "resnet18"
     for arch, bits in itertools.product(OFFICIAL, BITS):
         is_slow = arch == "resnet34" or (arch in wide and bits != "1w1a")
         slow = [pytest.mark.slow] if is_slow else []

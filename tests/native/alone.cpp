@@ -51,7 +51,8 @@ int main(int, char** arguments) {
   for (int i = 0; i < program->count; i++) {
     point(steps[i].weights, arrays), point(steps[i].offsets, arrays), point(steps[i].base, arrays);
     point(steps[i].edges, arrays), point(steps[i].mean, arrays), point(steps[i].slope, arrays);
-    point(steps[i].bias, arrays);
+    point(steps[i].bias, arrays), point(steps[i].start, arrays), point(steps[i].leak, arrays);
+    point(steps[i].shift, arrays), point(steps[i].threshold, arrays);
   }
   auto* images = static_cast<Images*>(array());
   images->pixels = static_cast<float*>(array());

@@ -14,7 +14,8 @@ from native.library import Images, Step
 from native.plan import Plan
 
 HERE = Path(__file__).parent
-POINTERS = ("weights", "offsets", "base", "edges", "mean", "slope", "bias")
+TABLES = ("weights", "offsets", "base", "edges", "start")
+POINTERS = (*TABLES, "mean", "slope", "bias", "leak", "shift", "threshold")
 
 
 def compiled(compiler, folder, machine, options=()):

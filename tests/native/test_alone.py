@@ -11,12 +11,14 @@ from native import build
 from native.engine import Engine
 from native.layers import (
     Affine,
+    AvgPool,
     Convolution,
     Flatten,
     Linear,
     MaxPool,
     Mean,
     Norm,
+    Prelu,
     Skip,
 )
 from native.plan import Plan
@@ -33,12 +35,26 @@ def norm(random, channels, relu=True):
 
 def binary(random, value, channels, count, size=3, **options):
     weight = random.random((count, channels, size, size)) < 0.5
+    offset = random.standard_normal(count).astype(np.float32)
+    options = {"offset": offset, **options}
     return Convolution(value, weight, norm(random, count), padding=size // 2, **options)
 
 
 def real(random, value, channels, count, size, stride, padding):
     weight = random.standard_normal((count, channels, size, size)).astype(np.float32)
-    return Convolution(value, weight, norm(random, count), stride, padding)
+    bias = random.standard_normal(count).astype(np.float32)
+    return Convolution(value, weight, norm(random, count), stride, padding, bias=bias)
+
+
+def prelu(random, channels):
+    return Prelu(*random.standard_normal((2, channels)).astype(np.float32))
+
+
+def shortcut(random, width, wider):
+    """Values 4 and 5, of which the second is half as large as value 3."""
+    if random.random() < 0.5:
+        return AvgPool(3, 2, ceil=True), real(random, 4, width, wider, 1, 1, 0)
+    return AvgPool(3, 1), real(random, 3, width, wider, 1, 2, 0)
 
 
 def network(seed):
@@ -49,12 +65,12 @@ def network(seed):
     layers = [
         real(random, 0, 3, width, size, stride, size // 2),
         MaxPool(1, *random.choice([(3, 2, 1), (2, 2, 0), (1, 1, 0)])),
-        binary(random, 2, width, width, residual=2),
-        real(random, 3, width, wider, 1, 2, 0),
-        binary(random, 3, width, wider, stride=2, residual=4),
-        binary(random, 5, wider, wider, random.choice([1, 3])),
-        Skip(6, 4 * random.integers(3)),
-        random.choice([Flatten, Mean])(7),
+        binary(random, 2, width, width, residual=2, prelu=prelu(random, width)),
+        *shortcut(random, width, wider),
+        binary(random, 3, width, wider, stride=2, residual=5),
+        binary(random, 6, wider, wider, random.choice([1, 3])),
+        Skip(7, 4 * random.integers(3)),
+        random.choice([Flatten, Mean])(8),
     ]
     images = random.standard_normal((random.integers(1, 4), 3, *random.integers(9, 41, 2)))
     return with_head(random, layers, images.astype(np.float32))

@@ -1,5 +1,6 @@
 """How the library is built and kept, and what is said where it cannot be."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -75,6 +76,23 @@ def test_a_folder_that_others_may_write_to_is_not_trusted(place):
 def test_without_a_cache_folder_a_process_keeps_its_own(place, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/nowhere")
     assert built().exists()
+
+
+def test_a_cache_folder_that_is_full_is_done_without(place, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(build.shutil, "copy", full)
+    assert built().read_bytes() == b"" and os.listdir(place / "cache/reste-trainer") == []
+
+
+def test_where_nothing_can_be_written_a_line_says_so(place, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(build.tempfile, "mkdtemp", refuse)
+    with pytest.raises(build.NoLibrary, match="no temporary file can be written: Read-only file"):
+        built()
 
 
 def test_a_compiler_that_fails_is_quoted_in_one_line_and_leaves_nothing(place):

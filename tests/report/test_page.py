@@ -136,6 +136,7 @@ def test_a_drag_zooms(shown):
     assert set(axes) == {"x"}  # both panels zoom together
 
 
+@pytest.mark.slow
 def test_any_comparison_is_shown(shown):
     empty = Run("not begun", [], {"lr": "7"})
     odd = Run(

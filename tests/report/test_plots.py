@@ -115,7 +115,10 @@ def test_indicators_are_a_row_a_layer_and_a_column_an_epoch():
     "records",
     [
         with_indicators(1),
-        with_indicators(40, [f"layer{i}.0.conv1" for i in range(32)], ["bn1", "binarize#2"]),
+        pytest.param(
+            with_indicators(40, [f"layer{i}.0.conv1" for i in range(32)], ["bn1", "binarize#2"]),
+            marks=pytest.mark.slow,
+        ),
         with_indicators(2, signs=()),  # of a 1w32a network
     ],
     ids=["one epoch", "many layers", "no signs"],

@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -174,3 +175,9 @@ def test_colours_only_on_a_terminal(stream, monkeypatch):
 )
 def test_clock(seconds, text):
     assert console.clock(seconds) == text
+
+
+def test_a_warning_of_python_is_one_line(monkeypatch):
+    stderr = speak(monkeypatch, io.StringIO())
+    warnings.warn("slower\nthan usual", stacklevel=1)
+    assert stderr.getvalue() == "warning: slower than usual\n"

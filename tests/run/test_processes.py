@@ -29,41 +29,48 @@ from pipeline.run import processes, rendezvous
 from pipeline.run.errors import UserError
 from pipeline.run.signals import StopSignal
 from pipeline.train.parallel import parallelize
-from tests.faults.harness import EPOCHS, Run, check_same, fork, free_port
+from tests.faults.harness import EPOCHS, Lab, Run, check_same, fork, free_port
 from tests.kernels.device import DEVICE, IS_INTERPRETED
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
+@pytest.fixture(scope="module")
+def tiny_lab(tmp_path_factory):
+    """As ``lab``, with a network of 4 to 16 channels, which forked processes know."""
+    return Lab(tmp_path_factory.mktemp("lab"), "tiny")
+
+
 def run(lab, name, size, *overrides):
-    return Run(lab, name, size, overrides=overrides).start().finish()
+    return Run(lab, name, size, overrides=overrides).fork()
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_the_number_of_processes_changes_nothing(lab, size):
-    check_same(lab.reference(size), lab.reference(1), 1e-9)
+def test_the_number_of_processes_changes_nothing(tiny_lab, size):
+    check_same(tiny_lab.reference(size), tiny_lab.reference(1), 1e-9)
 
 
 @pytest.mark.slow
-def test_the_number_of_processes_changes_nothing_for_files(lab):
+def test_the_number_of_processes_changes_nothing_for_files(tiny_lab):
     """JPEG trees, through DALI where it is installed: order, crops and flips are the same too."""
-    tree = lab.root / "tree"
+    tree = tiny_lab.root / "tree"
     tree.mkdir()
-    (tree / "train").symlink_to(lab.data / "train")
-    (tree / "val").symlink_to(lab.data / "test")
+    (tree / "train").symlink_to(tiny_lab.data / "train")
+    (tree / "val").symlink_to(tiny_lab.data / "test")
     overrides = (
         *("data.dataset=imagenet", f"data.path={tree}", "data.size=24", "data.resize=28"),
         "data.workers=1",
     )
-    one, two = (run(lab, f"files{size}", size, *overrides) for size in (1, 2))
+    one, two = (run(tiny_lab, f"files{size}", size, *overrides) for size in (1, 2))
     check_same(two, one, 1e-9)
 
 
 @pytest.mark.slow
-def test_indicators_are_those_of_all_processes(lab):
+def test_indicators_are_those_of_all_processes(tiny_lab):
     """Of weights and gradients the same; of activations each process looks at samples."""
-    runs = [run(lab, f"watched{n}", n, "indicators.enabled=true") for n in (1, 2)]
+    words = "model.arch=resnet20", "indicators.enabled=true"  # with enough samples in a layer
+    runs = [run(tiny_lab, f"watched{n}", n, *words) for n in (1, 2)]
     one, two = ([r for r in each.records() if r["kind"] == "epoch"] for each in runs)
     for a, b in zip(one, two, strict=True):
         assert a["indicators"]["steps"] == b["indicators"]["steps"]
@@ -74,40 +81,40 @@ def test_indicators_are_those_of_all_processes(lab):
 
 
 @pytest.mark.slow
-def test_the_number_of_processes_changes_nothing_in_parts(lab):
+def test_the_number_of_processes_changes_nothing_in_parts(tiny_lab):
     """Of a batch of 8, two processes take two parts of 2 images each."""
-    one, two = (run(lab, f"parts{size}", size, "train.grad_accumulation=2") for size in (1, 2))
+    one, two = (run(tiny_lab, f"parts{size}", size, "train.grad_accumulation=2") for size in (1, 2))
     check_same(two, one, 1e-9)
-    assert abs(one.records()[0]["loss"] - lab.reference(1).records()[0]["loss"]) > 1e-6
+    assert abs(one.records()[0]["loss"] - tiny_lab.reference(1).records()[0]["loss"]) > 1e-6
 
 
 @pytest.mark.slow
-def test_the_number_of_processes_changes_nothing_in_what_is_mixed(lab):
+def test_the_number_of_processes_changes_nothing_in_what_is_mixed(tiny_lab):
     """Neither the colours of an image nor those of its pair, also where a batch has parts."""
     words = "data.mixup=0.3", "data.jitter=0.4", "train.grad_accumulation=2"
-    one, two = (run(lab, f"mixed{size}", size, *words) for size in (1, 2))
+    one, two = (run(tiny_lab, f"mixed{size}", size, *words) for size in (1, 2))
     check_same(two, one, 1e-9)
 
 
 @pytest.mark.slow
-def test_the_number_of_processes_changes_nothing_in_what_is_evaluated(lab):
+def test_the_number_of_processes_changes_nothing_in_what_is_evaluated(tiny_lab):
     """Statistics taken anew, over batches of all processes, and those of averaged weights."""
     words = "train.reestimate_bn=2", "train.ema_decay=0.5", "optim.decay_norms=false"
-    one, two = (run(lab, f"twins{size}", size, *words) for size in (1, 2))
+    one, two = (run(tiny_lab, f"twins{size}", size, *words) for size in (1, 2))
     assert any(name.startswith("evaluated ") for name in one.weights())
     check_same(two, one, 1e-9)
 
 
-def test_only_the_main_process_speaks(lab):
-    said = lab.reference(2).said
+def test_only_the_main_process_speaks(tiny_lab):
+    said = tiny_lab.reference(2).said
     assert len(re.findall("val loss", said)) == EPOCHS
     assert "rank" not in said and "Warning" not in said
 
 
 @pytest.mark.slow
-def test_without_synchronised_batch_norm_it_is_another_training(lab):
-    other = run(lab, "unsynchronised", 2, "train.sync_bn=false", "train.epochs=1").records()
-    assert abs(other[0]["loss"] - lab.reference(1).records()[0]["loss"]) > 1e-6
+def test_without_synchronised_batch_norm_it_is_another_training(tiny_lab):
+    other = run(tiny_lab, "unsynchronised", 2, "train.sync_bn=false", "train.epochs=1").records()
+    assert abs(other[0]["loss"] - tiny_lab.reference(1).records()[0]["loss"]) > 1e-6
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pytest
 from pipeline.run import signals
 from pipeline.run.errors import Interrupted
 from pipeline.run.signals import NAMES, StopSignal
-from tests import ROOT
+from tests import ROOT, first_quick
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 # A step of a minute in C, where no handler of Python's runs.
@@ -75,7 +75,7 @@ def test_nohup_is_respected():
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("console", ["pipe", "closed"])
+@pytest.mark.parametrize("console", first_quick("pipe", "closed"))
 def test_stuck_in_c_it_answers_at_once_and_ends_at_the_second(console):
     process = subprocess.Popen(
         [sys.executable, "-c", STUCK],

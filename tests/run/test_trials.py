@@ -112,7 +112,7 @@ def test_the_next_start_does_what_is_left(read):
 
 def test_several_at_a_time_share_the_cores(read, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+    monkeypatch.setattr("pipeline.run.trials.cores", lambda: 8)
     study = read("reste", "approxsign", "fda", "swishsign", "rbnn")
     assert run_trials(study, 2, lambda: None) == []
     assert max(at_work for _, at_work, _ in started(study)) == 1  # beside itself

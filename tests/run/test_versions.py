@@ -10,6 +10,14 @@ from pipeline.run.versions import versions
 PYTHON = f"Python {platform.python_version()}"
 
 
+@pytest.fixture(autouse=True)
+def forgotten():
+    """What other tests found is forgotten, and what these find."""
+    versions.cache_clear()
+    yield
+    versions.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("installed", "line"),
     [

@@ -23,7 +23,7 @@ CONFIGS = shipped_configs()
 @pytest.mark.parametrize("name", ["quickstart", *(n for n in CONFIGS if n.startswith("cifar"))])
 def test_every_config_is_counted(name):
     found = count_config(load_config(CONFIGS[name], ["train.precision=fp32"]))
-    assert found["image_size"] == (48 if name == "quickstart" else 32)
+    assert found["image_size"] == 32
     assert found["classes"] == (100 if name.startswith("cifar100") else 10)
     keys = found["total"].keys()
     assert {key: sum(each[key] for each in found["layers"]) for key in keys} == found["total"]

@@ -48,9 +48,9 @@ def test_a_layer_that_has_died_counts_too(model, value):
 
 
 @pytest.fixture
-def words(cifar, tmp_path):
+def words(cifar, tiny_arch, tmp_path):
     (tmp_path / "tiny.yaml").write_text(
-        "{model: {num_classes: 2}, data: {batch_size: 8, eval_batch_size: 5}, "
+        "{model: {arch: tiny, num_classes: 2}, data: {batch_size: 8, eval_batch_size: 5}, "
         "train: {epochs: 3}, log: {every: 9, eta: 0}}"
     )
     return [str(tmp_path / "tiny.yaml"), f"data.path={cifar}", f"run.dir={tmp_path}/runs"]
@@ -60,9 +60,9 @@ def words(cifar, tmp_path):
     ("more", "expected"),
     [
         (["log.histograms=2"], [1]),
-        pytest.param(["log.histograms=1"], [0, 1, 2], marks=pytest.mark.slow),
-        pytest.param([], [], marks=pytest.mark.slow),
-        pytest.param(["log.histograms=1", "model.bits=32w32a"], [], marks=pytest.mark.slow),
+        (["log.histograms=1"], [0, 1, 2]),
+        ([], []),
+        (["log.histograms=1", "model.bits=32w32a"], []),
     ],
 )
 def test_they_are_recorded_every_few_epochs(words, more, expected, tmp_path):

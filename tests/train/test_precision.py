@@ -138,11 +138,12 @@ def test_evaluation_keeps_the_format_of_the_training_where_it_is_fast(processor,
     assert taken("bf16", "train.precision=fp16", "train.device=cpu") == "fp16"
 
 
-@pytest.mark.slow
-def test_a_run_stores_the_format_it_takes_and_goes_on_in_it(tmp_path, processor, said, capsys):
+def test_a_run_stores_the_format_it_takes_and_goes_on_in_it(
+    tmp_path, tiny_arch, processor, said, capsys
+):
     """Begun where bf16 is fast, continued there and where it is not, and evaluated."""
     (tmp_path / "tiny.yaml").write_text(
-        "{model: {num_classes: 2}, data: {batch_size: 20, eval_batch_size: 12}, "
+        "{model: {arch: tiny, num_classes: 2}, data: {batch_size: 20, eval_batch_size: 12}, "
         "train: {epochs: 3, precision: auto}, log: {eta: 0}, checkpoint: {keep: 9}}"
     )
     data = f"data.path={cifar_tree(tmp_path / 'data')}"

@@ -136,9 +136,9 @@ def test_a_restored_state_keeps_them(tmp_path):
 
 
 @pytest.mark.parametrize("more", [[], ["train.ema_decay=0.9"]])
-def test_the_best_checkpoint_is_scored_as_it_was(cifar, tmp_path, capsys, more):
+def test_the_best_checkpoint_is_scored_as_it_was(cifar, tiny_arch, tmp_path, capsys, more):
     (tmp_path / "tiny.yaml").write_text(
-        "{model: {num_classes: 2}, data: {batch_size: 8, eval_batch_size: 5}, seed: 3,"
+        "{model: {arch: tiny, num_classes: 2}, data: {batch_size: 8, eval_batch_size: 5}, seed: 3,"
         "train: {epochs: 2, reestimate_bn: 3}, log: {eta: 0}}"
     )
     data = f"data.path={cifar}"

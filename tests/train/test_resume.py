@@ -1,6 +1,5 @@
 """What a run goes on from, in its own folder and in a new one, and what is never lost."""
 
-import functools
 import json
 import math
 import shlex
@@ -13,8 +12,6 @@ import torch
 from launch import __main__ as reste
 from launch import evaluate as evaluate_command
 from launch import train as train_command
-from models import ARCHS, Arch, register
-from models.resnet_cifar import CifarResNet
 from pipeline.run import archive, best
 from pipeline.run.checkpoint import CheckpointStore, load
 from pipeline.run.config import load_config
@@ -31,17 +28,11 @@ CONFIG = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny():
-    """A network of 4 to 16 channels, by the name of tiny."""
-    build = functools.partial(CifarResNet, widths=(4, 8, 16), depth=1)
-    register(Arch("tiny", build, 32, "cifar10"))
-    yield
-    del ARCHS["tiny"]
+pytestmark = pytest.mark.usefixtures("tiny_arch")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny):
+def finished(tmp_path_factory, tiny_arch):
     """A folder with data, a config and a finished run of 3 epochs of 5 steps."""
     root = tmp_path_factory.mktemp("finished")
     cifar_tree(root / "data")

@@ -25,10 +25,10 @@ TIMES = ("seconds", "images_per_second", "data_wait")
 
 
 @pytest.fixture
-def arguments(cifar, tmp_path):
+def arguments(cifar, tiny_arch, tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(
-        "{model: {num_classes: 2}, data: {batch_size: 8, eval_batch_size: 5}, seed: 3,"
+        "{model: {arch: tiny, num_classes: 2}, data: {batch_size: 8, eval_batch_size: 5}, seed: 3,"
         "train: {epochs: 3}, log: {every: 2, eta: 0}, checkpoint: {keep: 9}}"
     )
     return [str(config), f"data.path={cifar}", f"run.dir={tmp_path}/runs"]
@@ -104,13 +104,7 @@ EXTRAS = {
 }
 
 
-# A run of some seconds each, and many on a processor without bf16.
-SLOW = {"bf16", "parts", "adamw", "reestimated average"}
-
-
-@pytest.mark.parametrize(
-    "extra", [pytest.param(e, marks=pytest.mark.slow) if e in SLOW else e for e in EXTRAS]
-)
+@pytest.mark.parametrize("extra", EXTRAS)
 def test_a_resumed_run_is_bit_identical(arguments, tmp_path, monkeypatch, extra):
     arguments = [*arguments, *EXTRAS[extra], "deterministic=true", "checkpoint.every_steps=2"]
     train_command.main([*arguments, "run.name=whole"])
@@ -238,7 +232,8 @@ def test_fork_and_fine_tune(arguments, tmp_path):
     official = tmp_path / "official.pth.tar"
     content = {"state_dict": build_model("resnet20").state_dict(), "model": "resnet20_1w1a"}
     torch.save({**content, "epoch": 1, "best_prec1": 0.0}, official)
-    train_command.main([*arguments, f"model.weights={official}", "run.name=tuned"])
+    tuned = "model.arch=resnet20", f"model.weights={official}", "run.name=tuned"
+    train_command.main([*arguments, *tuned])
     with pytest.raises(UserError, match="model.weights"):
         train_command.main([*arguments, f"run.resume={official}", "run.name=no"])
 
@@ -283,8 +278,9 @@ def test_the_records_end_with_the_exit_code_of_the_command(
 
 def test_a_signal_saves_and_exits(arguments, tmp_path):
     """A real process: SIGTERM in training gives 143 and a checkpoint in mid-epoch."""
+    words = *arguments, "model.arch=resnet20", "train.epochs=1000", "log.every=1"
     process = subprocess.Popen(
-        [sys.executable, "-m", "launch.train", *arguments, "train.epochs=1000", "log.every=1"],
+        [sys.executable, "-m", "launch.train", *words],
         stderr=subprocess.PIPE,
         text=True,
     )

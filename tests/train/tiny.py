@@ -1,10 +1,11 @@
 """A training in small: a network of 4 to 16 channels on noise that lies in memory."""
 
+import functools
 from pathlib import Path
 
 import torch
 
-from models import build_model
+from models import Arch, build_model
 from models.resnet_cifar import CifarResNet
 from pipeline.data.cifar_files import CifarSplit
 from pipeline.data.loader import Batch, image_dtype
@@ -70,6 +71,9 @@ def make_trainer(
     model = build_model(arch, "1w1a", 10, name) if arch else small(name)
     teacher = small(name, "32w32a") if taught else None
     return assemble(config, model, (train, val), device, folder, teacher)
+
+
+TINY = Arch("tiny", functools.partial(CifarResNet, widths=(4, 8, 16), depth=1), 32, "cifar10")
 
 
 def small(estimator="reste", bits="1w1a", classes=10):
