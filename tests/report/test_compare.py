@@ -201,8 +201,9 @@ def test_a_terminal_is_cleared_before_it_is_drawn_anew(runs, said, tmp_path, mon
 @pytest.mark.slow
 def test_two_hundred_runs_take_less_than_half_a_minute(said, tmp_path):
     """Those of a study: 10 settings and 20 seeds, of 200 epochs."""
-    first = write_run(tmp_path / "0", epochs(200), "train.epochs=200")
+    first = write_run(tmp_path / "0", epochs(200), "train.epochs=200", "optim.lr=0.3", "seed=1234")
     text = (first / "config.yaml").read_text()
+    assert "lr: 0.3" in text and "seed: 1234" in text
     for i in range(1, 200):
         shutil.copytree(first, tmp_path / str(i))
         other = text.replace("seed: 1234", f"seed: {i}").replace("lr: 0.3", f"lr: 1.{i % 10}")
