@@ -274,7 +274,7 @@ def train(images, steps):
     return torch.stack(losses)
 
 
-@pytest.mark.parametrize("steps", first_quick(2, 30))
+@pytest.mark.parametrize("steps", first_quick(2, 15))
 def test_triton_network_drifts_no_more_than_by_rounding(steps, monkeypatch):
     """One turned sign separates two runs for good, so the yardstick is how fast the reference
     leaves itself when its images change by 1e-7. The interpreter adds the rows of a tile one after
