@@ -56,7 +56,7 @@ def wandb(monkeypatch):
 def test_a_run_in_wandb_is_that_on_disk(wandb, tmp_path):
     wandb(Project(sent("1a", epochs(3))))
     (run,), left_out = runs_of_project("team/project")
-    local = read_run(write_run(tmp_path / "mine", epochs(3), "optim.warmup_epochs=2"))
+    local = read_run(write_run(tmp_path / "mine", epochs(3), "optim.warmup_epochs=1"))
     assert run.name == "mine (1a)" and left_out == []
     assert run.epochs == local.epochs
     assert {**run.config, "run.dir": local.config["run.dir"]} == local.config
