@@ -50,6 +50,8 @@ train = $(if $(is_several),$(is_number) && LOCAL_WORLD_SIZE=$(GPUS) $(RESTE) tra
   $(TORCHRUN) -m launch.train $(arguments),$(RESTE) train $(arguments))
 bench = $(RESTE) benchmark $(1) $(if $(CONFIG),$(call quote,$(CONFIG)),$(2)) $(if $(DEVICE),$(call quote,train.device=$(DEVICE))) \
   $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)
+# Tests start many processes; none of them should have to compile all sources anew.
+pytest = PYTHONDONTWRITEBYTECODE= $(python) -m pytest
 # Two processes; the tests of a file stay together.
 in_parallel = -n $(call quote,$(or $(JOBS),2)) --dist loadfile --no-loadscope-reorder
 # --mount, since -v would create a path that is missing, as root.
@@ -72,10 +74,10 @@ quickstart: $(READY)  ## train a small network on a data set drawn here
 	$(RESTE) train quickstart $(ARGS)
 
 test: $(READY)  ## the quick tests, in minutes on a CPU; a GPU is hidden from them
-	$(python) -m pytest -m "not gpu and not slow" $(in_parallel) $(ARGS)
+	$(pytest) -m "not gpu and not slow" $(in_parallel) $(ARGS)
 
 test-all: $(READY)  ## all tests that need no GPU
-	$(python) -m pytest -m "not gpu" $(in_parallel) $(ARGS)
+	$(pytest) -m "not gpu" $(in_parallel) $(ARGS)
 
 test-versions:  ## the quick tests on the oldest and the newest versions (6 GB each)
 	$(MAKE) test VENV=$(VENV)-oldest OLDEST=1
@@ -87,7 +89,7 @@ lock: $(READY)  ## let constraints.txt admit what is installed, once it is teste
 	  $(python) -m pip freeze | sed -n 's/+.*//; s/==/<=/p'; } > constraints.txt
 
 test-gpu: $(READY)  ## the tests that need a GPU, and those of all kernels on it
-	TRITON_INTERPRET=0 $(python) -m pytest -m "gpu or triton" $(ARGS)
+	TRITON_INTERPRET=0 $(pytest) -m "gpu or triton" $(ARGS)
 
 soak: $(READY)  ## break real runs for MINUTES=30 and see whether they survive
 	$(python) -m tests.faults.soak --minutes $(call quote,$(or $(MINUTES),30))

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.linear_model import RidgeClassifier
 
 from pipeline.data import synthetic
 from pipeline.run.errors import UserError
@@ -79,6 +78,8 @@ def colours(path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("features", [pixels, colours])
 def test_linear_classifiers_stay_below_40_per_cent(drawn, features):
+    from sklearn.linear_model import RidgeClassifier  # takes seconds to import
+
     data = {}
     for split in ("train", "val"):
         files = sorted((drawn / split).rglob("*.JPEG"))

@@ -79,7 +79,7 @@ def float64_cases():
     """
     wide = "resnet18_cifar", "vgg_small", "resnet18"
     for arch, bits in itertools.product(OFFICIAL, BITS):
-        is_slow = arch == "resnet34" or (arch in wide and bits != "1w1a")
+        is_slow = arch in ("resnet34", "resnet18_cifar") or (arch in wide and bits != "1w1a")
         slow = [pytest.mark.slow] if is_slow else []
         yield pytest.param(arch, bits, False, marks=slow)
     for arch in ("resnet20", "resnet20_bireal", "resnet18_cifar", "vgg_small", "resnet18"):

@@ -43,6 +43,7 @@ def test_no_gradient_at_all_stays_none():
     assert not conv.weight.grad.any()
 
 
+@pytest.mark.slow
 def test_weights_that_never_flip_are_drawn_towards_zero():
     """A flip lifts the moving average to 1e-3, from where it takes ln(10) / 1e-3 steps to 1e-4."""
     model = network()

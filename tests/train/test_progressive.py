@@ -75,6 +75,7 @@ def test_training_grows_and_evaluation_does_not(words, monkeypatch, tmp_path, ca
     assert "from epoch 3 on, training images have 24 pixels a side" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_grows_as_it_would_have(words, monkeypatch, tmp_path):
     train_command.main([*words, "run.name=whole"])
     with monkeypatch.context() as patch:
