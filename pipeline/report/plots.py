@@ -163,6 +163,7 @@ def _scale(axes: Any, lines: Lines) -> None:
         axes.set_yscale("log")
         axes.minorticks_off()
     elif not lines.keys().isdisjoint(("images_per_second", "data_wait")):
+        axes.axhline(0, linewidth=0)  # so that the margin above is one of the whole axis
         axes.set_ylim(bottom=0)
 
 
