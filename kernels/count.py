@@ -73,16 +73,7 @@ def _add(
     add(sums, watch, logits, labels, loss, everywhere, TOP)
 
 
-@torch.library.custom_op("reste::tally", mutates_args=("sums", "watch"))
-def _tally(
-    sums: Tensor,
-    watch: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    loss: Tensor,
-    everywhere: Tensor | None,
-) -> None:
-    _add(sums, watch, logits, labels, loss, everywhere)
+_tally = torch.library.custom_op("reste::tally", _add, mutates_args=("sums", "watch"))
 
 
 @_tally.register_fake

@@ -94,16 +94,7 @@ def _make(
     return reference.crop_flip_normalize(images, index, mean, std, dtype, crop, PADDING)
 
 
-@torch.library.custom_op("reste::crop_flip_normalize", mutates_args=())
-def _crop_flip_normalize(
-    images: torch.Tensor,
-    index: torch.Tensor,
-    mean: torch.Tensor,
-    std: torch.Tensor,
-    dtype: torch.dtype,
-    crop: Sequence[torch.Tensor],
-) -> torch.Tensor:
-    return _make(images, index, mean, std, dtype, crop)
+_crop_flip_normalize = torch.library.custom_op("reste::crop_flip_normalize", _make, mutates_args=())
 
 
 @_crop_flip_normalize.register_fake

@@ -64,7 +64,7 @@ def on_engine(packed: Packed) -> Callable[[Array], Array] | None:
     try:
         engine = Engine(fused(packed))
         side = packed.about.images.size
-        engine(np.zeros((1, 3, side, side), np.float32))  # which asks whether it can
+        engine(np.zeros((0, 3, side, side), np.float32))  # no image: it lays out its plan alone
     except (NoLibrary, ValueError) as error:
         logger.info("run by torch, since the engine of native/ cannot: %s", error)
         return None
