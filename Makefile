@@ -52,8 +52,8 @@ bench = $(RESTE) benchmark $(1) $(if $(CONFIG),$(call quote,$(CONFIG)),$(2)) $(i
   $(if $(DATA),$(call quote,data.path=$(DATA))) $(ARGS)
 # Tests start many processes; none of them should have to compile all sources anew.
 pytest = PYTHONDONTWRITEBYTECODE= $(python) -m pytest
-# Two processes; the tests of a file stay together.
-in_parallel = -n $(call quote,$(or $(JOBS),2)) --dist loadfile --no-loadscope-reorder
+# Three processes for two cores, as some tests wait; the tests of a file stay together.
+in_parallel = -n $(call quote,$(or $(JOBS),3)) --dist loadfile --no-loadscope-reorder
 # --mount, since -v would create a path that is missing, as root.
 mount_runs = --mount type=bind,source=$(call quote,$(CURDIR)/runs),target=/workspace/reste-trainer/runs
 mount_data = --mount type=bind,source="$$(CDPATH= cd -- $(call quote,$(DATA)) && pwd)",target=/data,readonly

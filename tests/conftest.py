@@ -57,6 +57,17 @@ def lab(tmp_path_factory):
     return Lab(tmp_path_factory.mktemp("lab"))
 
 
+@pytest.fixture(scope="module")
+def tiny_arch():
+    """A network of 4 to 16 channels, by the name of tiny in a config."""
+    from models import ARCHS, register
+    from tests.train.tiny import TINY
+
+    register(TINY)
+    yield
+    del ARCHS["tiny"]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if IS_INTERPRETED and item.get_closest_marker("gpu"):

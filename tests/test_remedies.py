@@ -36,6 +36,14 @@ from pipeline.train.network import make_network
 from tests import ROOT
 from tests.data.fixtures import cifar_tree, plain_folder
 
+pytestmark = pytest.mark.usefixtures("tiny_arch")
+TINY = """\
+model: {arch: tiny}
+data: {batch_size: 20, eval_batch_size: 12}
+train: {epochs: 1}
+log: {eta: 0}
+"""
+
 # Errors of a training with these overrides, whose remedy is key=value.
 KEYS = {
     "pipeline/data/tree.py:check_classes": ["model.num_classes=3"],
@@ -209,9 +217,7 @@ def test_the_tests_that_follow_remedies_exist():
 @pytest.fixture
 def words(tmp_path):
     cifar_tree(tmp_path / "data")
-    (tmp_path / "tiny.yaml").write_text(
-        "{data: {batch_size: 20, eval_batch_size: 12}, train: {epochs: 1}, log: {eta: 0}}"
-    )
+    (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "runs/there/plots").mkdir(parents=True)
     return [str(tmp_path / "tiny.yaml"), f"data.path={tmp_path}/data", f"run.dir={tmp_path}/runs"]
 
@@ -251,9 +257,7 @@ class House:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.data = folder, cifar_tree(folder / "data")
-        (folder / "tiny.yaml").write_text(
-            "{data: {batch_size: 20, eval_batch_size: 12}, train: {epochs: 1}, log: {eta: 0}}"
-        )
+        (folder / "tiny.yaml").write_text(TINY)
         self.config = folder / "tiny.yaml"
 
     def train(self, *words: str) -> None:
@@ -571,7 +575,7 @@ def _weights_that_were_converted(house: House) -> None:
 @provokes("pipeline/train/scoring.py:load_network")
 def _a_network_of_other_classes(house: House) -> None:
     words = ["evaluate", str(house.checkpoint()), f"data.path={house.data}", "data.dataset=cifar10",
-             "model.arch=resnet20", "model.bits=1w1a"]  # fmt: skip
+             "model.arch=tiny", "model.bits=1w1a"]  # fmt: skip
     said = message_of(lambda: reste.main([*words, "model.num_classes=7"]))
     reste.main([*words, advice(r"set (model.num_classes=\d+)$", said)])
 
@@ -590,7 +594,7 @@ def _networks_that_cannot_be_counted(house: House) -> None:
 @provokes("pipeline/train/scoring.py:values_of")
 def _checkpoints_to_evaluate(house: House) -> None:
     good, words = house.checkpoint(), [f"data.path={house.data}", "data.dataset=cifar10"]
-    known = ["model.arch=resnet20", "model.bits=1w1a"]
+    known = ["model.arch=tiny", "model.bits=1w1a"]
     other = [*words, "model.arch=resnet18_cifar", "model.bits=1w1a"]
     said = message_of(lambda: reste.main(["evaluate", str(good), *other]))
     keys = advice(r"set (model.arch, model.bits) or model.num_classes$", said).split(", ")

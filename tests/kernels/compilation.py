@@ -1,11 +1,12 @@
 """Compiles Triton kernels for the GPUs we support, where there need be none.
 
-A test module lists its jobs in a function ``gpu_jobs`` and looks at what the compiler made of them
-in a test that takes the fixture ``usages``. The jobs of all modules are compiled together, once for
-all of pytest's processes, in one of their own, as in those the kernels may be the interpreter's:
+A test module lists its jobs in a function ``gpu_jobs``, which takes the types that maps have, and
+looks at what the compiler made of them in a test that takes the fixture ``usages``. The jobs of all
+modules are compiled together, once for all of pytest's processes, in one of their own, as in those
+the kernels may be the interpreter's:
 
-    def gpu_jobs():
-        return [job(op._forward_kernel, x_ptr=t, y_ptr=t, n="i32", BLOCK=1024) for t in TYPES]
+    def gpu_jobs(types):
+        return [job(op._forward_kernel, x_ptr=t, y_ptr=t, n="i32", BLOCK=1024) for t in types]
 
 
     def test_compiles_for_the_gpus_we_support(usages):

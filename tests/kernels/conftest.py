@@ -6,10 +6,11 @@ import os
 import pytest
 import torch
 
-from tests.kernels.compilation import compile_apart, read_usages
+from tests.kernels.compilation import ARCHS, TYPES, compile_apart, read_usages
 from tests.kernels.device import IS_INTERPRETED
 
-QUICK, OTHERS = (90,), (80, 100)  # H100; A100 and B200
+# The types of maps and the architectures that kernels are compiled for.
+QUICK, ALL = (("*fp16",), (90,)), (TYPES, ARCHS)
 OPS = ("count", "crop", "norm", "packing", "pool", "rprelu", "sign", "weights")
 
 
@@ -29,10 +30,10 @@ def all_usages(request, tmp_path_factory):
         for item in request.session.items
         if "usages" in item.fixturenames
     }
-    for module, archs in jobs:
-        jobs[module, archs] = [
+    for module, (types, archs) in jobs:
+        jobs[module, (types, archs)] = [
             {**job, "archs": [arch for arch in job["archs"] if arch in archs]}
-            for job in module.gpu_jobs()
+            for job in module.gpu_jobs(types)
         ]
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
@@ -51,7 +52,7 @@ def once(path, make, *arguments):
 
 
 @pytest.fixture(
-    params=[QUICK, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["H100", "others"]
+    params=[QUICK, pytest.param(ALL, marks=pytest.mark.slow)], ids=["fp16 on an H100", "all"]
 )
 def usages(request, all_usages):
     """The usages of the jobs of this module, which its function ``gpu_jobs`` lists."""

@@ -148,9 +148,9 @@ def compilation(operand, channels, tile, archs=(80, 90, 100)):
     )
 
 
-def gpu_jobs():
-    jobs = [compilation("*bf16", 16, tiles(16, 2)[0])]
-    for channels in (16, 32, 64, 128):
+def gpu_jobs(types):
+    jobs = [compilation(t, 16, tiles(16, 2)[0]) for t in types if t != "*fp32"]
+    for channels in (16, 32, 64, 128) if "*bf16" in types else ():
         jobs += [compilation("*i8", channels, tile) for tile in tiles(channels, 1)]
         jobs.append(compilation("*fp16", channels, tiles(channels, 2)[0]))
         jobs.append(compilation("*fp8e4nv", channels, tiles(channels, 1)[0], archs=(90, 100)))

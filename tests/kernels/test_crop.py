@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kernels import crop as op
 from kernels import crop_flip_normalize, reference
 from kernels.crop import PADDING
-from tests.kernels.compilation import TYPES, job
+from tests.kernels.compilation import job
 from tests.kernels.device import DEVICE, DTYPES, IS_INTERPRETED, SLOW_TRITON, TRITON
 
 pytest.importorskip("triton")
@@ -162,13 +162,13 @@ def test_bad_arguments_name_themselves(name, spoil):
         crop_flip_normalize(**arguments, crop=crop)
 
 
-def gpu_jobs():
+def gpu_jobs(types):
     sizes = {"H": 32, "W": 32, "C": 3, "PADDING": PADDING, "BLOCK": op.BLOCK}
     tensors = {"images_ptr": "*u8", "index_ptr": "*i64", "mean_ptr": "*fp32", "std_ptr": "*fp32"}
     cropped = {"top_ptr": "*i64", "left_ptr": "*i64", "flip_ptr": "*i1"}
     return [
         job(op._kernel, y_ptr=t, **tensors, **draws, **sizes)
-        for t in TYPES
+        for t in types
         for draws in ({}, cropped)
     ]
 

@@ -473,7 +473,7 @@ def test_registration_passes_opcheck(where, sign):
     torch.library.opcheck(op._norm_binarize, (*arguments, *options), atol=1e-5, rtol=1e-5)
 
 
-def gpu_jobs():
+def gpu_jobs(types):
     sizes = dict.fromkeys(("positions", "rows", "channels", "span"), "i32")
     sizes |= {"RELU": True, "BLOCK_C": 64}
     small = {**sizes, "BLOCK_M": launchers.TILE // 64}
@@ -484,7 +484,7 @@ def gpu_jobs():
     vectors |= {"batches_ptr": "*i64", "eps": "fp32", "momentum": "fp32"}
     finish = {**vectors, "channels": "i32", "BLOCK_C": launchers.FINISH, "sums_ptr": "*fp64"}
     jobs = [known_job(launchers._finish_kernel, finish)]
-    for t in TYPES:
+    for t in types:
         maps = {f"{n}_ptr": t for n in ("z", "y", "yb", "residual", "dy", "dyb", "g", "dz")}
         known = {**vectors, **maps}
         for sums in (None, "*fp64"):
@@ -496,7 +496,7 @@ def gpu_jobs():
             # The scale's gradient is code of its own, whatever the maps are.
             for scale in ({}, {"scale_ptr": None})[: 2 if t == "*fp16" else 1]:
                 jobs.append(known_job(launchers._backward_kernel, known | small | options | scale))
-        for name in OF_ACTIVATIONS if t == "*fp16" else ["reste"]:
+        for name in OF_ACTIVATIONS if (t, types) == ("*fp16", TYPES) else ["reste"]:
             more = {"FACTOR": ESTIMATORS[name].triton_factor, "packed_ptr": "*fp32"}
             jobs.append(known_job(launchers._reduce_kernel, known | large | more))
     return jobs

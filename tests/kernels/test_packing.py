@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels import pack, packing, reference, unpack
-from tests.kernels.compilation import TYPES, job
+from tests.kernels.compilation import job
 from tests.kernels.device import DEVICE, DTYPES, TRITON
 
 pytest.importorskip("triton")
@@ -151,9 +151,9 @@ def test_bad_arguments_name_themselves(call, word):
         call()
 
 
-def gpu_jobs():
+def gpu_jobs(types):
     jobs = []
-    for t in TYPES:
+    for t in types:
         arguments = {"packed_ptr": "*u8", "n": "i32", "BLOCK": packing.BLOCK}
         jobs.append(job(packing._pack_kernel, x_ptr=t, **arguments))
         jobs.append(job(packing._unpack_kernel, y_ptr=t, **arguments))

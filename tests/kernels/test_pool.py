@@ -18,7 +18,7 @@ from kernels import (
 )
 from kernels import pool as op
 from tests import first_quick
-from tests.kernels.compilation import TYPES, known_job
+from tests.kernels.compilation import known_job
 from tests.kernels.device import DEVICE, TRITON
 from tests.kernels.test_norm import (
     EPS,
@@ -294,13 +294,13 @@ def test_without_relu(training, where):
     agree(results(fused, leaves, **options), results(plain, leaves, **options), tolerance)
 
 
-def gpu_jobs():
+def gpu_jobs(types):
     sizes = dict.fromkeys(("positions", "rows", "channels", "height", "width"), "i32")
     vectors = dict.fromkeys(("weight_ptr", "bias_ptr", "mean_ptr", "rstd_ptr", "sums_ptr"), "*fp32")
     known = {**sizes, **vectors, "index_ptr": "*u8"}
     known |= {"RELU": True, "BLOCK_C": 64, "BLOCK_M": pool_triton.TILE // 64}
     jobs = []
-    for t in TYPES:
+    for t in types:
         maps = {f"{name}_ptr": t for name in ("z", "x", "xb", "top", "g", "dz")}
         jobs.append(known_job(pool_triton._forward_kernel, known | maps))
         for counted, training in ((True, True), (False, True), (False, False)):

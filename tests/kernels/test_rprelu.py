@@ -220,17 +220,17 @@ def test_bad_arguments_name_themselves(change, word):
         norm_prelu_binarize(**arguments | change)
 
 
-def gpu_jobs():
+def gpu_jobs(types):
     names = "weight bias mean rstd slope shift offset params partials sums"
     known = {f"{name}_ptr": "*fp32" for name in names.split()} | {"arrivals_ptr": "*i32"}
     known |= dict.fromkeys(("rows", "channels", "span"), "i32") | {"BLOCK_C": 64}
     jobs = []
-    for t in TYPES:
+    for t in types:
         maps = {f"{name}_ptr": t for name in ("z", "residual", "y", "yb", "dy", "dyb", "g")}
         every = known | maps
         jobs.append(known_job(launchers._forward_kernel, every | {"BLOCK_M": launchers.TILE // 64}))
         large = {"BLOCK_M": launchers.SPAN_TILE // 64, "num_warps": 8}
-        for name in OF_ACTIVATIONS if t == "*fp16" else ["reste"]:
+        for name in OF_ACTIVATIONS if (t, types) == ("*fp16", TYPES) else ["reste"]:
             more = {**large, "FACTOR": ESTIMATORS[name].triton_factor}
             jobs.append(known_job(launchers._reduce_kernel, every | more))
         jobs.append(known_job(launchers._reduce_kernel, every | large | {"dyb_ptr": None}))

@@ -7,7 +7,7 @@ import torch
 
 from kernels import ESTIMATORS, binarize, binarize_weights
 from kernels import weights as op
-from tests.kernels.compilation import TYPES, job, takes
+from tests.kernels.compilation import job, takes
 from tests.kernels.device import DEVICE, DTYPES, TRITON
 
 triton = pytest.importorskip("triton")
@@ -121,17 +121,17 @@ def test_registration_passes_opcheck(where):
     torch.library.opcheck(op._binarize_weights, arguments, atol=1e-5, rtol=1e-5)
 
 
-def gpu_jobs():
+def gpu_jobs(types):
     tables = {"weights_ptr": "*fp32", "chunks_ptr": "*i64", "layers_ptr": "*i64"}
     tables |= {"ALIGNED": True, "BLOCK": op.BLOCK}
     scales = {"partials_ptr": "*fp32", "arrivals_ptr": "*i32", "scales_ptr": "*fp32"}
     grads = {"dscale_ptrs": ["*fp32"] * 16, "params_ptr": "*fp32", "dw_ptr": "*fp32"}
     jobs = []
-    for t in TYPES:
+    for t in types:
         wave = {"SURROGATE": ESTIMATORS["biper"].triton_surrogate, "params_ptr": "*fp32"}
         for more in ({}, wave):
             jobs.append(job(op._forward_kernel, **tables, **scales, signs_ptr=t, **more))
-        for estimator in ESTIMATORS.values() if t == "*fp32" else [ESTIMATORS["reste"]]:
+        for estimator in ESTIMATORS.values() if t == "*fp16" else [ESTIMATORS["reste"]]:
             factor = estimator.triton_factor
             more = {**tables, **grads, "dsign_ptrs": [t] * 16, "FACTOR": factor}
             jobs.append(job(op._backward_kernel, **more))

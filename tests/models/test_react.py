@@ -6,13 +6,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from launch.bench.official import MaskedReSTE
-from models import build_model
+from models import BITS, build_model
 from models.counting import Count, count_layers
 from models.resnet_react import ReactResNet
 from models.rprelu import NormPReLU, RSign
 from pipeline.run.config import make_config
 from pipeline.train.indicators import Indicators
 from pipeline.train.optimizer import make_optimizer
+from tests import first_quick
 from tests.models.parity import compare, make_exact
 
 POWER = torch.tensor(2.0, dtype=torch.float64)
@@ -77,7 +78,7 @@ def spread(model):
                 parameter.normal_(0.1, 0.3)
 
 
-@pytest.mark.parametrize("bits", ["1w1a", "1w32a", "32w1a", "32w32a"])
+@pytest.mark.parametrize("bits", first_quick(*BITS))
 @pytest.mark.parametrize("size", [32, 45])
 def test_equals_separate_modules_in_float64(bits, size):
     ours, other = (network(bits).double() for _ in range(2))

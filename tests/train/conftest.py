@@ -2,17 +2,7 @@
 
 import pytest
 
-from models import ARCHS, register
 from tests.data.fixtures import cifar_tree
-from tests.train.tiny import TINY
-
-
-@pytest.fixture(scope="module")
-def tiny_arch():
-    """A network of 4 to 16 channels, by the name of tiny in a config."""
-    register(TINY)
-    yield
-    del ARCHS["tiny"]
 
 
 @pytest.fixture(scope="module")
