@@ -327,7 +327,8 @@ def test_one_graph_over_a_whole_schedule(arch, bits):
             each.zero_grad()
             forward(images).square().sum().backward()
         for ours, theirs in zip(model.parameters(), eager.parameters(), strict=True):
-            torch.testing.assert_close(ours.grad, theirs.grad)
+            rounding = 1e-5 * float(theirs.grad.abs().max())
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=rounding)
         for ours, theirs in zip(model.buffers(), eager.buffers(), strict=True):
             torch.testing.assert_close(ours, theirs)
     assert counter.frame_count == 1
