@@ -25,7 +25,7 @@ from native import build
 P = ParamSpec("P")
 R = TypeVar("R")
 
-SOURCES = "blocks", "convolution", "rprelu", "weight_gradient"
+SOURCES = "blocks", "convolution", "rprelu", "tiles", "weight_gradient"
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}  # the dtypes of maps
 # The arguments before the number of threads: p an address, f and d floats, i and n integers.
 FUNCTIONS = {
@@ -39,6 +39,7 @@ FUNCTIONS = {
     "unpool": "pppppppdiniiiip",
     "convolve": "ppniiiiipp",
     "weight_gradient": "ppniiiiip",
+    "input_gradient": "ppniiiiip",
     "signs": "pnp",
     "weights": "ppfppnp",
 }
@@ -57,7 +58,7 @@ def library() -> ctypes.CDLL | None:
         for dtype in NAMES.values():
             each = getattr(found, f"{function}_{dtype}")
             each.argtypes = [*(TYPES[letter] for letter in arguments), c_int]
-            each.restype = {"signs": c_double, "convolve": c_int}.get(function)
+            each.restype = {"signs": c_double, "convolve": c_int, "input_gradient": c_int}.get(function)
     return found
 
 
@@ -348,3 +349,12 @@ def weight_gradient(
     dw = torch.empty_like(weight)
     _call("weight_gradient", dz, bits, dz, n, height, width, c, len(weight), stride, dw)
     return dw
+
+
+def input_gradient(dz: Tensor, shape: torch.Size, weight: Tensor, stride: int) -> Tensor | None:
+    """The gradient of ``convolve``'s signs, channels_last and of their ``shape``, from that of z and
+    the signs of the weights, both channels_last. None where the processor multiplies no tiles."""
+    n, c, height, width = shape
+    dx = torch.empty(shape, dtype=dz.dtype, memory_format=torch.channels_last)
+    sizes = n, height, width, c, len(weight), stride
+    return dx if _call("input_gradient", dz, dz, weight, *sizes, dx) else None

@@ -54,8 +54,9 @@ class _Convolve(torch.autograd.Function):
         bits, weight = ctx.saved_tensors
         dz, dxb, dw = laid_out(dz), None, None
         if ctx.needs_input_grad[0]:
-            options = {"stride": ctx.stride, "padding": 1}
-            dxb = conv2d_input(ctx.shape, weight, dz, **options)
+            dxb = _native.input_gradient(dz, ctx.shape, weight, ctx.stride)
+            if dxb is None:
+                dxb = conv2d_input(ctx.shape, weight, dz, stride=ctx.stride, padding=1)
         if ctx.needs_input_grad[1]:
             dw = _native.weight_gradient(bits, dz, ctx.shape, weight, ctx.stride)
         return dxb, dw, None, None, None

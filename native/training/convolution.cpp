@@ -13,7 +13,11 @@
 namespace {
 
 constexpr int LINE = 512;  // positions of a line that are worked on at once, at most
-constexpr int ROWS = 4;    // outputs whose bits lie word by word, in one vector
+#ifdef __AVX512VPOPCNTDQ__
+constexpr int ROWS = 8;    // outputs whose bits lie word by word, in one vector
+#else
+constexpr int ROWS = 4;
+#endif
 
 struct Weights {
   std::vector<uint64_t> bits;  // (outputs / ROWS, words, ROWS), those beyond the last output 0
@@ -66,7 +70,15 @@ void gather(const Convolution& c, const uint8_t* image, int line, int first, int
 template <int WORDS>
 inline void differences(const uint64_t* row, const uint64_t* weights, int words, int* counts) {
   const int count = WORDS ? WORDS : words;
-#ifdef __AVX2__
+#ifdef __AVX512VPOPCNTDQ__
+  __m512i sums = _mm512_setzero_si512();
+  for (int i = 0; i < count; i++) {
+    const __m512i eight = _mm512_loadu_si512(weights + i * ROWS);
+    const __m512i x = _mm512_xor_si512(_mm512_set1_epi64(int64_t(row[i])), eight);
+    sums = _mm512_add_epi64(sums, _mm512_popcnt_epi64(x));
+  }
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(counts), _mm512_cvtepi64_epi32(sums));
+#elif defined(__AVX2__)
   const __m256i low = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
   const __m256i bits_of = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,  //
                                            0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);

@@ -4,7 +4,7 @@
 
 #include "values.h"
 
-#ifdef __AVX2__
+#ifdef __SSE2__
 #include <immintrin.h>
 #endif
 
@@ -40,12 +40,19 @@ inline unsigned byte_of(const float* x, int32_t& others) {
 }
 
 inline unsigned byte_of(const Bfloat16* x, int32_t& others) {
+#ifdef __SSE2__
+  const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
+  const __m128i size = _mm_and_si128(values, _mm_set1_epi16(0x7fff));
+  others |= 0xffff ^ _mm_movemask_epi8(_mm_cmpeq_epi16(size, _mm_set1_epi16(0x3f80)));
+  return ~unsigned(_mm_movemask_epi8(_mm_packs_epi16(values, values))) & 0xff;
+#else
   unsigned byte = 0;
   for (int k = 0; k < 8; k++) {
     byte |= unsigned(~x[k].bits >> 15 & 1) << k;
     others |= (x[k].bits & 0x7fff) ^ 0x3f80;
   }
   return byte;
+#endif
 }
 
 // The bits of ``count`` values, 8 to a byte; whether all of them are +1 or -1.

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "signs.h"
+#include "tiles.h"
 
 namespace {
 
@@ -179,7 +179,13 @@ void weight_gradients(const Convolution& c, const uint8_t* bits, const T* dz, T*
                               int width, int channels, int outputs, int stride, T* dw,            \
                               int threads) {                                                      \
     const Convolution c{images, height, width, channels, outputs, stride};                        \
-    weight_gradients(c, bits, dz, dw, threads);                                                   \
+    if (!tiles::weight_gradient(c, bits, dz, dw, threads))                                        \
+      weight_gradients(c, bits, dz, dw, threads);                                                 \
+  }                                                                                               \
+  int input_gradient_##NAME(const T* dz, const T* w, int64_t images, int height, int width,       \
+                            int channels, int outputs, int stride, T* dx, int threads) {          \
+    const Convolution c{images, height, width, channels, outputs, stride};                        \
+    return tiles::input_gradient(c, dz, w, dx, threads);                                          \
   }
 
 #pragma GCC visibility push(default)

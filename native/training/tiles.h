@@ -1,0 +1,16 @@
+// Both gradients of the convolution of +-1 by matrix tiles, where the processor has them.
+#pragma once
+
+#include "signs.h"
+
+namespace tiles {
+
+// False, with nothing done, on a processor or a system without tiles. Maps and weights are as in
+// convolution.cpp; ``w`` holds nothing but +1 and -1.
+template <class T>
+bool input_gradient(const Convolution& c, const T* dz, const T* w, T* dx, int threads);
+
+template <class T>
+bool weight_gradient(const Convolution& c, const uint8_t* bits, const T* dz, T* dw, int threads);
+
+}  // namespace tiles
