@@ -8,7 +8,7 @@
 #include <cstring>
 #include <vector>
 
-#include "signs.h"
+#include "tiles.h"
 
 namespace {
 
@@ -175,7 +175,7 @@ bool convolve_signs(const Convolution& c, const T* x, const T* w, uint8_t* bits,
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(&& : is_binary)
   for (int64_t i = 0; i < c.images * c.height; i++)
     is_binary = pack(x + i * line, line, bits + i * (line / 8)) && is_binary;
-  if (is_binary) convolve(c, weights, bits, z, threads);
+  if (is_binary && !tiles::convolve(c, x, w, z, threads)) convolve(c, weights, bits, z, threads);
   return is_binary;
 }
 

@@ -1,8 +1,8 @@
-// Gradients by matrix tiles of bfloat16 (AMX), whose sums are floats.
+// Convolutions of +-1 and their gradients by matrix tiles of bfloat16 (AMX), whose sums are floats.
 //
 // One factor of every product is +1 or -1, which is exact in bfloat16, and the other one, of dz, is
 // the sum of three bfloat16 where it is a float: so every product is exact, and of floats the sums
-// are as near as those of fused multiply-adds. Work is cut into pieces that do not depend on the
+// are as near as those of fused multiply-adds. Those of +-1 are integers, and exact. Work is cut into pieces that do not depend on the
 // number of threads, whose sums are added in their order: every number of threads gives the same
 // bits.
 #include "tiles.h"
@@ -21,10 +21,10 @@ namespace {
 constexpr int SIDE = 16;          // rows of a tile, and floats of a row of sums
 constexpr int DEPTH = 32;         // bfloat16 of a row of a factor: products that a sum takes at once
 constexpr int SUMS = SIDE * SIDE;
-constexpr int JOBS = 6;           // tiles of sums that are worked on together
-constexpr int OUTPUTS = 64;       // of a piece of the gradient of weights
-constexpr int PIECES = 32;        // so many are enough for all threads
+constexpr int OUTPUTS = 32;       // of a piece of the gradient of weights
+constexpr int PIECES = 16;        // so many are enough for all threads
 constexpr int POSITIONS = 1024;   // images are joined until they have about as many
+constexpr int NEAR = 256;         // positions whose factors for SIDE outputs the nearest cache holds
 
 template <class T>
 constexpr int PARTS = sizeof(T) == sizeof(float) ? 3 : 1;  // bfloat16 of a value of dz
@@ -63,37 +63,89 @@ class Buffer {
  public:
   explicit Buffer(size_t count = 0) : lines((count * sizeof(T) + 63) / 64) {}
   T* data() { return lines.empty() ? nullptr : lines.data()->values; }
+  const T* data() const { return lines.empty() ? nullptr : lines.data()->values; }
 };
 
-// Where the factors of one step of a sum lie, from those of its first on.
-struct Step {
-  int64_t rows, columns;
+// Tiles of sums, of which the first ``count`` are worked on: 0 and 1 in the rows ``one``, 2 and 3 in
+// the rows ``two``, which are ``pitch`` apart; 0 and 2 with the columns ``left``, 1 and 3 with
+// ``right``. Every step is a tile of columns, and one of rows for each part at its offset in them.
+template <int PARTS>
+struct Square {
+  const uint16_t *one, *two, *left, *right;
+  int64_t pitch, apart;
+
+  // The four (SIDE, SIDE) sums over the steps, whose rows lie at ``offsets``.
+  void sum(const std::vector<int64_t>& offsets, float* sums) const {
+    const int64_t bytes = pitch * int64_t(sizeof(uint16_t));
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (size_t step = 0; step < offsets.size(); step++) {
+      _tile_loadd(6, left + step * SIDE * DEPTH, 64);
+      _tile_loadd(7, right + step * SIDE * DEPTH, 64);
+      for (int part = 0; part < PARTS; part++) {
+        _tile_loadd(4, one + offsets[step] + part * apart, bytes);
+        _tile_loadd(5, two + offsets[step] + part * apart, bytes);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + SUMS, 64);
+    _tile_stored(2, sums + 2 * SUMS, 64);
+    _tile_stored(3, sums + 3 * SUMS, 64);
+  }
+
+  // The same with ``left`` alone: the first and the third.
+  void sum_left(const std::vector<int64_t>& offsets, float* sums) const {
+    const int64_t bytes = pitch * int64_t(sizeof(uint16_t));
+    _tile_zero(0);
+    _tile_zero(2);
+    for (size_t step = 0; step < offsets.size(); step++) {
+      _tile_loadd(6, left + step * SIDE * DEPTH, 64);
+      for (int part = 0; part < PARTS; part++) {
+        _tile_loadd(4, one + offsets[step] + part * apart, bytes);
+        _tile_loadd(5, two + offsets[step] + part * apart, bytes);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(2, 5, 6);
+      }
+    }
+    _tile_stored(0, sums, 64);
+    _tile_stored(2, sums + 2 * SUMS, 64);
+  }
 };
 
-// The sums of up to JOBS tiles, (SIDE, SIDE) each, += rows[job] x columns over the steps. Rows are
-// ``pitch`` apart.
-void multiply(const uint16_t* const* rows, int64_t pitch, const uint16_t* columns,
-              const std::vector<Step>& steps, int count, float* sums) {
-#define EACH(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
-#define LOAD(n) \
-  if (n < count) _tile_loadd(n, sums + n * SUMS, 64);
-#define ADD(n)                                                    \
-  if (n < count) {                                                \
-    _tile_loadd(6, rows[n] + step.rows, pitch * sizeof(uint16_t)); \
-    _tile_dpbf16ps(n, 6, 7);                                      \
+// Three (SIDE, SIDE) sums, of a row of taps, += rows x columns[tap] over ``steps`` steps of DEPTH
+// positions. Rows are ``pitch`` apart.
+template <int PARTS>
+inline void add_taps(const uint16_t* rows, int64_t pitch, int64_t apart,
+                     const uint16_t* const (&columns)[3], int64_t steps, float* sums) {
+  const int64_t bytes = pitch * int64_t(sizeof(uint16_t));
+  _tile_loadd(0, sums, 64);
+  _tile_loadd(1, sums + SUMS, 64);
+  _tile_loadd(2, sums + 2 * SUMS, 64);
+#define TAP(n)                                              \
+  _tile_loadd(3, columns[n] + step * SIDE * DEPTH, 64);     \
+  _tile_dpbf16ps(n, 4, 3);                                  \
+  if (PARTS > 1) {                                          \
+    _tile_dpbf16ps(n, 5, 3);                                \
+    _tile_dpbf16ps(n, 6, 3);                                \
   }
-#define STORE(n) \
-  if (n < count) _tile_stored(n, sums + n * SUMS, 64);
-  EACH(LOAD)
-  for (const Step& step : steps) {
-    _tile_loadd(7, columns + step.columns, 64);
-    EACH(ADD)
+  for (int64_t step = 0; step < steps; step++, rows += DEPTH) {
+    _tile_loadd(4, rows, bytes);
+    if (PARTS > 1) {
+      _tile_loadd(5, rows + apart, bytes);
+      _tile_loadd(6, rows + 2 * apart, bytes);
+    }
+    TAP(0) TAP(1) TAP(2)
   }
-  EACH(STORE)
-#undef STORE
-#undef ADD
-#undef LOAD
-#undef EACH
+#undef TAP
+  _tile_stored(0, sums, 64);
+  _tile_stored(1, sums + SUMS, 64);
+  _tile_stored(2, sums + 2 * SUMS, 64);
 }
 
 // The positions of some images, row behind row, with zeros between them: one behind each row and a
@@ -108,79 +160,142 @@ struct Plane {
   int64_t tap(int number) const { return (number / 3 - 1) * pitch() + number % 3 - 1; }
 };
 
-// The bfloat16 whose sum is a value of dz, ``apart`` from each other.
-inline void split(const Bfloat16* from, int count, uint16_t* to, int64_t) {
-  for (int i = 0; i < count; i++) to[i] = from[i].bits;
+// At most so many images together, as have about POSITIONS.
+Plane plane_of(const Convolution& c, int64_t images) {
+  Plane plane{1, c.height, c.width};
+  plane.images = int(std::max<int64_t>(1, std::min(images, POSITIONS / plane.size())));
+  return plane;
 }
 
-inline void split(const float* from, int count, uint16_t* to, int64_t apart) {
-  for (int i = 0; i < count; i++) {
-    float rest = from[i];
-    for (int part = 0; part < PARTS<float>; part++) {
-      Bfloat16 stored;
-      store(&stored, rest);
-      to[part * apart + i] = stored.bits;
-      rest -= load(&stored);
+// A mask of the first ``count`` of 16 lanes.
+inline __mmask16 first(int count) { return __mmask16(count >= 16 ? 0xffff : (1 << count) - 1); }
+
+// Values as the bfloat16 whose sum they are, in PARTS runs that are ``apart`` from each other.
+inline void split(const Bfloat16* from, int64_t count, uint16_t* to, int64_t) {
+  __builtin_memcpy(to, from, size_t(count) * sizeof(uint16_t));
+}
+
+inline void split(const float* from, int64_t count, uint16_t* to, int64_t apart, int parts = 3) {
+  for (int64_t i = 0; i < count; i += 16) {
+    const __mmask16 lanes = first(int(std::min<int64_t>(16, count - i)));
+    __m512 rest = _mm512_maskz_loadu_ps(lanes, from + i);
+    for (int part = 0; part < parts; part++) {
+      const __m256i near = (__m256i)_mm512_cvtneps_pbh(rest);
+      _mm256_mask_storeu_epi16(to + part * apart + i, lanes, near);
+      const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(near), 16);
+      rest = _mm512_sub_ps(rest, _mm512_castsi512_ps(wide));
     }
   }
 }
 
-// The weights as the columns of tiles: for every SIDE channels, of each row of taps the outputs of
-// its three taps, in the order in which an input's neighbours lie, rounded up to DEPTH with zeros.
-struct Columns {
-  const int steps;  // of a row of taps
+// ±1 of floats, which are exact.
+inline void narrow(const Bfloat16* from, int64_t count, uint16_t* to) { split(from, count, to, 0); }
+inline void narrow(const float* from, int64_t count, uint16_t* to) { split(from, count, to, 0, 1); }
+
+inline void store_lanes(float* to, __m512 x, __mmask16 lanes) { _mm512_mask_storeu_ps(to, lanes, x); }
+inline void store_lanes(Bfloat16* to, __m512 x, __mmask16 lanes) {
+  _mm256_mask_storeu_epi16(to, lanes, (__m256i)_mm512_cvtneps_pbh(x));
+}
+
+// Weights of +-1 as bfloat16.
+template <class T>
+class Signed {
+  const Convolution& c;
   Buffer<uint16_t> values;
 
+ public:
+  Signed(const Convolution& c, const T* w) : c(c), values(size_t(c.outputs) * TAPS * c.channels) {
+    narrow(w, int64_t(c.outputs) * TAPS * c.channels, values.data());
+  }
+  const uint16_t* at(int output, int tap) const {
+    return values.data() + (int64_t(output) * TAPS + tap) * c.channels;
+  }
+};
+
+// The sums over the nine neighbours of the positions of a plane: a convolution of ``depth`` channels
+// with weights, at every position or at those of a stride.
+template <int PARTS>
+class Neighbours {
+  const int depth, channels, steps;  // ``steps``: of a row of three neighbours
+  const int stride;
+  const int64_t apart;               // of a part of the plane from the next
+  Buffer<uint16_t> columns;          // for every SIDE channels, all steps
+  std::vector<int64_t> offsets;      // of the rows of each step
+  std::vector<int64_t> starts;       // the first position of each tile
+  std::vector<std::vector<int>> pixels;  // which pixels its rows are, or -1
+
+  uint16_t* of(int channel) { return columns.data() + size_t(channel) * 3 * steps * DEPTH; }
+
+ public:
+  // ``pairs(tap, input, output, to)`` writes the weights of an input and the next for SIDE outputs,
+  // or as many as there are.
+  template <class Pairs>
+  Neighbours(const Plane& plane, int depth, int channels, int stride, int64_t apart,
+             const Pairs& pairs)
+      : depth(depth),
+        channels(channels),
+        steps((3 * depth + DEPTH - 1) / DEPTH),
+        stride(stride),
+        apart(apart),
+        columns(size_t(tiles_of(channels)) * SIDE * 3 * steps * DEPTH) {
+    for (int o = 0; o < channels; o += SIDE)
+      for (int tap = 0; tap < TAPS; tap++)
+        for (int i = 0; i < depth; i += 2) {
+          const int at = tap % 3 * depth + i, step = tap / 3 * steps + at / DEPTH;
+          pairs(tap, i, o, of(o) + (step * SIDE + at % DEPTH / 2) * DEPTH);
+        }
+    for (int row = 0; row < 3; row++)
+      for (int step = 0; step < steps; step++)
+        offsets.push_back(plane.tap(3 * row) * depth + step * DEPTH);
+    place(plane);
+  }
+
+  // The first ``count`` pixels of the result, (pixels, channels), of the images in ``values``. All
+  // positions for some channels, then the next: there may be more columns than a cache holds.
   template <class T>
-  Columns(const Convolution& c, const T* w)
-      : steps((3 * c.outputs + DEPTH - 1) / DEPTH),
-        values(size_t(tiles_of(c.channels)) * 3 * steps * SIDE * DEPTH) {
-    for (int o = 0; o < c.outputs; o++)
-      for (int tap = 0; tap < TAPS; tap++) {
-        const int at = tap % 3 * c.outputs + o, row = tap / 3 * steps + at / DEPTH;
-        const T* from = w + (int64_t(o) * TAPS + TAPS - 1 - tap) * c.channels;
-        for (int k = 0; k < c.channels; k++) {
-          Bfloat16 stored;
-          store(&stored, load(from + k));
-          uint16_t* to = of(k / SIDE) + row * SIDE * DEPTH + at % DEPTH / 2 * DEPTH;
-          to[k % SIDE * 2 + at % 2] = stored.bits;
+  void add(const uint16_t* values, int64_t count, T* to) {
+    alignas(64) float sums[4 * SUMS];
+    const auto rows = [&](size_t tile) { return values + starts[tile] * depth; };
+    for (int k = 0; k < channels; k += 2 * SIDE)
+      for (size_t tile = 0; tile < starts.size() && pixels[tile][0] < count; tile += 2) {
+        const bool is_last = tile + 1 == starts.size(), is_narrow = k + SIDE >= channels;
+        const Square<PARTS> square{rows(tile), rows(is_last ? tile : tile + 1), of(k),
+                                   is_narrow ? nullptr : of(k + SIDE), int64_t(stride) * depth, apart};
+        if (is_narrow)
+          square.sum_left(offsets, sums);
+        else
+          square.sum(offsets, sums);
+        for (int i = 0; i < (is_last ? 1 : 2) * SIDE; i++) {
+          const int64_t pixel = pixels[tile + i / SIDE][i % SIDE];
+          if (pixel < 0 || pixel >= count) continue;
+          const float* from = sums + i / SIDE * 2 * SUMS + i % SIDE * SIDE;
+          T* here = to + pixel * channels + k;
+          store_lanes(here, _mm512_load_ps(from), first(channels - k));
+          if (!is_narrow)
+            store_lanes(here + SIDE, _mm512_load_ps(from + SUMS), first(channels - k - SIDE));
         }
       }
   }
-  uint16_t* of(int tile) { return values.data() + size_t(tile) * 3 * steps * SIDE * DEPTH; }
-};
 
-// dx of one image, from its dz in a plane.
-template <class T>
-void add_neighbours(const Convolution& c, const Plane& plane, const uint16_t* dz, Columns& columns,
-                    const std::vector<Step>& steps, T* dx) {
-  const int64_t first = plane.at(0, 0), count = c.height * plane.pitch() - 1;
-  const int all = int((count + SIDE - 1) / SIDE);
-  alignas(64) float sums[JOBS * SUMS];
-  for (int tile = 0; tile < all; tile += JOBS)
-    for (int k = 0; k < c.channels; k += SIDE) {
-      const int jobs = std::min(JOBS, all - tile);
-      const uint16_t* rows[JOBS];
-      for (int job = 0; job < jobs; job++) rows[job] = dz + (first + (tile + job) * SIDE) * c.outputs;
-      std::fill(sums, sums + jobs * SUMS, 0.0f);
-      multiply(rows, c.outputs, columns.of(k / SIDE), steps, jobs, sums);
-      const int wide = std::min(SIDE, c.channels - k);
-      const int64_t end = std::min<int64_t>(count, (tile + jobs) * SIDE);
-      for (int64_t i = tile * SIDE, row = i / plane.pitch(), column = i % plane.pitch(); i < end;
-           i++) {
-        if (column == c.width) {
-          row++, column = 0;
-          continue;
-        }
-        const float* from = sums + (i - tile * SIDE) * SIDE;
-        T* to = dx + (row * c.width + column++) * c.channels + k;
-        if (wide == SIDE)
-          for (int j = 0; j < SIDE; j++) store(to + j, from[j]);
-        else
-          for (int j = 0; j < wide; j++) store(to + j, from[j]);
+ private:
+  // Without a stride, all positions between the first and the last pixel of an image are one row.
+  void place(const Plane& plane) {
+    const int height = (plane.height - 1) / stride + 1, width = (plane.width - 1) / stride + 1;
+    const int64_t pitch = stride == 1 ? plane.pitch() : width;
+    const int lines = stride == 1 ? 1 : height;
+    const int64_t length = stride == 1 ? height * pitch - 1 : width;
+    for (int line = 0; line < plane.images * lines; line++)
+      for (int64_t at = 0; at < length; at += SIDE) {
+        const int image = line / lines, first = line % lines;
+        starts.push_back(plane.at(image, first * stride) + at * stride);
+        pixels.emplace_back(SIDE, -1);
+        for (int i = 0; i < std::min<int64_t>(SIDE, length - at); i++)
+          if ((at + i) % pitch < width)
+            pixels.back()[i] = int((int64_t(image) * height + first + (at + i) / pitch) * width +
+                                   (at + i) % pitch);
       }
-    }
-}
+  }
+};
 
 // Eight rows of eight values as columns.
 inline void transpose(const uint16_t* from, int from_step, uint16_t* to, int64_t to_step) {
@@ -207,7 +322,6 @@ template <class T>
 class Rows {
   const Convolution& c;
   const int first, outputs, wide, columns;  // ``wide``: outputs in whole tiles
-  const int64_t margin;
   Buffer<uint16_t> line, values;
 
  public:
@@ -219,24 +333,24 @@ class Rows {
         outputs(outputs),
         wide(tiles_of(outputs) * SIDE),
         columns((c.out_width() + 7) / 8 * 8),
-        margin(plane.pitch() + DEPTH),
         line(size_t(PARTS<T>) * columns * wide),
-        pitch(((plane.size() + 2 * margin) / DEPTH + 2) / 2 * 2 * DEPTH + DEPTH) {
+        pitch((plane.size() / DEPTH + 2) / 2 * 2 * DEPTH + DEPTH) {
     values = Buffer<uint16_t>(size_t(PARTS<T>) * part());
   }
   int64_t part() const { return pitch * wide; }
-  const uint16_t* of(int tile, int64_t tap) {
-    return values.data() + int64_t(tile) * SIDE * pitch + margin - tap;
-  }
+  const uint16_t* of(int tile) { return values.data() + int64_t(tile) * SIDE * pitch; }
 
   // ``number``: the image's place in the plane.
   void fill(const Plane& plane, const T* dz, int64_t image, int number) {
     const int width = c.out_width(), apart = columns * wide;
     for (int row = 0; row < c.out_height(); row++) {
       const T* from = dz + (image * c.out_height() + row) * width * c.outputs + first;
-      for (int i = 0; i < width; i++)
-        split(from + int64_t(i) * c.outputs, outputs, line.data() + i * wide, apart);
-      const int64_t at = margin + plane.at(number, row * c.stride);
+      if (wide == c.outputs)
+        split(from, int64_t(width) * wide, line.data(), apart);
+      else
+        for (int i = 0; i < width; i++)
+          split(from + int64_t(i) * c.outputs, outputs, line.data() + i * wide, apart);
+      const int64_t at = plane.at(number, row * c.stride);
       for (int part = 0; part < PARTS<T>; part++)
         for (int o = 0; o < wide; o += 8)
           for (int i = 0; i < columns; i += 8) {
@@ -256,45 +370,55 @@ class Rows {
   }
 };
 
-// The signs of some images as the columns of tiles: pairs of positions for every SIDE channels.
+// The signs of some images as the columns of tiles: for every SIDE channels, pairs of positions that
+// begin with an even one, and those that begin with an odd one, so that each tap's begin a column.
 class Signs {
   const Convolution& c;
-  const int64_t pairs;
+  const int64_t before, pairs;  // positions before the first, which taps read; pairs of all
   Buffer<uint8_t> bits, inside;
   Buffer<uint16_t> values;
 
  public:
   Signs(const Convolution& c, const Plane& plane)
       : c(c),
-        pairs((plane.size() + DEPTH - 1) / DEPTH * DEPTH / 2),
-        bits(size_t(2 * pairs) * c.bytes() + 8),
-        inside(size_t(2 * pairs)),
-        values(size_t(tiles_of(c.channels)) * pairs * DEPTH) {}
-  const uint16_t* of(int tile) { return values.data() + int64_t(tile) * pairs * DEPTH; }
+        before(plane.pitch() / 2 * 2 + 2),
+        pairs(before + (plane.size() + DEPTH) / 2),
+        bits(size_t(2 * pairs + 2) * c.bytes() + 8),
+        inside(size_t(2 * pairs + 2)),
+        values(size_t(2) * tiles_of(c.channels) * pairs * DEPTH) {}
+
+  // The columns of a tile at the position ``at``, which is even, + an offset.
+  const uint16_t* of(int tile, int64_t at, int64_t offset) {
+    const int64_t first = before + at + offset;
+    return values.data() + ((2 * tile + (first & 1)) * pairs + first / 2) * DEPTH;
+  }
 
   void fill(const Plane& plane, const uint8_t* from) {
-    std::fill_n(inside.data(), 2 * pairs, uint8_t(0));
+    std::fill_n(inside.data(), 2 * pairs + 2, uint8_t(0));
     const int64_t bytes = int64_t(c.width) * c.bytes();
     for (int image = 0; image < plane.images; image++)
       for (int row = 0; row < c.height; row++, from += bytes) {
-        const int64_t at = plane.at(image, row);
+        const int64_t at = before + plane.at(image, row);
         std::copy_n(from, bytes, bits.data() + at * c.bytes());
         std::fill_n(inside.data() + at, c.width, uint8_t(1));
       }
+    for (int64_t at = 0; at < 2 * pairs; at++) fill_pair(at);
+  }
+
+ private:
+  void fill_pair(int64_t at) {
     constexpr uint32_t EVEN = 0x55555555, ODD = 0xaaaaaaaa;
     const __m512i plus = _mm512_set1_epi16(0x3f80), minus = _mm512_set1_epi16(int16_t(0xbf80));
-    for (int64_t i = 0; i < pairs; i++) {
-      const uint32_t known = (inside.data()[2 * i] ? EVEN : 0) | (inside.data()[2 * i + 1] ? ODD : 0);
-      const uint8_t* one = bits.data() + 2 * i * c.bytes();
-      for (int tile = 0; tile < tiles_of(c.channels); tile++) {
-        uint16_t even, odd;
-        __builtin_memcpy(&even, one + 2 * tile, 2);
-        __builtin_memcpy(&odd, one + c.bytes() + 2 * tile, 2);
-        const uint32_t both = _pdep_u32(even, EVEN) | _pdep_u32(odd, ODD);
-        const __m512i signs = _mm512_mask_blend_epi16(both, minus, plus);
-        _mm512_store_si512(values.data() + (tile * pairs + i) * DEPTH,
-                           _mm512_maskz_mov_epi16(known, signs));
-      }
+    const uint32_t known = (inside.data()[at] ? EVEN : 0) | (inside.data()[at + 1] ? ODD : 0);
+    const uint8_t *one = bits.data() + at * c.bytes(), *two = one + c.bytes();
+    uint16_t* to = values.data() + ((at & 1) * pairs + at / 2) * DEPTH;
+    for (int tile = 0; tile < tiles_of(c.channels); tile++, to += 2 * pairs * DEPTH) {
+      uint16_t even, odd;
+      __builtin_memcpy(&even, one + 2 * tile, 2);
+      __builtin_memcpy(&odd, two + 2 * tile, 2);
+      const uint32_t both = _pdep_u32(even, EVEN) | _pdep_u32(odd, ODD);
+      const __m512i signs = _mm512_mask_blend_epi16(both, minus, plus);
+      _mm512_store_si512(to, _mm512_maskz_mov_epi16(known, signs));
     }
   }
 };
@@ -303,28 +427,26 @@ class Signs {
 template <class T>
 void add_images(const Convolution& c, const uint8_t* bits, const T* dz, int first, int outputs,
                 int64_t image, int64_t end, float* sums) {
-  Plane plane{1, c.height, c.width};
-  plane.images = int(std::max<int64_t>(1, std::min(end - image, POSITIONS / plane.size())));
+  Plane plane = plane_of(c, end - image);
   Rows<T> rows(c, plane, first, outputs);
   Signs signs(c, plane);
-  const int all = tiles_of(outputs) * TAPS;
   for (; image < end; image += plane.images) {
     plane.images = int(std::min<int64_t>(plane.images, end - image));
     for (int i = 0; i < plane.images; i++) rows.fill(plane, dz, image + i, i);
     signs.fill(plane, bits + image * c.height * c.width * c.bytes());
-    std::vector<Step> steps;
-    for (int64_t at = 0; at < plane.size(); at += DEPTH)
-      for (int part = 0; part < PARTS<T>; part++)
-        steps.push_back({part * rows.part() + at, at * SIDE});
-    for (int tile = 0; tile < tiles_of(c.channels); tile++)
-      for (int job = 0; job < all; job += JOBS) {
-        const int count = std::min(JOBS, all - job);
-        const uint16_t* from[JOBS];
-        for (int i = 0; i < count; i++)
-          from[i] = rows.of((job + i) / TAPS, plane.tap((job + i) % TAPS));
-        multiply(from, rows.pitch, signs.of(tile), steps, count,
-                 sums + (int64_t(tile) * all + job) * SUMS);
-      }
+    for (int64_t from = 0; from < plane.size(); from += NEAR) {
+      const int64_t steps = (std::min<int64_t>(NEAR, plane.size() - from) + DEPTH - 1) / DEPTH;
+      for (int of = 0; of < tiles_of(outputs); of++)
+        for (int tile = 0; tile < tiles_of(c.channels); tile++)
+          for (int tap = 0; tap < TAPS; tap += 3) {
+            const int64_t offset = plane.tap(tap);
+            const uint16_t* const columns[3] = {signs.of(tile, from, offset),
+                                                signs.of(tile, from, offset + 1),
+                                                signs.of(tile, from, offset + 2)};
+            add_taps<PARTS<T>>(rows.of(of) + from, rows.pitch, rows.part(), columns, steps,
+                               sums + (int64_t(tile * tiles_of(outputs) + of) * TAPS + tap) * SUMS);
+          }
+    }
   }
 }
 
@@ -341,36 +463,78 @@ void store_sums(const Convolution& c, int first, int outputs, const float* sums,
       }
 }
 
+// The result of all images; fill(image, where its first pixel goes) for each.
+template <class T, class N, class Fill>
+void each_plane(const Convolution& c, const Plane& plane, N& neighbours, int depth,
+                int64_t size, int64_t pixels, int64_t channels, T* to, int threads,
+                const Fill& fill) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const Tiles tiles;
+    Buffer<uint16_t> values{size_t(size)};
+#pragma omp for schedule(static)
+    for (int64_t image = 0; image < c.images; image += plane.images) {
+      const int64_t count = std::min<int64_t>(plane.images, c.images - image);
+      for (int i = 0; i < count; i++) fill(image + i, values.data() + plane.at(i, 0) * depth);
+      neighbours.add(values.data(), count * pixels, to + image * pixels * channels);
+    }
+  }
+}
+
+// Tiles read behind the last position, where nothing but zeros lies.
+int64_t padded(const Plane& plane, int stride) {
+  return plane.size() + int64_t(2) * SIDE * stride + DEPTH;
+}
+
 }  // namespace
+
+template <class T>
+bool tiles::convolve(const Convolution& c, const T* x, const T* w, T* z, int threads) {
+  if (!are_permitted()) return false;
+  const Plane plane = plane_of(c, c.images / PIECES);
+  const Signed<T> weights(c, w);
+  const auto pairs = [&](int tap, int k, int o, uint16_t* to) {
+    for (int i = 0; i < std::min(SIDE, c.outputs - o); i++)
+      __builtin_memcpy(to + 2 * i, weights.at(o + i, tap) + k, 2 * sizeof(uint16_t));
+  };
+  Neighbours<1> neighbours(plane, c.channels, c.outputs, c.stride, 0, pairs);
+  const int64_t line = int64_t(c.width) * c.channels;
+  each_plane(c, plane, neighbours, c.channels, padded(plane, c.stride) * c.channels,
+             int64_t(c.out_height()) * c.out_width(), c.outputs, z, threads,
+             [&](int64_t image, uint16_t* to) {
+    for (int row = 0; row < c.height; row++)
+      narrow(x + (image * c.height + row) * line, line, to + row * plane.pitch() * c.channels);
+  });
+  return true;
+}
 
 template <class T>
 bool tiles::input_gradient(const Convolution& c, const T* dz, const T* w, T* dx, int threads) {
   if (!are_permitted()) return false;
-  const Plane plane{1, c.height, c.width};
-  const int64_t size = plane.size() + JOBS * SIDE + DEPTH, part = size * c.outputs;
-  Columns columns(c, w);
-  std::vector<Step> steps;
-  for (int row = 0; row < 3; row++)
-    for (int step = 0; step < columns.steps; step++)
-      for (int i = 0; i < PARTS<T>; i++)
-        steps.push_back({i * part + plane.tap(3 * row) * c.outputs + step * DEPTH,
-                         int64_t(row * columns.steps + step) * SIDE * DEPTH});
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    const Tiles tiles;
-    Buffer<uint16_t> padded(size_t(PARTS<T>) * part);
-#pragma omp for schedule(static)
-    for (int64_t image = 0; image < c.images; image++) {
-      const T* from = dz + image * c.out_height() * c.out_width() * c.outputs;
-      for (int row = 0; row < c.out_height(); row++) {
-        uint16_t* to = padded.data() + plane.at(0, row * c.stride) * c.outputs;
-        for (int i = 0; i < c.out_width(); i++, from += c.outputs)
-          split(from, c.outputs, to + int64_t(i) * c.stride * c.outputs, part);
-      }
-      add_neighbours(c, plane, padded.data(), columns, steps,
-                     dx + image * c.height * c.width * c.channels);
+  const Plane plane = plane_of(c, c.images / PIECES);
+  const int64_t part = padded(plane, 1) * c.outputs, line = int64_t(c.out_width()) * c.outputs;
+  const Signed<T> weights(c, w);
+  const auto pairs = [&](int tap, int o, int k, uint16_t* to) {
+    const __mmask16 lanes = first(c.channels - k);
+    const uint16_t *one = weights.at(o, TAPS - 1 - tap) + k, *two = weights.at(o + 1, TAPS - 1 - tap) + k;
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, one));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, two));
+    _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  };
+  Neighbours<PARTS<T>> neighbours(plane, c.outputs, c.channels, 1, part, pairs);
+  each_plane(c, plane, neighbours, c.outputs, PARTS<T> * part, int64_t(c.height) * c.width,
+             c.channels, dx, threads,
+             [&](int64_t image, uint16_t* to) {
+    for (int row = 0; row < c.out_height(); row++) {
+      const T* from = dz + (image * c.out_height() + row) * line;
+      uint16_t* here = to + row * c.stride * plane.pitch() * c.outputs;
+      if (c.stride == 1)
+        split(from, line, here, part);
+      else
+        for (int i = 0; i < c.out_width(); i++)
+          split(from + i * c.outputs, c.outputs, here + int64_t(i) * c.stride * c.outputs, part);
     }
-  }
+  });
   return true;
 }
 
@@ -414,6 +578,11 @@ bool tiles::weight_gradient(const Convolution& c, const uint8_t* bits, const T* 
 #else
 
 template <class T>
+bool tiles::convolve(const Convolution&, const T*, const T*, T*, int) {
+  return false;
+}
+
+template <class T>
 bool tiles::input_gradient(const Convolution&, const T*, const T*, T*, int) {
   return false;
 }
@@ -426,6 +595,7 @@ bool tiles::weight_gradient(const Convolution&, const uint8_t*, const T*, T*, in
 #endif
 
 #define INSTANCES(T)                                                                         \
+  template bool tiles::convolve<T>(const Convolution&, const T*, const T*, T*, int);         \
   template bool tiles::input_gradient<T>(const Convolution&, const T*, const T*, T*, int);   \
   template bool tiles::weight_gradient<T>(const Convolution&, const uint8_t*, const T*, T*, int);
 INSTANCES(float)
