@@ -23,14 +23,13 @@ struct Weights {
   std::vector<uint64_t> bits;  // (outputs / ROWS, words, ROWS), those beyond the last output 0
   std::vector<int> sums;       // (TAPS, outputs)
 
-  template <class T>
-  Weights(const Convolution& c, const T* w, bool& is_binary)
+  // From what ``pack`` makes of them.
+  Weights(const Convolution& c, const uint8_t* packed)
       : bits(size_t(rounded(c.outputs)) * c.words(), 0), sums(size_t(TAPS) * c.outputs) {
     std::vector<uint64_t> row(c.words(), 0);
     uint8_t* const bytes = reinterpret_cast<uint8_t*>(row.data());
-    is_binary = true;
     for (int o = 0; o < c.outputs; o++) {
-      is_binary &= pack(w + int64_t(o) * TAPS * c.channels, TAPS * c.channels, bytes);
+      std::copy_n(packed + int64_t(o) * TAPS * c.bytes(), TAPS * c.bytes(), bytes);
       for (int i = 0; i < c.words(); i++) bits[(o / ROWS * c.words() + i) * ROWS + o % ROWS] = row[i];
       for (int tap = 0; tap < TAPS; tap++) {
         int ones = 0;
@@ -168,14 +167,15 @@ void convolve(const Convolution& c, const Weights& weights, const uint8_t* bits,
 template <class T>
 bool convolve_signs(const Convolution& c, const T* x, const T* w, uint8_t* bits, T* z,
                     int threads) {
-  bool is_binary;
-  const Weights weights(c, w, is_binary);
+  std::vector<uint8_t> weights(size_t(c.outputs) * TAPS * c.bytes());
+  bool is_binary = pack(w, int64_t(c.outputs) * TAPS * c.channels, weights.data());
   if (!is_binary) return false;
   const int64_t line = int64_t(c.width) * c.channels;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(&& : is_binary)
   for (int64_t i = 0; i < c.images * c.height; i++)
     is_binary = pack(x + i * line, line, bits + i * (line / 8)) && is_binary;
-  if (is_binary && !tiles::convolve(c, x, w, z, threads)) convolve(c, weights, bits, z, threads);
+  if (is_binary && !tiles::convolve(c, x, w, z, threads))
+    convolve(c, Weights(c, weights.data()), bits, z, threads);
   return is_binary;
 }
 

@@ -1,6 +1,8 @@
-// What the two files about convolutions of +-1 share: their shape, and the bits that such values
-// are kept as. A 1 is a +1, and of a pixel or a weight 8 channels are a byte.
+// What the files about convolutions of +-1 share: their shape, and the bits that such values are kept
+// as. A 1 is a +1, and of a pixel or a weight 8 channels are a byte.
 #pragma once
+
+#include <vector>
 
 #include "values.h"
 
@@ -18,6 +20,20 @@ struct Convolution {
   int words() const { return (TAPS * bytes() + 7) / 8; }
   int out_height() const { return (height - 1) / stride + 1; }
   int out_width() const { return (width - 1) / stride + 1; }
+};
+
+// Zeros that begin with a line of the cache.
+template <class T>
+class Buffer {
+  struct alignas(64) Line {
+    T values[64 / sizeof(T)] = {};
+  };
+  std::vector<Line> lines;
+
+ public:
+  explicit Buffer(size_t count = 0) : lines((count * sizeof(T) + 63) / 64) {}
+  T* data() { return lines.empty() ? nullptr : lines.data()->values; }
+  const T* data() const { return lines.empty() ? nullptr : lines.data()->values; }
 };
 
 // Eight values as the bits of a byte; ``others`` becomes other than 0 if one is neither +1 nor -1.

@@ -52,23 +52,9 @@ struct Tiles {
   ~Tiles() { _tile_release(); }
 };
 
-// Zeros that begin with a line of the cache.
-template <class T>
-class Buffer {
-  struct alignas(64) Line {
-    T values[64 / sizeof(T)] = {};
-  };
-  std::vector<Line> lines;
-
- public:
-  explicit Buffer(size_t count = 0) : lines((count * sizeof(T) + 63) / 64) {}
-  T* data() { return lines.empty() ? nullptr : lines.data()->values; }
-  const T* data() const { return lines.empty() ? nullptr : lines.data()->values; }
-};
-
-// Tiles of sums, of which the first ``count`` are worked on: 0 and 1 in the rows ``one``, 2 and 3 in
-// the rows ``two``, which are ``pitch`` apart; 0 and 2 with the columns ``left``, 1 and 3 with
-// ``right``. Every step is a tile of columns, and one of rows for each part at its offset in them.
+// Four tiles of sums: 0 and 1 of the rows ``one``, 2 and 3 of the rows ``two``, which are ``pitch``
+// apart; 0 and 2 with the columns ``left``, 1 and 3 with ``right``. A step is a tile of columns, and
+// one of rows for each part, ``apart`` from each other.
 template <int PARTS>
 struct Square {
   const uint16_t *one, *two, *left, *right;
@@ -512,27 +498,29 @@ template <class T>
 bool tiles::input_gradient(const Convolution& c, const T* dz, const T* w, T* dx, int threads) {
   if (!are_permitted()) return false;
   const Plane plane = plane_of(c, c.images / PIECES);
-  const int64_t part = padded(plane, 1) * c.outputs, line = int64_t(c.out_width()) * c.outputs;
+  const int depth = (c.outputs + 1) / 2 * 2;  // an odd number has a zero behind it
+  const int64_t part = padded(plane, 1) * depth, line = int64_t(c.out_width()) * c.outputs;
   const Signed<T> weights(c, w);
   const auto pairs = [&](int tap, int o, int k, uint16_t* to) {
-    const __mmask16 lanes = first(c.channels - k);
-    const uint16_t *one = weights.at(o, TAPS - 1 - tap) + k, *two = weights.at(o + 1, TAPS - 1 - tap) + k;
+    const __mmask16 lanes = first(c.channels - k), more = o + 1 < c.outputs ? lanes : 0;
+    const uint16_t* one = weights.at(o, TAPS - 1 - tap) + k;
+    const uint16_t* two = one + int64_t(TAPS) * c.channels;
     const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, one));
-    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, two));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(more, two));
     _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
   };
-  Neighbours<PARTS<T>> neighbours(plane, c.outputs, c.channels, 1, part, pairs);
-  each_plane(c, plane, neighbours, c.outputs, PARTS<T> * part, int64_t(c.height) * c.width,
+  Neighbours<PARTS<T>> neighbours(plane, depth, c.channels, 1, part, pairs);
+  each_plane(c, plane, neighbours, depth, PARTS<T> * part, int64_t(c.height) * c.width,
              c.channels, dx, threads,
              [&](int64_t image, uint16_t* to) {
     for (int row = 0; row < c.out_height(); row++) {
       const T* from = dz + (image * c.out_height() + row) * line;
-      uint16_t* here = to + row * c.stride * plane.pitch() * c.outputs;
-      if (c.stride == 1)
+      uint16_t* here = to + row * c.stride * plane.pitch() * depth;
+      if (c.stride == 1 && depth == c.outputs)
         split(from, line, here, part);
       else
         for (int i = 0; i < c.out_width(); i++)
-          split(from + i * c.outputs, c.outputs, here + int64_t(i) * c.stride * c.outputs, part);
+          split(from + i * c.outputs, c.outputs, here + int64_t(i) * c.stride * depth, part);
     }
   });
   return true;

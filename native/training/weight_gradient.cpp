@@ -36,23 +36,11 @@ inline void add_tile(const float* dz, int dz_step, const float* x, int x_step, i
     }
 }
 
-// Zeros that no load of a vector finds across two lines of the cache.
-class Buffer {
-  struct alignas(64) Line {
-    float values[16] = {};
-  };
-  std::vector<Line> lines;
-
- public:
-  explicit Buffer(size_t count = 0) : lines((count + 15) / 16) {}
-  float* data() { return lines.data()->values; }
-};
-
 // The pixels of lines of an image as floats, (width, channels), ``channels`` rounded up to a tile.
 struct Lines {
   const Convolution& c;
   const int channels;
-  Buffer values;
+  Buffer<float> values;
   int held[3] = {-1, -1, -1};
 
   explicit Lines(const Convolution& c)
@@ -109,7 +97,7 @@ void add_images(const Convolution& c, const uint8_t* bits, const T* dz, int firs
                 int64_t end_image, float* sums) {
   Lines lines(c);
   const int width = c.out_width(), channels = lines.channels;
-  Buffer gradient(size_t(width) * OUTPUTS);
+  Buffer<float> gradient(size_t(width) * OUTPUTS);
   float* const dz_line = gradient.data();
   for (; image < end_image; image++) {
     std::fill(lines.held, lines.held + 3, -1);
@@ -146,13 +134,13 @@ void weight_gradients(const Convolution& c, const uint8_t* bits, const T* dz, T*
   const size_t size = size_t(OUTPUTS) * TAPS * Lines::channels_of(c);
   const int groups = (c.outputs + OUTPUTS - 1) / OUTPUTS;
   const int chunks = int(std::min<int64_t>(c.images, (PIECES + groups - 1) / groups));
-  std::vector<Buffer> sums(size_t(groups) * chunks);
+  std::vector<Buffer<float>> sums(size_t(groups) * chunks);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
 #pragma omp for schedule(dynamic)
     for (int i = 0; i < groups * chunks; i++) {
       const int64_t chunk = i % chunks;
-      Buffer own(size);
+      Buffer<float> own(size);
       add_images(c, bits, dz, i / chunks * OUTPUTS, c.images * chunk / chunks,
                  c.images * (chunk + 1) / chunks, own.data());
       if (chunks == 1)

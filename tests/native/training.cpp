@@ -36,6 +36,7 @@ using Half = uint16_t;  // the bits of a bfloat16
   int convolve_##NAME(const T*, const T*, int64_t, int, int, int, int, int, uint8_t*, T*, int);   \
   void weight_gradient_##NAME(const uint8_t*, const T*, int64_t, int, int, int, int, int, T*,     \
                               int);                                                               \
+  int input_gradient_##NAME(const T*, const T*, int64_t, int, int, int, int, int, T*, int);       \
   double signs_##NAME(const float*, int64_t, T*, int);                                            \
   void weights_##NAME(const T*, const float*, float, Factor, const float*, int64_t, float*, int);
 
@@ -147,7 +148,10 @@ static void keep(const std::vector<T>& found) {
     if (!binary) std::abort();                                                                    \
     weight_gradient_##NAME(bits.data(), z.data(), count, height, width, channels, outputs,        \
                            stride, dw.data(), threads);                                           \
-    keep(z), keep(bits), keep(dw);                                                                \
+    std::vector<T> dx(size);                                                                      \
+    input_gradient_##NAME(z.data(), w.data(), count, height, width, channels, outputs, stride,    \
+                          dx.data(), threads);                                                    \
+    keep(z), keep(bits), keep(dw), keep(dx);                                                      \
   }                                                                                               \
   static void weights_of_##NAME(int threads) {                                                    \
     const size_t count = size_t(draw(1, 40000));                                                  \
