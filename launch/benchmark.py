@@ -60,7 +60,9 @@ def _measure(name: str, options: argparse.Namespace) -> None:
     elif name == "collectives":
         rows = collectives.measure(config, device, options.rounds)
     else:
-        start = partial(starts.starts, str(path), options.overrides, config)
+        # A real run would fetch its teacher first.
+        untaught = ["distill.teacher=null", "distill.teacher_weights=null"]
+        start = partial(starts.starts, str(path), [*options.overrides, *untaught], config)
         # First what starts runs: a child's peak is at least this process's so far.
         if config.data.path is not None and training.is_resident(config):
             rows = start()
@@ -108,6 +110,7 @@ TRAIN = _parser(
     "[--rounds N] [--images N] [--official CHECKOUT]",
     """Time training steps and whole epochs, and show where the time of a step goes.
 
+    With distill.teacher, training is timed without that teacher and with a network of its form.
     Also draws docs/results/train_<config>_<device>.png. Where data.path is set, a real run is
     started too: the seconds to its first step, and the memory that it takes. Of ImageNet's networks
     the whole road is measured then, from image files to trained batches: data.path names a tree, or

@@ -97,12 +97,18 @@ def _report(error: UserError | Diverged) -> None:
         speaks = is_alone or (environment.place() or (0, 0))[0] == 0
     else:
         speaks = not (is_shared or _ends_alike(error))
+    line = f"error: {_printable(str(error))}"
     if speaks:
-        _say(f"error: {error}")
+        _say(line)
     elif size > 1 and rank == 0:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
     else:
         time.sleep(3)  # torchrun ends all processes as soon as one has ended: that one has spoken
+
+
+def _printable(text: str) -> str:
+    """``text`` as one line: a name of a file may hold a line feed, or what moves a cursor."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _ends_alike(error: BaseException) -> bool:

@@ -39,7 +39,8 @@ def build_model(
         arch: a key of ``ARCHS``.
         bits: 1w1a (binary weights and activations), 1w32a (binary weights), 32w1a (binary
             activations) or 32w32a.
-        estimator: a key of ``kernels.ESTIMATORS``, for weights and activations alike.
+        estimator: a key of ``kernels.ESTIMATORS``, for weights and activations alike. Beside an
+            estimator of sign(f(w)), the real weights of 32w1a are f(w).
         transform: a key of ``kernels.TRANSFORMS``, done to binary weights before their sign, or
             none.
         options: the estimator's own, such as ``o_end=3.0`` for reste.

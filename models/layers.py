@@ -135,13 +135,29 @@ def binarize_convs(convs: list[BinaryConv2d]) -> None:
 
 
 class RealConv2d(nn.Conv2d):
-    """The full-precision stand-in for ``BinaryConv2d``; its scale is None."""
+    """The full-precision stand-in for ``BinaryConv2d``; its scale is None.
 
-    def __init__(self, in_channels: int, channels: int, *, stride: int = 1) -> None:
+    With an ``estimator`` whose binary weights are signs of f(w), with its surrogate f, f(w) is
+    convolved in place of w. A training of such weights is the first of two steps: what it learns
+    are the values whose signs are the weights of the second.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, *, stride: int = 1, estimator: str | None = None
+    ) -> None:
         super().__init__(in_channels, channels, 3, stride, padding=1, bias=False)
+        has_wave = estimator and get_estimator(estimator).triton_surrogate
+        self.binarize = Binarize(estimator, weights=True) if estimator and has_wave else None
+
+    def convolved(self) -> Tensor:
+        """The weight that is convolved: w, or f(w)."""
+        if self.binarize is None:
+            return self.weight
+        entry = get_estimator(self.binarize.estimator)
+        return entry.surrogate(self.weight, self.binarize.params)
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return super().forward(x), None
+        return self._conv_forward(x, self.convolved(), None), None
 
 
 def conv3x3(
@@ -149,7 +165,8 @@ def conv3x3(
 ) -> BinaryConv2d | RealConv2d:
     """The 3x3 convolution of a ``bits`` network, without bias."""
     if bits.startswith("32w"):
-        return RealConv2d(in_channels, channels, stride=stride)
+        weights = estimator if bits == "32w1a" else None
+        return RealConv2d(in_channels, channels, stride=stride, estimator=weights)
     return BinaryConv2d(in_channels, channels, stride=stride, estimator=estimator)
 
 

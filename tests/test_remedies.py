@@ -94,7 +94,7 @@ FOLLOWED = {
     "pipeline/run/plan.py:read_plan": "test_a_file_that_is_wrong_says_how_it_is_written",
     "pipeline/run/plan.py:check_keys": "test_a_key_that_cannot_stand_there_is_named",
     "pipeline/run/study.py:check_folder": "test_another_folder_takes_other_settings",
-    "pipeline/train/teacher.py:_of_checkpoint": "test_a_file_says_for_itself_what_to_set",
+    "pipeline/train/teacher.py:_read": "test_a_file_says_for_itself_what_to_set",
     "pipeline/run/resume.py:check_place": "test_other_metrics_go_on_from_the_end_of_an_epoch",
 }  # fmt: skip
 FILES = "the person's own files are to be mended, or named"

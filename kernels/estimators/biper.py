@@ -1,4 +1,8 @@
-"""BiPer: a weight is the sign of a wave, sign(sin(w0 x)), and has the gradient of that wave."""
+"""BiPer: a weight is the sign of a wave, sign(sin(w0 x)), and has the gradient of that wave.
+
+The paper trains in two stages. Its first is a 32w1a network of this estimator, whose real weights
+are the wave itself, sin(w0 x); its second is a 1w1a network that starts from it.
+"""
 
 import torch
 

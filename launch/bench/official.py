@@ -60,6 +60,7 @@ class OfficialConv2d(nn.Conv2d):
 
 
 Conv = type[OfficialConv2d]
+_IMAGENET = ("resnet18", "resnet34")
 
 
 def _conv(in_channels: int, channels: int, stride: int, bits: str, kind: Conv) -> nn.Module:
@@ -118,7 +119,7 @@ class OfficialResNet(nn.Module):
 
     def __init__(self, arch: str, bits: str, num_classes: int, kind: Conv) -> None:
         super().__init__()
-        self.imagenet = arch in ("resnet18", "resnet34")
+        self.imagenet = arch in _IMAGENET
         widths = (16, 32, 64) if arch.startswith("resnet20") else (64, 128, 256, 512)
         depths = {"resnet34": (3, 4, 6, 3), "resnet18": (2, 2, 2, 2), "resnet18_cifar": (2,) * 4}
         skip = {"resnet18_cifar": "shortcut"}.get(arch, "downsample" if self.imagenet else "pad")
@@ -174,12 +175,17 @@ class OfficialVgg(nn.Module):
         return self.fc(x.flatten(1))
 
 
+def has_official(arch: str) -> bool:
+    """Whether the official code has the network ``arch`` of ``models.build_model``."""
+    return arch in ("resnet20", "resnet20_bireal", "resnet18_cifar", "vgg_small", *_IMAGENET)
+
+
 def build_official(
     arch: str, bits: str = "1w1a", num_classes: int = 10, kind: Conv = OfficialConv2d
 ) -> nn.Module:
     """The official network; ``arch`` and ``bits`` are those of ``models.build_model``, and binary
     convolutions are of ``kind``. ValueError for a network that the official code does not have."""
-    if arch.endswith("_react"):
+    if not has_official(arch):
         raise ValueError(f"the official code has no {arch}; compare with resnet18 or resnet34")
     if arch == "vgg_small":
         return OfficialVgg(bits, num_classes, kind)
@@ -193,7 +199,7 @@ def load_official(
 ) -> nn.Module:
     """The same network from a checkout of the official code itself. This works once in a
     process."""
-    imagenet = arch in ("resnet18", "resnet34")
+    imagenet = arch in _IMAGENET
     name = arch.removesuffix("_cifar") + ("" if bits == "32w32a" else "_1w1a")
     sys.path.insert(0, str(checkout))
     argv, sys.argv = sys.argv, ["main.py"]  # it reads its flags when it is imported

@@ -9,7 +9,8 @@ batches from a tree, without evaluation, for ours with log lines and checkpoints
 share of that time in which the step waited for a batch; and what an epoch and all epochs of
 ImageNet's images would take at that rate, whose rows say ``extrapolated``. ours and compile
 (launch/bench/rivals.py) read through our loader, official through torchvision's ImageFolder and
-DataLoader, which read no shards.
+DataLoader, which read no shards. With distill.teacher, ours comes twice: see
+launch/bench/training.py.
 """
 
 import json
@@ -76,21 +77,21 @@ def measure(
 def end_to_end(config: Config, device: torch.device, tree: Path) -> list[Row]:
     """The rows of all who train from ``tree``."""
     rows: list[Row] = []
-    for name, make in MAKERS.items():
+    for name, own, make in training.providers(config, MAKERS):
         if name == "official" and tree.name == "sharded":
             continue
         epoch = None  # with all that it holds
         before = training.reset_peak(device)
         with tempfile.TemporaryDirectory() as folder:
             try:
-                epoch = make(config, device, tree, Path(folder))
+                epoch = make(own, device, tree, Path(folder))
                 passes = [epoch() for _ in range(1 + EPOCHS)][1:]
             except Exception as error:  # torch.compile fails in many ways
                 if name != "compile":
                     raise
                 logger.warning("compile is not measured: %s", first_line(error))
                 continue
-        place = f"{training.case(config, name, device)}/{tree.name}", name, "end_to_end"
+        place = training.place_of(config, name, device, "end_to_end", f"/{tree.name}")
         rows += _rows(config, device, place, passes) + training.peak(device, before, place)
     return rows
 

@@ -2,13 +2,18 @@
 
 Providers: ours, the Trainer as ``./reste train`` runs it; official and compile, see
 launch/bench/rivals.py; and with ``--official CHECKOUT`` official_code, the official code itself.
-Nothing is timed before all networks agree in float64 and the first losses are alike.
+Nothing is timed before all networks agree in float64 and the first losses are alike. A network
+that the official code does not have is timed by itself.
 
 step: ours draws, augments and counts hits in it; the others get a batch that lies there. epoch:
 training images a second over whole epochs with evaluation, and for ours with log lines and
 checkpoints; ``--images`` of the data set, or of noise where ``data.path`` is unset. The time of a
 full run is epochs x the measured epoch, and its row says ``extrapolated``. The breakdown is that of
 launch/bench/breakdown.py; gaps are the rest of the step.
+
+With distill.teacher, ours is timed once more, in cases that end in ``distilled``: there a network
+of the teacher's form, with weights at random, is part of every step. teacher_share is its share of
+the step's time. All other rows are without it.
 """
 
 import dataclasses
@@ -18,12 +23,19 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from launch.bench import breakdown
-from launch.bench.official import build_official, load_official, make_exact, set_official_o
+from launch.bench.official import (
+    build_official,
+    has_official,
+    load_official,
+    make_exact,
+    set_official_o,
+)
 from launch.bench.results import Row, device_name, row
 from launch.bench.rivals import Compiled, Official, PlainConv2d, Splits
 from launch.bench.timing import take_turns
@@ -42,6 +54,8 @@ from pipeline.train.network import build_network
 from pipeline.train.precision import AUTOCAST, autocast, to_device
 from pipeline.train.trainer import Trainer
 
+M = TypeVar("M")
+Maker = Callable[[Config, torch.device, Splits, Path], Callable[[], None]]
 CIFAR_IMAGES, CPU_IMAGES = 50_000, 1024  # of an epoch, by default
 EPOCHS = 3  # timed, after one that is not
 STEPS = {"cuda": 100, "cpu": 1}  # between two looks at the clock
@@ -69,7 +83,8 @@ def measure(
     """All rows of ``config``."""
     torch.manual_seed(config.seed)
     torch.backends.cudnn.benchmark = True
-    check_agreement(config)
+    if has_official(config.model.arch):
+        check_agreement(config)
     rows, seconds = steps(config, device, rounds, checkout)
     if is_resident(config):
         rows += epochs(config, device, images)
@@ -166,14 +181,37 @@ def open_loaders(
 def make_trainer(
     config: Config, device: torch.device, loaders: tuple[Loader, Loader], folder: Path
 ) -> Trainer:
-    """Our training at o = 2, that writes into ``folder``."""
-    model = build_network(config)
+    """Our training at o = 2, that writes into ``folder``; with ``distill.teacher``, one of its form
+    is part of it."""
+    model, teacher = build_network(config), None
+    if config.distill.teacher:
+        from pipeline.train.teacher import stand_in  # its torchvision takes seconds to import
+
+        teacher = stand_in(config)
     store = CheckpointStore(folder, config.checkpoint.keep)
     recorder = Recorder()
-    trainer = Trainer(config, model, loaders, device, store, StopSignal(), recorder)
+    trainer = Trainer(config, model, loaders, device, store, StopSignal(), recorder, teacher)
     trainer.state.model.set_progress(2 / 3)
     trainer.state.model.train()
     return trainer
+
+
+def variants(config: Config) -> dict[str, Config]:
+    """How ours is timed: without a teacher, and with that of ``config``, if any."""
+    if config.distill.teacher is None:
+        return {"ours": config}
+    plain = config.changed({"distill.teacher": None, "distill.teacher_weights": None})
+    return {"ours": plain, "distilled": config}
+
+
+def providers(config: Config, makers: Mapping[str, M]) -> Iterator[tuple[str, Config, M]]:
+    """Who is timed: the rivals of ``makers`` where the official code has the network, and ours in
+    each of its variants, with their configs."""
+    for name, make in makers.items():
+        if name == "ours":
+            yield from ((each, own, make) for each, own in variants(config).items())
+        elif has_official(config.model.arch):
+            yield name, config, make
 
 
 def rival_dtype(config: Config, device: torch.device) -> torch.dtype:
@@ -183,22 +221,32 @@ def rival_dtype(config: Config, device: torch.device) -> torch.dtype:
     return AUTOCAST.get(config.train.precision, torch.float32)
 
 
-def case(config: Config, provider: str, device: torch.device, images: int | None = None) -> str:
-    """<config>/<bits>/<batch>/<precision>, and how many images where those are not all."""
+def place_of(
+    config: Config, name: str, device: torch.device, mode: str, end: str = ""
+) -> tuple[str, str, str]:
+    """Case, provider and mode of rows; the case of what is ``distilled`` says so."""
+    if name == "distilled":
+        return f"{case(config, 'ours', device)}{end}/{name}", "ours", mode
+    return f"{case(config, name, device)}{end}", name, mode
+
+
+def case(config: Config, provider: str, device: torch.device) -> str:
+    """<config>/<bits>/<batch>/<precision>."""
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     precision = {"ours": config.train.precision, "compile": names[rival_dtype(config, device)]}
     parts = [config.run.name, config.model.bits, config.data.batch_size]
     parts.append(precision.get(provider, "fp32"))
-    if images not in (None, CIFAR_IMAGES):
-        parts.append(f"{images}images")
     return "/".join(map(str, parts))
 
 
 def make_rivals(
     config: Config, device: torch.device, weights: Mapping[str, Tensor], checkout: Path | None
 ) -> dict[str, Callable[[], Tensor]]:
-    """A training step of each on one batch of noise, from ``weights``; it returns the loss."""
+    """A training step of each on one batch of noise, from ``weights``; it returns the loss. There
+    is none where the official code does not have the network."""
     arguments = config.network
+    if not has_official(config.model.arch):
+        return {}
     batch = FixedBatch(config, device).batch
     plain = batch._replace(images=batch.images.float().contiguous())
     models = {"official": build_official(*arguments)}
@@ -223,26 +271,31 @@ def steps(
 ) -> tuple[list[Row], float]:
     """images/s of training steps; and the seconds of one of ours."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = our_steps(config, device, Path(folder))
-    network = trainer.state.model
+        trainers = {
+            name: our_steps(each, device, Path(folder)) for name, each in variants(config).items()
+        }
+    network = trainers["ours"].state.model
     weights = {name: value.clone() for name, value in network.state_dict().items()}
     torch.manual_seed(config.seed)
     rivals = make_rivals(config, device, weights, checkout)
     losses = {name: _first_loss(call, name) for name, call in rivals.items()}
     torch.manual_seed(config.seed)
     losses["ours"] = _our_loss(config, device, weights, FixedBatch(config, device).batch)
-    check_losses({name: loss for name, loss in losses.items() if loss is not None})
+    if rivals:
+        check_losses({name: loss for name, loss in losses.items() if loss is not None})
     calls = {name: call for name, call in rivals.items() if losses[name] is not None}
     count, batch = STEPS[device.type], config.data.batch_size
     many = {
         name: partial(_times, count, call)
-        for name, call in {**calls, "ours": repeat(trainer)}.items()
+        for name, call in {**calls, **{k: repeat(each) for k, each in trainers.items()}}.items()
     }
     times = {name: t / count for name, t in take_turns(many, rounds, device).items()}
     rows = []
     for name, seconds in times.items():
-        place = case(config, name, device), name, "step"
+        place = place_of(config, name, device, "step")
         rows.append(row(*place, "throughput", "images/s", batch / seconds))
+        if name == "distilled":
+            rows.append(row(*place, "teacher_share", "1", 1 - times["ours"].median() / seconds))
         if name == "ours":
             rows += share_of_roofline(config, device, place, batch / seconds)
     return rows, times["ours"].median().item()
@@ -319,7 +372,7 @@ def share_of_roofline(
 def parts(config: Config, device: torch.device, step: float) -> list[Row]:
     """Microseconds of one of our steps by group, of which there are ``step`` seconds in all."""
     with tempfile.TemporaryDirectory() as folder:
-        eager = config.changed({"train.cuda_graph": "false"})
+        eager = variants(config)["ours"].changed({"train.cuda_graph": "false"})
         trainer = our_steps(eager, device, Path(folder))
     spent = breakdown.groups(repeat(trainer), device)
     spent["gaps"] = max(0.0, step * 1e6 - sum(spent.values()))
@@ -337,12 +390,13 @@ def epochs(config: Config, device: torch.device, images: int | None = None) -> l
     splits = open_splits(config, images)
     images = len(splits[0].labels)
     rows = []
-    for name, make in EPOCH_MAKERS.items():
+    end = "" if images == CIFAR_IMAGES else f"/{images}images"
+    for name, own, make in providers(config, EPOCH_MAKERS):
         epoch = None  # with all that it holds
         before = reset_peak(device)
         with tempfile.TemporaryDirectory() as folder:
             try:
-                epoch = make(config, device, splits, Path(folder))
+                epoch = make(own, device, splits, Path(folder))
                 seconds = _time_epochs(epoch, device)
             except Exception as error:
                 if name != "compile":
@@ -350,7 +404,7 @@ def epochs(config: Config, device: torch.device, images: int | None = None) -> l
                 logger.warning("compile is not measured: %s", str(error).splitlines()[0])
                 continue
         trained = images if name == "official" else images - images % config.data.batch_size
-        place = case(config, name, device, images), name, "epoch"
+        place = place_of(config, name, device, "epoch", end)
         rows.append(row(*place, "throughput", "images/s", trained / seconds))
         if images == CIFAR_IMAGES:
             full = config.train.epochs * seconds
@@ -383,9 +437,6 @@ def peak(device: torch.device, before: int, place: tuple[str, str, str]) -> list
 def _time_epochs(epoch: Callable[[], None], device: torch.device) -> Tensor:
     """Seconds of each of EPOCHS, after one that is not timed."""
     return take_turns({"": epoch}, EPOCHS, device, warmup=1)[""]
-
-
-Maker = Callable[[Config, torch.device, Splits, Path], Callable[[], None]]
 
 
 def _official_epochs(

@@ -18,6 +18,7 @@ from pipeline.data import exclude
 from pipeline.data.draws import Ints
 from pipeline.data.image import bad_image
 from pipeline.data.store import Files, Store
+from pipeline.run.classes import only_in_each, shown
 from pipeline.run.commands import command_line
 from pipeline.run.config import Config
 from pipeline.run.console import logger
@@ -110,11 +111,8 @@ def scan_train_val(
 def check_same_classes(root: Path, classes: Mapping[str, Collection[str]]) -> None:
     """Raise UserError unless the two splits of ``classes`` have the same class folders."""
     (a, ours), (b, theirs) = classes.items()
-    differences = [
-        f"only in {split}/: {_some(names)}"
-        for split, names in ((a, sorted({*ours} - {*theirs})), (b, sorted({*theirs} - {*ours})))
-        if names
-    ]
+    only = zip((a, b), only_in_each(ours, theirs), strict=True)
+    differences = [f"only in {split}/: {names}" for split, names in only if names]
     if differences:
         raise UserError(
             f"data.path: the class folders of {a}/ and {b}/ under {root} differ "
@@ -213,7 +211,7 @@ def _check_not_empty(folder: Path, names: list[str]) -> None:
         )
     if names:
         raise UserError(
-            f"data.path: no images in {len(names)} class folders of {folder} ({_some(names)}); add "
+            f"data.path: no images in {len(names)} class folders of {folder} ({shown(names)}); add "
             f"some ({' '.join(ENDINGS)}) or remove the folders"
         )
 
@@ -237,7 +235,7 @@ def check_not_emptied(folder: Path, names: list[str], excluded: str | None) -> N
     image, are any."""
     if names:
         folders = "the class folder" if len(names) == 1 else f"{len(names)} class folders of"
-        where = folder / names[0] if len(names) == 1 else f"{folder} ({_some(names)})"
+        where = folder / names[0] if len(names) == 1 else f"{folder} ({shown(names)})"
         raise UserError(
             f"data.exclude={excluded} leaves no images in {folders} {where}; add good ones"
         )
@@ -319,7 +317,3 @@ def _visible(
 
 def _ending(name: str) -> str:
     return os.path.splitext(name)[1].lower() or "without ending"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

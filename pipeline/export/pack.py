@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kernels import binarize_weights
 from models import ARCHS, BITS, BinaryNetwork, build_model
 from models.frozen import freeze
+from models.layers import RealConv2d
 from models.rprelu import NormPReLU
 from pipeline.export.packed import About, Packed, layers, pack_signs
 from pipeline.export.program import Array, Step
@@ -57,8 +58,11 @@ def _real(network: BinaryNetwork, steps: tuple[Step, ...]) -> dict[str, Array]:
             layer = network.get_submodule(step.layer)
             found[f"{step.layer}.{step.op}"] = _rows(layer, LEARNED[step.op])
         elif step.op in ("conv", "linear") and not step.is_binary:
-            parameters = network.get_submodule(step.layer).named_parameters()
-            found |= {f"{step.layer}.{name}": _array(each) for name, each in parameters}
+            layer = network.get_submodule(step.layer)
+            parameters: dict[str, Tensor] = dict(layer.named_parameters())
+            if isinstance(layer, RealConv2d):
+                parameters = {"weight": layer.convolved()}
+            found |= {f"{step.layer}.{name}": _array(each) for name, each in parameters.items()}
     return found
 
 

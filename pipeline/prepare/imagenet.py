@@ -65,6 +65,10 @@ def _survey(archives: Archives, devkit: Devkit) -> dict[str, Size]:
     if odd:
         where = archives.train if odd[0] in devkit.words else archives.devkit
         raise UserError(f"{where} lacks the class {odd[0]}; {tars.REMEDY}")
+    if unseen := sorted(devkit.words.keys() - {*devkit.truth}):
+        raise UserError(
+            f"{archives.devkit} has no validation image of the class {unseen[0]}; {tars.REMEDY}"
+        )
     images = sum(1 for _ in _val(archives.val, devkit))
     if images != len(devkit.truth):
         raise UserError(

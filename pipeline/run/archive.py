@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pipeline.run.plain_pickle import Maker, Namespace, NotPlain, read_pickle
 
+PACKED = b'{"__metadata__":{"reste":'  # how the header of a packed network begins
 MOST_BYTES = 2**31  # of a file
 MOST_PICKLE = 2**23  # bytes of its pickle, or of the header of a safetensors file
 MOST_ENTRIES = 20_000
@@ -348,8 +349,14 @@ def _legacy_places(
 
 
 def _read_safetensors(file: BinaryIO, size: int) -> Any:
-    """The tensors of a safetensors file by their names."""
+    """The tensors of a safetensors file by their names; not those of a packed network, which are
+    bits and not weights."""
     if struct.unpack("<Q", file.read(8))[0] > min(size, MOST_PICKLE):
         raise ValueError("a header of an impossible size")
+    if file.read(len(PACKED)) == PACKED:
+        raise NotPlain(
+            "is a packed network, which predict and export take; give the checkpoint that it was "
+            "made from"
+        )
     file.seek(0)
     return safetensors.torch.load(file.read(size))

@@ -1,7 +1,8 @@
 """Classes by their names: which output of a network stands for which class of the data."""
 
 import re
-from collections.abc import Collection, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,9 @@ def difference(theirs: Sequence[str] | None, outputs: int, ours: Sequence[str]) 
     """The words for classes that differ."""
     if theirs is None:
         return f"its network has {outputs} classes, the data have {len(ours)} ({shown(ours)})"
-    missing, added = sorted({*theirs} - {*ours}), sorted({*ours} - {*theirs})
-    parts = [f"only the checkpoint has {shown(missing)}"] if missing else []
-    parts += [f"only the data have {shown(added)}"] if added else []
+    missing, added = only_in_each(theirs, ours)
+    parts = [f"only the checkpoint has {missing}"] if missing else []
+    parts += [f"only the data have {added}"] if added else []
     return f"its {len(theirs)} classes are not the {len(ours)} of the data ({', '.join(parts)})"
 
 
@@ -69,9 +70,22 @@ def _is_synset(name: str) -> bool:
     return re.fullmatch("n[0-9]{8}", name) is not None
 
 
-def shown(names: Collection[str]) -> str:
+def only_in_each(first: Collection[str], second: Collection[str]) -> tuple[str, str]:
+    """Some of the names that only the first has, and of those that only the second has, as
+    printable text. What looks alike, as é of one character and of two, is escaped."""
+    names = sorted({*first} - {*second}), sorted({*second} - {*first})
+    looks = [{unicodedata.normalize("NFC", name) for name in each} for each in names]
+    spell = ascii if looks[0] & looks[1] else _spelled
+    return shown(names[0], spell), shown(names[1], spell)
+
+
+def _spelled(name: str) -> str:
+    return name if name.isprintable() else repr(name)
+
+
+def shown(names: Collection[str], spell: Callable[[str], str] = _spelled) -> str:
     """Some names, as printable text."""
-    words = [name[:40] if name.isprintable() else repr(name)[:40] for name in [*names][:SHOWN]]
+    words = [spell(name)[:40] for name in [*names][:SHOWN]]
     return ", ".join(words) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 

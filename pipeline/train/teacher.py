@@ -18,6 +18,7 @@ from pipeline.run.config import Config, make_config
 from pipeline.run.console import logger
 from pipeline.run.errors import UserError, first_line
 from pipeline.run.weights import first_not_finite, identify, is_ours, network_weights
+from pipeline.train.network import build_network
 from pipeline.train.scoring import arrange_classes, load_network, values_of
 
 OWN = "train one on these data, with model.bits=32w32a for instance, and give its best.pt"
@@ -33,17 +34,39 @@ def make_teacher(config: Config, classes: Sequence[str]) -> nn.Module | None:
     if name is None:
         return None
     is_known = name in _torchvision_names()
-    teacher = _of_torchvision(config, classes) if is_known else _of_checkpoint(name, classes)
+    teacher = _of_torchvision(config, classes) if is_known else _of_checkpoint(Path(name), classes)
     logger.info("distill.teacher=%s: the training learns its outputs", name)
     return teacher.requires_grad_(False).eval()
 
 
-def _of_checkpoint(name: str, classes: Sequence[str]) -> nn.Module:
-    path = Path(name)
+def stand_in(config: Config) -> nn.Module:
+    """A network of the form of ``distill.teacher``, on the CPU, with weights at random and as many
+    outputs as that of ``config`` has: it costs what the teacher costs.
+
+    Raises UserError where there is no such network.
+    """
+    name, classes = str(config.distill.teacher), config.network[2]
+    if name in _torchvision_names():
+        network = torchvision.get_model(name, weights=None, num_classes=classes)
+        _outputs(network, config)
+        return network
+    values = values_of(_read(Path(name)))
+    return build_network(make_config(values, [f"model.num_classes={classes}"], name="teacher"))
+
+
+def _of_checkpoint(path: Path, classes: Sequence[str]) -> nn.Module:
+    state = _read(path)
+    network = load_network(make_config(values_of(state), name="teacher"), state, path)
+    arrange_classes(network, state, classes, path, OWN)
+    return network
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The checkpoint of a teacher, which says of which network it is."""
     if not path.exists():
         raise UserError(
-            f"distill.teacher is {name!r}, which is neither a file nor a network of torchvision's; "
-            "give the path of a checkpoint, or such a name: distill.teacher=resnet34"
+            f"distill.teacher is {str(path)!r}, which is neither a file nor a network of "
+            "torchvision's; give the path of a checkpoint, or such a name: distill.teacher=resnet34"
         )
     state = checkpoint.load(path)
     _check_finite(state, path)
@@ -54,9 +77,7 @@ def _of_checkpoint(name: str, classes: Sequence[str]) -> nn.Module:
             f"distill.teacher={path} does not say of which network it is; where it is one of "
             f"torchvision's, give both: distill.teacher={known} distill.teacher_weights={path}"
         )
-    network = load_network(make_config(values_of(state), name="teacher"), state, path)
-    arrange_classes(network, state, classes, path, OWN)
-    return network
+    return state
 
 
 def _check_finite(state: dict[str, Any], path: Path) -> None:

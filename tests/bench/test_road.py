@@ -76,6 +76,17 @@ def test_rows_of_all_providers(images, monkeypatch):
     assert of_one["time_to_train_extrapolated"] == pytest.approx(250 * epoch, rel=0.02)
 
 
+def test_a_network_of_our_own_with_a_teacher(images, monkeypatch, tmp_path):
+    """As in the recipe of ReActNet: no rivals, and ours with the teacher and without."""
+    monkeypatch.setattr(road, "EPOCHS", 1)
+    raw = trees.raw_tree(tmp_path, trees.given_images(str(images)), 4)
+    words = "model.arch=resnet18_react", "distill.teacher=squeezenet1_1"
+    rows = road.end_to_end(config(raw, *words), CPU, raw)
+    found = [(row["case"], row["provider"]) for row in rows if row["metric"] == "throughput"]
+    case = "imagenet_resnet18/1w1a/2/fp32/raw"
+    assert found == [(case, "ours"), (f"{case}/distilled", "ours")]
+
+
 def test_without_a_compiler_compile_has_no_row(images, monkeypatch, tmp_path):
     def fail(*_):
         raise RuntimeError("no compiler\nand more")

@@ -1,5 +1,6 @@
 """The training benchmark, in small: what it measures, and that nothing wrong is timed."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from launch.bench import breakdown, results, rivals, starts, training
 from models import ARCHS
 from pipeline.run.config import load_config
 from pipeline.run.errors import UserError
+from pipeline.train import teacher
 from tests import quick_where
 
 CPU = torch.device("cpu")
@@ -49,6 +51,42 @@ def test_rows_of_all_providers(tmp_path, monkeypatch):
     assert all(times[group] > 0 for group in (*breakdown.GROUPS, "other"))
     assert not [row for row in rows if "extrapolated" in row["metric"]]  # 10 images are no epoch
     assert (tmp_path / "train_cifar10_resnet20_cpu.png").exists()
+
+
+class Slow(torch.nn.Module):
+    """A teacher that takes 0.1 s for any images."""
+
+    def forward(self, images):
+        time.sleep(0.1)
+        return torch.zeros(len(images), 10)
+
+
+def test_a_teacher_has_rows_of_its_own(monkeypatch):
+    """Ours without it stands beside its rivals, and with it in a case of its own."""
+    monkeypatch.setattr(teacher, "stand_in", lambda config: Slow())
+    monkeypatch.setattr(training, "LOSS_TOLERANCE", 1)
+    config = load_config(CIFAR, [*SMALL, "distill.teacher=resnet34", "distill.labels=true"])
+    rows, seconds = training.steps(config, CPU, rounds=1)
+    assert [(row["provider"], row["case"], row["metric"]) for row in rows] == [
+        ("official", "cifar10_resnet20/1w1a/4/fp32", "throughput"),
+        ("compile", "cifar10_resnet20/1w1a/4/fp32", "throughput"),
+        ("ours", "cifar10_resnet20/1w1a/4/fp32", "throughput"),
+        ("ours", "cifar10_resnet20/1w1a/4/fp32/distilled", "throughput"),
+        ("ours", "cifar10_resnet20/1w1a/4/fp32/distilled", "teacher_share"),
+    ]
+    plain, taught, share = (float(row["p50"]) for row in rows[2:])
+    assert 4 / taught - 4 / plain > 0.09 and plain == pytest.approx(4 / seconds, rel=0.1)
+    assert share == pytest.approx(1 - taught / plain, abs=0.02)
+    rows = training.epochs(config, CPU, 10)
+    assert [row["case"].rpartition("/fp32/")[2] for row in rows] == [
+        *["10images"] * 3, "10images/distilled",
+    ]  # fmt: skip
+
+
+def test_a_network_that_only_we_have_is_timed_alone():
+    words = [*SMALL, "model.arch=resnet18_react", "data.size=32", "data.batch_size=2"]
+    rows, _ = training.steps(load_config(CIFAR, words), CPU, rounds=1)
+    assert [(row["provider"], row["metric"]) for row in rows] == [("ours", "throughput")]
 
 
 SLOW = "resnet34", "resnet18_cifar"  # in float64, and with more of the same blocks than resnet18

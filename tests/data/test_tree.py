@@ -146,6 +146,11 @@ A_AND_B = ["train/a/1.jpg", "train/b/2.jpg", "val/a/3.jpg", "val/b/4.jpg"]
             [*A_AND_B, *(f"val/c{i}/1.jpg" for i in range(5))],
             "(only in val/: c0, c1, c2 and 2 more); give",
         ),
+        (
+            [*A_AND_B, "train/\u00e9/1.jpg", "val/e\u0301/1.jpg"],  # which look alike
+            r"(only in train/: '\xe9'; only in val/: 'e\u0301'); give both",
+        ),
+        ([*A_AND_B, "train/c\nd/1.jpg"], r"(only in train/: 'c\nd'); give both the same"),
     ],
 )
 def test_bad_trees(tmp_path, names, message):

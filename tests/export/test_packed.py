@@ -38,6 +38,14 @@ def test_logits_come_back_to_the_bit(arch, bits):
         assert expected.std() > 0 and torch.equal(back(images), expected)
 
 
+def test_real_weights_that_are_a_wave():
+    """They are stored as what they convolve: the packed network knows no estimator of weights."""
+    network, images = build_model("resnet20", "32w1a", estimator="biper"), images_of("resnet20")
+    back = unpack(pack(network.eval(), about(bits="32w1a")))
+    with torch.no_grad():
+        assert torch.equal(back(images), network(images))
+
+
 @pytest.mark.parametrize(
     ("arch", "classes", "most"),
     [("resnet18", 1000, 4_247_000), ("resnet34", 1000, 5_577_500), ("vgg_small", 10, 945_500)],

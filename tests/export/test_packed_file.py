@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pipeline.export.packed import Packed, plain
 from pipeline.export.packed_file import KEY, decode, digest, encode, is_packed, read
 from pipeline.export.program import Step, to_plain
+from pipeline.run import checkpoint
 from pipeline.run.errors import UserError
 from tests.export.networks import about, packed
 
@@ -66,6 +67,13 @@ def test_a_file_is_told_by_its_beginning(tmp_path):
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 100, len(FILE) // 2, len(FILE) - 1])
 def test_truncated(size):
     assert "damaged" in refused(FILE[:size])
+
+
+def test_it_is_no_checkpoint(tmp_path):
+    """Nothing to go on from: its bits are no weights."""
+    (tmp_path / "x.safetensors").write_bytes(FILE)
+    with pytest.raises(UserError, match=r"x\.safetensors is a packed network, .*; give the check"):
+        checkpoint.load(tmp_path / "x.safetensors")
 
 
 def test_longer():

@@ -310,6 +310,14 @@ def test_a_package_that_is_missing_is_one_line(monkeypatch, capsys):
         command(lambda _: importlib.import_module("kernels.no_such_module"))
 
 
+def test_a_name_cannot_break_the_line(monkeypatch, capsys):
+    def main(_):
+        raise UserError("a\nb\x1b[2J\udce9é.jpg is bad")
+
+    code, _, err = outcome(monkeypatch, capsys, main)
+    assert (code, err) == (2, "error: a\\nb\\x1b[2J\\udce9é.jpg is bad\n")
+
+
 def test_find_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     named = ROOT / "configs/quickstart.yaml"

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -131,6 +132,30 @@ def test_an_estimator_of_weights_brings_that_of_activations():
     conv = model.layer1[0].conv1
     assert torch.equal(conv.binarize(conv.signed()), sign((10 * conv.weight).sin()))
     model(torch.randn(2, 3, 32, 32)).sum().backward()
+
+
+def test_the_first_stage_of_biper_convolves_the_wave():
+    """Its values and gradients are those of sin(w0 w), and its signs the weights of the second."""
+    options = {"estimator": "biper", "biper_w0": 30.0}
+    first, second = (build_model("resnet20", bits, **options) for bits in ("32w1a", "1w1a"))
+    second.load_state_dict(first.state_dict())
+    conv = first.double().layer2[0].conv1
+    signs = second.layer2[0].conv1
+    assert torch.equal(signs.binarize(signs.signed()).double(), conv.convolved().sign())
+    xb, w = sign(torch.randn(2, 16, 9, 9, dtype=torch.float64)), conv.weight.detach()
+    z, scale = conv(xb)
+    assert scale is None
+    torch.testing.assert_close(z, F.conv2d(xb, (30 * w).sin(), stride=2, padding=1))
+    g = torch.randn_like(z)
+    z.backward(g)
+    dense = torch.nn.grad.conv2d_weight(xb, w.shape, g, stride=2, padding=1)
+    torch.testing.assert_close(conv.weight.grad, dense * 30 * (30 * w).cos())
+
+
+@pytest.mark.parametrize(("estimator", "bits"), [("biper", "32w32a"), ("reste", "32w1a")])
+def test_other_real_weights_are_themselves(estimator, bits):
+    conv = build_model("vgg_small", bits, estimator=estimator).conv1
+    assert conv.convolved() is conv.weight
 
 
 def test_weights_and_activations_can_have_different_parameters():

@@ -182,6 +182,9 @@ def faults():
         "devkit empty": ({"devkit": b""}, f"{DEVKIT} is not the development kit"),
         "devkit of another year": ({"devkit": devkit(meta="devkit-1.0/data/meta.mat")},
                                    f"{DEVKIT} is not the development kit of ILSVRC2012"),
+        "class without a validation image": (
+            {"devkit": devkit(labels=[1, 1, 2, 2, 1, 1, 1])},
+            f"{DEVKIT} has no validation image of the class n00000002"),
         "devkit with other numbers": ({"devkit": devkit(labels=[5])}, "is not the development kit"),
     }  # fmt: skip
 

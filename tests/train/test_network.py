@@ -15,6 +15,7 @@ from pipeline.train.scoring import load_network
     "words",
     [
         ["estimator.name=biper", "estimator.biper_w0=30"],
+        ["estimator.name=biper", "estimator.biper_w0=30", "model.bits=32w1a"],
         ["model.weight_transform=irnet"],
         ["model.weight_transform=recu", "estimator.name=ste"],
     ],

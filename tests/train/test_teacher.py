@@ -9,7 +9,7 @@ from models import build_model
 from pipeline.run.config import load_config
 from pipeline.run.errors import UserError
 from pipeline.train import teacher as module
-from pipeline.train.teacher import make_teacher
+from pipeline.train.teacher import make_teacher, stand_in
 from tests.train.test_trainer import lines
 from tests.train.tiny import CONFIG
 
@@ -78,6 +78,25 @@ def test_a_file_says_for_itself_what_to_set(squeezenet, tmp_path):
     found = teacher_of(teacher.partition("=")[2], weights, classes=WNIDS)
     assert torch.equal(says(found), says(squeezenet))
     assert "is not of torchvision's alexnet; name its network" in refused("alexnet", weights)
+
+
+def test_a_stand_in_costs_the_same_and_fetches_nothing(monkeypatch, tmp_path):
+    """It has the teacher's parameters but for the classifier's, which has the outputs asked for."""
+    file = tmp_path / "seven.pt"
+    state = build_model("resnet20", "32w32a", num_classes=7).state_dict()
+    torch.save({"model": "resnet20", "state_dict": state}, file)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)
+    for name, expected in (
+        ("squeezenet1_1", models.squeezenet1_1(num_classes=10)),
+        (str(file), build_model("resnet20", "32w32a")),
+    ):
+        config = load_config(CONFIG, [f"distill.teacher={name}", "data.dataset=cifar10"])
+        shapes = [each.shape for each in stand_in(config).parameters()]
+        assert shapes == [each.shape for each in expected.parameters()]
+        assert says(stand_in(config)).shape == (2, 10)
+    config = load_config(CONFIG, ["distill.teacher=alexnet", "data.dataset=cifar10"])
+    with pytest.raises(UserError, match="does not take images of 32 pixels"):
+        stand_in(config)
 
 
 def test_other_classes_are_one_line(squeezenet):
