@@ -5,18 +5,28 @@ it is that of the kernels themselves, as the device takes it, within steps that 
 training does; the host's time is no part of it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._C._autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
+from kernels import _native
 from launch.bench.results import device_name, new_figure, results_file, save
 
 STEPS = 5  # steps that are profiled, after 3 that are not
 GROUPS = {  # what the names of a group's operators begin with
-    "convolutions": ("aten::convolution", "aten::conv2d", "ConvolutionBackward0"),
+    "convolutions": (
+        "aten::convolution",
+        "aten::conv2d",
+        "ConvolutionBackward0",
+        "native::convolve",
+        "native::input_gradient",
+        "native::weight_gradient",
+    ),
     "weights": ("reste::binarize_weights",),  # before reste::binarize, with which it begins, too
     "fused blocks": (
         "reste::batch_statistics",
@@ -37,13 +47,29 @@ def groups(take_step: Callable[[], object], device: torch.device) -> dict[str, f
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
         torch.cuda.synchronize()
-    with profile(activities=activities) as profiler:
+    with calls_named(), profile(activities=activities) as profiler:
         for _ in range(STEPS):
             take_step()
         if device.type == "cuda":
             torch.cuda.synchronize()
     spent = group_times(profiler.events() or [], device)
     return {group: microseconds / STEPS for group, microseconds in spent.items()}
+
+
+@contextlib.contextmanager
+def calls_named() -> Iterator[None]:
+    """Calls of the C++ library are seen by the profiler: convolutions are no operators of torch."""
+    call = _native._call
+
+    def named(name: str, like: Tensor, *arguments: Any) -> Any:
+        with record_function(f"native::{name}"):
+            return call(name, like, *arguments)
+
+    _native._call = named
+    try:
+        yield
+    finally:
+        _native._call = call
 
 
 def group_times(events: Sequence[Any], device: torch.device) -> dict[str, float]:
