@@ -15,7 +15,7 @@ from pipeline.run.errors import UserError
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
-def open_openvino(path: Path) -> tuple[About, int, Callable[[Array], Array]]:
+def open_openvino(path: Path, threads: int) -> tuple[About, int, Callable[[Array], Array]]:
     """What the network in ``path`` is, the number of its classes, and what gives its logits, one
     image at a time.
 
@@ -24,7 +24,7 @@ def open_openvino(path: Path) -> tuple[About, int, Callable[[Array], Array]]:
     try:
         model = openvino.Core().read_model(path)
         about = from_text(model.get_rt_info(KEY).astype(str))
-        compiled = openvino.compile_model(model, "CPU", EXACT)
+        compiled = openvino.compile_model(model, "CPU", {**EXACT, "INFERENCE_NUM_THREADS": threads})
         _, classes = compiled.output("logits").shape
     except Exception:  # openvino has many, and none in common
         raise UserError(

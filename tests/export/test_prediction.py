@@ -3,13 +3,17 @@
 import csv
 import io
 import json
+import shutil
 
 import pytest
+import torch
 from PIL import Image
 
 from launch import evaluate, predict
 from launch import export as export_command
+from pipeline.export.predictor import open_predictor
 from pipeline.report.predictions import in_csv, judgement, table
+from pipeline.run import threads
 from pipeline.run.errors import UserError
 
 
@@ -68,6 +72,29 @@ def test_bad_images_are_named_and_the_others_done(packed_file, data, tmp_path, c
         {"image": f"{tmp_path}/none.png", "reason": "not an image of a known format"}
     ]
     assert "accuracy" not in found
+
+
+def test_folders_that_are_no_classes_are_told(packed_file, data, tmp_path, capsys):
+    tree = shutil.copytree(data / "test", tmp_path / "tree")
+    (tree / "light").rename(tree / "pale")
+    code, out, err = run(capsys, packed_file, tree, "--json")
+    assert code == 0 and json.loads(out)["accuracy"]["images"] == 6
+    assert "6 of 12 images are not judged: their folders (pale) are no classes of the netw" in err
+    assert "(dark, light)" in err and "judged" not in run(capsys, packed_file, data / "test")[2]
+
+
+def test_cores_that_others_keep_busy_are_left_to_them(packed_file, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threads, "cores", lambda: 4)
+    monkeypatch.setattr(threads, "affinity", lambda: {0, 1, 2, 3})
+    before = torch.get_num_threads()
+    try:
+        for busy, overrides, left in ((3.1, [], 1), (0.2, [], 4), (3.1, ["train.threads=2"], 2)):
+            monkeypatch.setattr(threads, "load", lambda busy=busy: busy)
+            open_predictor(packed_file, overrides)
+            assert torch.get_num_threads() == left
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_mistakes_are_one_line(checkpoint, data, tmp_path):
