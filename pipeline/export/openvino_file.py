@@ -97,10 +97,11 @@ def _bits(signs: Array) -> Node:
 
 
 def _conv(graph: _Graph, step: Step) -> Node:
-    move = [step["stride"]] * 2, [step["padding"]] * 2, [step["padding"]] * 2, [1, 1]
+    pads = [step["padding"]] * 2
+    move = [step["stride"]] * 2, pads, pads, [step.dilation] * 2
     x = graph.read(step)
     if not step.is_binary:
-        z = ops.convolution(x, graph.weight(step.layer), *move)
+        z = _real(x, graph.weight(step.layer), step.groups, move)
         return ops.add(z, _per_channel(graph.packed.bias(step.layer))) if step.has_bias else z
     signs = graph.packed.signs(step)
     if step["channels"] % 8:
@@ -113,6 +114,14 @@ def _conv(graph: _Graph, step: Step) -> Node:
     return ops.binary_convolution(
         _levels(x), _bits(signs), *move, mode="xnor-popcount", pad_value=0.0
     )
+
+
+def _real(x: Node, weight: Node, groups: int, move: tuple[list[int], ...]) -> Node:
+    if groups == 1:
+        return ops.convolution(x, weight, *move)
+    count, *shape = weight.shape
+    split = _constant([groups, count // groups, *shape], np.int64)
+    return ops.group_convolution(x, ops.reshape(weight, split, False), *move)
 
 
 def _levels(sign: Node) -> Node:
