@@ -33,7 +33,13 @@ def files(packed: Packed, options: Options) -> Files:
     model = build(packed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.xml")
-        openvino.serialize(model, path)
+        try:
+            openvino.serialize(model, path)
+        except RuntimeError:  # it says nothing of what fails
+            raise UserError(
+                f"no temporary file can be written to {folder}; make room or set TMPDIR to another "
+                "folder"
+            ) from None
         # A graph without its constants would be found before them.
         return {end: path.with_suffix(end).read_bytes() for end in (".bin", ".xml")}
 

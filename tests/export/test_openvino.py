@@ -1,7 +1,9 @@
 """The OpenVINO graph: binary convolutions on bits, and everything that goes wrong in silence."""
 
+import contextlib
 import gc
 import platform
+import tempfile
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 
 from launch import export as command
 from launch import predict
+from pipeline.export.output import Options
 from pipeline.export.packed import Packed, pack_signs
 from pipeline.export.program import Step
 from pipeline.export.shrink import shrink
@@ -166,7 +169,13 @@ def test_predict_takes_it(checkpoint, data, tmp_path, capsys):
     assert found[0] == found[1] and len(found[0]) == 13
 
 
-def test_foreign_and_damaged_files_are_one_line(checkpoint, data, tmp_path):
+def test_a_full_disk_is_one_line(monkeypatch):
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda: contextlib.nullcontext("/proc"))
+    with pytest.raises(UserError, match="no temporary file can be written to /proc; make room or"):
+        openvino_file.files(sized("resnet20"), Options())
+
+
+def test_foreign_and_damaged_files_are_one_line(checkpoint, data, tmp_path, capfd):
     command.main([str(checkpoint), "--to", "openvino", str(tmp_path / "x.xml")])
     text, constants = ((tmp_path / name).read_bytes() for name in ("x.xml", "x.bin"))
     for xml, weights in ((text[:-99], constants), (b"<net/>", constants), (b"", constants),
@@ -176,3 +185,4 @@ def test_foreign_and_damaged_files_are_one_line(checkpoint, data, tmp_path):
         (tmp_path / "x.bin").write_bytes(weights)
         with pytest.raises(UserError, match="no OpenVINO file that export wrote, or it or"):
             predict.main([str(tmp_path / "x.xml"), str(data / "test")])
+    assert "absl" not in capfd.readouterr().err  # readers of other formats

@@ -97,7 +97,9 @@ def test_cores_that_others_keep_busy_are_left_to_them(packed_file, monkeypatch):
         torch.set_num_threads(before)
 
 
-def test_mistakes_are_one_line(checkpoint, data, tmp_path):
+def test_mistakes_are_one_line(checkpoint, packed_file, data, tmp_path):
+    with pytest.raises(UserError, match="is an export; .*reste predict .*safetensors FOLDER judg"):
+        evaluate.main([str(packed_file), f"data.path={data}"])
     (tmp_path / "model.pt").write_bytes(b"x" * 100)
     with pytest.raises(UserError, match="is no checkpoint, or a damaged one; take another"):
         predict.main([str(tmp_path / "model.pt"), str(data)])
