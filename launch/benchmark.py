@@ -24,6 +24,7 @@ def _main(name: str) -> Main:
 def _measure(name: str, options: argparse.Namespace) -> None:
     from launch.bench import (
         collectives,
+        exports,
         inference,
         kernels,
         loaders,
@@ -43,6 +44,8 @@ def _measure(name: str, options: argparse.Namespace) -> None:
     if name == "scaling":
         return scaling.report()
     commit = origin.commit()  # first: what is measured, not the plots that it draws
+    if name == "export":
+        return exports.report(exports.measure(options.checkpoint, options.overrides), commit)
     path = find_config(options.config)
     config = load_config(path, options.overrides)
     if name == "inference":
@@ -158,6 +161,20 @@ INFERENCE = _parser(
     ("imagenet_resnet18", "cifar10_resnet20 --rounds 200"),
     rounds=40,
 )
+EXPORT = Parser(
+    "benchmark export",
+    "CHECKPOINT [key=value ...]",
+    """Compare what each export of a network predicts with what the network itself does.
+
+    All validation images are taken. docs/results/export_accuracy.csv takes the top-1 of each, how
+    many images it takes for another class, and the largest difference of a logit.
+    """,
+    ("runs/cifar10_resnet20/checkpoints/best.pt data.path=/path/to/cifar10",),
+)
+EXPORT.add_argument(
+    "checkpoint", metavar="CHECKPOINT", type=Path, help="a file that holds a network"
+)
+EXPORT.add_overrides()
 PREPARE = _parser(
     "prepare",
     "[--rounds N] [--images N]",
@@ -194,6 +211,7 @@ PARSERS = {
     "train": TRAIN,
     "loader": LOADER,
     "inference": INFERENCE,
+    "export": EXPORT,
     "prepare": PREPARE,
     "collectives": COLLECTIVES,
     "scaling": SCALING,

@@ -31,11 +31,16 @@ def main(arguments: Sequence[str]) -> None:
     """Evaluate the checkpoint in ``arguments`` on the validation images."""
     options = PARSER.parse(arguments)
     from pipeline.export.engine import on_engine
+    from pipeline.export.packed_file import is_packed
     from pipeline.run import processes, rendezvous
-    from pipeline.run.errors import Diverged
+    from pipeline.run.commands import command_line
+    from pipeline.run.errors import Diverged, UserError
     from pipeline.run.signals import StopSignal
     from pipeline.train.scoring import score
 
+    if is_packed(Path(options.checkpoint)):
+        judge = command_line("predict", options.checkpoint)
+        raise UserError(f"{options.checkpoint} is an export; {judge} FOLDER judges it")
     with StopSignal("interrupted; an evaluation has nothing to save"):
         result = score(
             Path(options.checkpoint), options.overrides, None if options.plain else on_engine

@@ -6,6 +6,7 @@ options and compiler. Where that folder cannot be written to, or is full, a proc
 
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -69,6 +70,7 @@ def library(recipe: Recipe = ENGINE) -> Path:
     kept = cache and cache / f"{_digest(compiler, recipe)}.so"
     if kept and kept.exists():
         return kept
+    logging.getLogger("reste").info("C++ is compiled for this processor, once: 5 to 15 seconds")
     try:
         made = compiled(compiler, Path(tempfile.mkdtemp(dir=_own_folder().name)), recipe)
     except OSError as error:

@@ -114,6 +114,8 @@ class _Fusion:
         residual = self._value(step, 1) if len(step.inputs) > 1 else None
         move = norm, conv["stride"], conv["padding"], residual
         if not conv.is_binary:
+            if conv.groups > 1 or conv.dilation > 1:
+                raise ValueError(f"{conv.layer} has groups or dilation")
             bias = self.packed.bias(conv.layer) if conv.has_bias else None
             return Convolution(self._value(conv), self.packed.weight(conv.layer), *move, bias)
         source = conv.inputs[0]

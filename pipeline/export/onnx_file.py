@@ -126,8 +126,10 @@ def _table() -> Array:
 
 def _conv(graph: _Graph, step: Step, inputs: list[str]) -> str:
     weight = graph.signs(step) if step.is_binary else graph.weight(step.layer)
-    strides, pads = [step["stride"]] * 2, [step["padding"]] * 4
-    return graph.add("Conv", [*inputs, weight, *graph.bias(step)], strides=strides, pads=pads)
+    options: dict[str, Any] = {"strides": [step["stride"]] * 2, "pads": [step["padding"]] * 4}
+    if step.groups > 1 or step.dilation > 1:
+        options |= {"group": step.groups, "dilations": [step.dilation] * 2}
+    return graph.add("Conv", [*inputs, weight, *graph.bias(step)], **options)
 
 
 def _norm(graph: _Graph, step: Step, inputs: list[str]) -> str:

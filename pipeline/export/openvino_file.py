@@ -33,7 +33,13 @@ def files(packed: Packed, options: Options) -> Files:
     model = build(packed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.xml")
-        openvino.serialize(model, path)
+        try:
+            openvino.serialize(model, path)
+        except RuntimeError:  # it says nothing of what fails
+            raise UserError(
+                f"no temporary file can be written to {folder}; make room or set TMPDIR to another "
+                "folder"
+            ) from None
         # A graph without its constants would be found before them.
         return {end: path.with_suffix(end).read_bytes() for end in (".bin", ".xml")}
 
@@ -97,10 +103,11 @@ def _bits(signs: Array) -> Node:
 
 
 def _conv(graph: _Graph, step: Step) -> Node:
-    move = [step["stride"]] * 2, [step["padding"]] * 2, [step["padding"]] * 2, [1, 1]
+    pads = [step["padding"]] * 2
+    move = [step["stride"]] * 2, pads, pads, [step.dilation] * 2
     x = graph.read(step)
     if not step.is_binary:
-        z = ops.convolution(x, graph.weight(step.layer), *move)
+        z = _real(x, graph.weight(step.layer), step.groups, move)
         return ops.add(z, _per_channel(graph.packed.bias(step.layer))) if step.has_bias else z
     signs = graph.packed.signs(step)
     if step["channels"] % 8:
@@ -113,6 +120,14 @@ def _conv(graph: _Graph, step: Step) -> Node:
     return ops.binary_convolution(
         _levels(x), _bits(signs), *move, mode="xnor-popcount", pad_value=0.0
     )
+
+
+def _real(x: Node, weight: Node, groups: int, move: tuple[list[int], ...]) -> Node:
+    if groups == 1:
+        return ops.convolution(x, weight, *move)
+    count, *shape = weight.shape
+    split = _constant([groups, count // groups, *shape], np.int64)
+    return ops.group_convolution(x, ops.reshape(weight, split, False), *move)
 
 
 def _levels(sign: Node) -> Node:

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.run.files import write_atomically
-
 Files = dict[str, bytes]  # their content, by their endings, or by their names in a folder
 
 
@@ -21,11 +19,3 @@ class Options:
     opset: int | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     curve: Path | None = None
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path``, whose folder is made where there is none.
-
-    Raises UserError where that fails; what was there before stays then.
-    """
-    write_atomically(path, content, "name another place for it")

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.export.images import Bad, Found, class_folders, label_of, prepare
 from pipeline.export.predictor import Predictor
 from pipeline.export.program import Array
+from pipeline.run.classes import shown
 from pipeline.run.console import ProgressBar, logger
 
 TOP = 5  # classes that are named for an image
@@ -39,6 +40,7 @@ def predict(predictor: Predictor, images: Sequence[Found]) -> Predictions:
     """What ``predictor`` says of ``images``. Those that cannot be read are noted and passed over,
     each with a warning."""
     names = _names(predictor, images)
+    _tell_of_others(names, images)
     done = Predictions()
     with ProgressBar("images", len(images)) as bar:
         for batch in _batches(predictor, images, done, bar):
@@ -58,6 +60,16 @@ def _names(predictor: Predictor, images: Sequence[Found]) -> tuple[str, ...]:
         return tuple(map(str, range(predictor.num_classes)))
     logger.warning("the network names no classes: the folders are taken in order")
     return tuple(folders)
+
+
+def _tell_of_others(names: Sequence[str], images: Sequence[Found]) -> None:
+    """Say how many images lie in folders that are none of the classes, ``names``."""
+    others = [each for each in images if each.folders and label_of(each, names) is None]
+    if others:
+        logger.warning(
+            "%d of %d images are not judged: their folders (%s) are no classes of the network (%s)",
+            len(others), len(images), shown(class_folders(others)), shown(names),
+        )  # fmt: skip
 
 
 def _batches(

@@ -17,6 +17,9 @@ from pipeline.export.program import Array
 from pipeline.export.source import open_source
 from pipeline.run.classes import CIFAR10
 from pipeline.run.console import logger
+from pipeline.run.threads import choose
+
+Logits = Callable[[Array], Array]  # of images (N, 3, H, W), both float32
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Predictor:
 
     about: About
     num_classes: int
-    logits: Callable[[Array], Array]
+    logits: Logits
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -48,18 +51,22 @@ def open_predictor(path: Path, overrides: Sequence[str]) -> Predictor:
     """The network in ``path``: a checkpoint, a packed file, a folder of Hugging Face's layout, or
     what ``OPENERS`` lists.
 
-    ``overrides`` are key=value over the config of a checkpoint. Raises UserError where the file is
-    none of these, is damaged, or takes a package that is missing.
+    ``overrides`` are key=value over the config of a checkpoint. Cores that other programs keep busy
+    are left to them: a thread that waits for one stops all others at each of many small operators.
+    Raises UserError where the file is none of these, is damaged, or takes a package that is
+    missing.
     """
     if path.suffix in OPENERS:
         entry, package = OPENERS[path.suffix]
-        return Predictor(*load(entry, f"a {path.suffix} file", (package,))(path))
+        open_ = load(entry, f"a {path.suffix} file", (package,))
+        return Predictor(*open_(path, choose(None).threads))
     source = open_source(path, overrides)
+    torch.set_num_threads(choose(source.config.train.threads).threads)
     logits = on_engine(source.packed) or in_torch(source.network)
     return Predictor(source.packed.about, source.packed.num_classes, logits)
 
 
-def on_engine(packed: Packed) -> Callable[[Array], Array] | None:
+def on_engine(packed: Packed) -> Logits | None:
     """The ``logits`` of a network on the engine of native/; None where torch has to run it."""
     try:
         engine = Engine(fused(packed))
@@ -73,7 +80,7 @@ def on_engine(packed: Packed) -> Callable[[Array], Array] | None:
     return lambda images: engine(images, torch.get_num_threads())
 
 
-def in_torch(network: BinaryNetwork) -> Callable[[Array], Array]:
+def in_torch(network: BinaryNetwork) -> Logits:
     """The ``logits`` of a network of torch, on the CPU and in float32."""
 
     @torch.inference_mode()

@@ -6,7 +6,7 @@ one is the logits, (N, classes). A step reads values that come before it:
     conv      in [x]      z = x * weight, the convolution of ``layer``: ``stride``, ``padding``. One
                           that has bits gives sums of ±1 without its scale; ``channels`` are those
                           of x. Taps beyond the border count nothing. + bias of ``layer``, if
-                          ``bias``
+                          ``bias``. A real one may have ``groups`` and ``dilation``
     norm      in [z, r?]  y = (u - mean) slope + bias + r, with u = relu(z) if ``relu``, else z, and
                           the statistics of ``layer`` (see ``Packed.folded``): ``eps``, and in
                           ``scale``, if z still lacks one, the value of the convolution that has it
@@ -43,7 +43,8 @@ MOST_ELEMENTS = 2**31  # of one image's value
 
 # The options of each kind of step and their types, and how many values it reads.
 _OPTIONS: dict[str, dict[str, type]] = {
-    "conv": {"layer": str, "stride": int, "padding": int, "channels": int, "bias": bool},
+    "conv": {"layer": str, "bias": bool}
+    | dict.fromkeys(("stride", "padding", "channels", "groups", "dilation"), int),
     "norm": {"layer": str, "relu": bool, "eps": float, "scale": int},
     "prelu": {"layer": str},
     "shift": {"layer": str},
@@ -58,7 +59,7 @@ _OPTIONS: dict[str, dict[str, type]] = {
     "linear": {"layer": str},
 }
 _READS = {"norm": (1, 2), "add": (2,)}  # all others read 1
-_OPTIONAL = {"channels", "bias", "scale"}  # of conv and norm
+_OPTIONAL = {"channels", "bias", "groups", "dilation", "scale"}  # of conv and norm
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,16 @@ class Step:
     def has_bias(self) -> bool:
         """Whether it adds its layer's bias."""
         return self.op == "linear" or bool(self.options.get("bias"))
+
+    @property
+    def groups(self) -> int:
+        """In how many parts a convolution takes its channels."""
+        return int(self.options.get("groups", 1))
+
+    @property
+    def dilation(self) -> int:
+        """How many pixels the taps of a convolution are apart."""
+        return int(self.options.get("dilation", 1))
 
 
 def to_plain(steps: Sequence[Step]) -> list[dict[str, Any]]:
@@ -166,10 +177,13 @@ def _conv(step: Step, tensors: Tensors, read: list[Shape]) -> Shape:
     if step.is_binary:
         count, tall, wide, octets = tensors[f"{step.layer}.bits"].shape
         _fits(step["channels"] == channels, octets == (channels + 7) // 8, not step.has_bias)
+        _fits(step.groups == step.dilation == 1)
     else:
         count, inputs, tall, wide = tensors[f"{step.layer}.weight"].shape
-        _fits(inputs == channels)
+        _fits(step.groups > 0, step.dilation > 0)
+        _fits(inputs * step.groups == channels, count % step.groups == 0)
         _fits(not step.has_bias or tensors[f"{step.layer}.bias"].shape == (count,))
+    tall, wide = (step.dilation * (size - 1) + 1 for size in (tall, wide))
     move = step["stride"], step["padding"]
     return count, _window(height, tall, *move), _window(width, wide, *move)
 

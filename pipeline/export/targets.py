@@ -7,14 +7,16 @@ from pathlib import Path
 
 from pipeline.export.measure import measured
 from pipeline.export.optional import load
-from pipeline.export.output import Files, Options, write
+from pipeline.export.output import Files, Options
 from pipeline.export.packed import Packed
-from pipeline.export.packed_file import encode
+from pipeline.export.packed_file import encode, is_packed
 from pipeline.export.shrink import MEASURED, shrink
-from pipeline.export.source import Source
+from pipeline.export.source import Source, packed_path
 from pipeline.run.errors import UserError
+from pipeline.run.files import write_together
 
 Maker = Callable[[Packed, Options], Files]
+ELSEWHERE = "name another place for it"
 
 
 def packed_files(packed: Packed, options: Options) -> Files:
@@ -48,21 +50,46 @@ def export(source: Source, path: Path, kind: str, out: Path | None, options: Opt
     Raises UserError where a package is missing, the network cannot be written so, or not there.
     """
     target = TARGETS[kind]
-    make = target.maker
-    if isinstance(make, str):
-        make = load(make, f"--to {kind}", target.packages)
+    _maker(kind)  # what is missing is told before anything is measured
     if not (out or target.suffix):
         raise UserError(f"--to {kind} takes a folder behind it, such as --to {kind} {path.stem}")
     place = out or path.with_suffix(target.suffix)
     if os.path.realpath(place) == os.path.realpath(path):
         raise UserError(f"{place} is the network itself; name another place behind --to {kind}")
+    if not target.suffix:
+        _check_folder(place)
     packed = shrink(source.packed, options.real)
     if options.real in MEASURED and packed is not source.packed:
         packed = measured(source, packed, path)
-    options = replace(options, recipe=source.recipe, curve=_curve(path))
-    for name, content in make(packed, options).items():
-        write(place.with_suffix(name) if target.suffix else place / name, content)
-    return place.with_suffix(target.suffix) if target.suffix else place
+    return save(kind, packed, place, replace(options, recipe=source.recipe, curve=_curve(path)))
+
+
+def save(kind: str, packed: Packed, place: Path, options: Options) -> Path:
+    """Write ``packed`` as a ``kind`` of file to ``place``; returns the file, or the folder.
+
+    Raises UserError where a package is missing, or the network cannot be written so, or not there.
+    """
+    files, suffix = _maker(kind)(packed, options), TARGETS[kind].suffix
+    if not suffix:
+        write_together(place, files, ELSEWHERE)
+        return place
+    named = {place.with_suffix(each).name: content for each, content in files.items()}
+    write_together(place.parent, named, ELSEWHERE)
+    return place.with_suffix(suffix)
+
+
+def _maker(kind: str) -> Maker:
+    target = TARGETS[kind]
+    if not isinstance(target.maker, str):
+        return target.maker
+    maker: Maker = load(target.maker, f"--to {kind}", target.packages)
+    return maker
+
+
+def _check_folder(place: Path) -> None:
+    """Raise UserError where there is a folder with files that no export has written."""
+    if place.is_dir() and any(place.iterdir()) and not is_packed(packed_path(place)):
+        raise UserError(f"{place} holds other files; name a new or an empty folder behind --to hub")
 
 
 def _curve(path: Path) -> Path | None:

@@ -159,14 +159,16 @@ def _has_relu(layer: NormBinarize) -> bool:
 
 def _conv(name: str, layer: nn.Conv2d) -> dict[str, Any]:
     """The options of a convolution; raises _Unknown for one that no step describes."""
-    stride, padding = {*layer.stride}, layer.padding
-    is_plain = layer.groups == 1 and {*layer.dilation} == {1}
-    if isinstance(padding, str) or not (is_plain and len(stride) == len({*padding}) == 1):
-        raise _Unknown(f"{name} has groups, dilation or uneven strides")
-    options = {"layer": name, "stride": layer.stride[0], "padding": padding[0]}
+    sizes = layer.stride, layer.padding, layer.dilation  # a padding that is a word is no step's
+    if layer.padding_mode != "zeros" or any(len({*each}) > 1 for each in sizes):
+        raise _Unknown(f"{name} is uneven, or not padded by zeros")
+    options: dict[str, Any] = {"layer": name, "stride": sizes[0][0], "padding": sizes[1][0]}
     if layer.bias is not None:
         options["bias"] = True
-    return options | ({"channels": layer.in_channels} if isinstance(layer, BINARY) else {})
+    if isinstance(layer, BINARY):
+        return options | {"channels": layer.in_channels}
+    further = {"groups": layer.groups, "dilation": sizes[2][0]}
+    return options | {option: value for option, value in further.items() if value > 1}
 
 
 def _means(name: str, layer: nn.AvgPool2d) -> dict[str, Any]:

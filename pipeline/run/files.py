@@ -53,18 +53,39 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_atomically(path: Path, content: bytes, way: str = "set run.dir to another place") -> None:
-    """Write ``content`` to ``path`` as ``replacing`` does; raises UserError where that fails, with
-    the ``way`` to another place.
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` as ``replacing`` does; raises UserError where that fails.
 
     The folder is made again if it was removed meanwhile.
     """
+    write_together(path.parent, {path.name: content}, "set run.dir to another place")
+
+
+def write_together(folder: Path, files: dict[str, bytes], way: str) -> None:
+    """Write ``files``, contents by names, into ``folder``, which is made where there is none. All
+    of them are on the disk before the first takes its place.
+
+    Raises UserError, with the ``way`` to another place, where that fails; what was there before
+    stays then.
+    """
+    is_new, at_work = not folder.exists(), folder
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; make room or {way}") from None
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            for name, content in reversed(files.items()):  # the first entered takes its place last
+                at_work = folder / name
+                if at_work.is_dir():  # told before any of them takes its place
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+                file = stack.enter_context(replacing(at_work))
+                file.write(content)
+                file.flush()
+    except BaseException as error:
+        if is_new:
+            with contextlib.suppress(OSError):  # it is not empty, or not there
+                folder.rmdir()
+        if not isinstance(error, OSError):
+            raise
+        raise UserError(f"cannot write {at_work}: {error.strerror}; make room or {way}") from None
 
 
 def _sync_folder(folder: Path) -> None:

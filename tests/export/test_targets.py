@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -16,7 +17,9 @@ from pipeline.export.shrink import shrink
 from pipeline.export.targets import TARGETS
 from pipeline.run.checkpoint import load
 from pipeline.run.errors import Diverged, UserError
+from pipeline.run.files import write_together
 from pipeline.run.origin import commit
+from tests import ROOT
 from tests.export.networks import images_of, packed
 
 
@@ -116,6 +119,37 @@ def test_where_nothing_can_be_written_nothing_is_left(checkpoint, tmp_path, monk
     assert (tmp_path / "x.safetensors").read_bytes() == b"old"
     with pytest.raises(UserError, match="cannot write .*; make room or name another place"):
         command.main([*words[:3], str(tmp_path / "x.safetensors/y")])
+
+
+def limited(size, *words):
+    """The command as a process that may write files of ``size`` bytes: its code and stderr."""
+    code = f"import resource as r; r.setrlimit(r.RLIMIT_FSIZE, ({size}, {size})); "
+    code += "from launch import export; from launch.command import command; command(export.main)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], cwd=ROOT, capture_output=True, text=True
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits")
+def test_a_folder_that_does_not_fit_is_not_begun(checkpoint, tmp_path):
+    packed_file, folder = tmp_path / "x.safetensors", tmp_path / "net"
+    command.main([str(checkpoint), "--to", "packed", str(packed_file)])
+    code, said = limited(20_000, packed_file, "--to", "hub", folder)  # the README would fit
+    assert code == 2 and said.startswith(f"error: cannot write {folder}/model.safetensors: File to")
+    assert said.count("\n") == 1 and os.listdir(tmp_path) == ["x.safetensors"]
+
+
+def test_files_take_their_places_together(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(UserError, match="cannot write .*/b: Is a directory; make room or go"):
+        write_together(tmp_path, {"a": b"1", "b": b"2", "c": b"3"}, "go")
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"] and (tmp_path / "a").read_bytes() == b"old"
+    write_together(tmp_path / "new", {"a": b"1", "c": b"3"}, "go")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "new").iterdir()} == {
+        "a": b"1", "c": b"3",
+    }  # fmt: skip
 
 
 def test_a_network_is_not_written_over_itself(checkpoint):

@@ -40,13 +40,21 @@ def runs(place):
     return len(log.read_text().splitlines()) if log.exists() else 0
 
 
-def test_it_is_built_once_and_kept_for_oneself(place):
+def test_it_is_built_once_and_kept_for_oneself(place, caplog):
     path = built()
     assert path.parent == place / "cache/reste-trainer" and runs(place) > 0
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert os.listdir(path.parent) == [path.name]
     before = runs(place)
-    assert built() == path and runs(place) == before
+    with caplog.at_level("INFO", "reste"):
+        assert built() == path and runs(place) == before
+    assert not caplog.messages
+
+
+def test_what_takes_long_is_told(place, caplog):
+    with caplog.at_level("INFO", "reste"):
+        built()
+    assert caplog.messages == ["C++ is compiled for this processor, once: 5 to 15 seconds"]
 
 
 @pytest.mark.parametrize("what", ["source", "option", "compiler"])
