@@ -43,6 +43,7 @@ FUNCTIONS = {
     "signs": "pnp",
     "weights": "ppfppnp",
 }
+RESULTS = {"signs": c_double, "convolve": c_int, "input_gradient": c_int}
 TYPES = {"p": c_void_p, "f": c_float, "d": c_double, "i": c_int, "n": c_int64}
 
 
@@ -58,7 +59,7 @@ def library() -> ctypes.CDLL | None:
         for dtype in NAMES.values():
             each = getattr(found, f"{function}_{dtype}")
             each.argtypes = [*(TYPES[letter] for letter in arguments), c_int]
-            each.restype = {"signs": c_double, "convolve": c_int, "input_gradient": c_int}.get(function)
+            each.restype = RESULTS.get(function)
     return found
 
 
@@ -352,8 +353,8 @@ def weight_gradient(
 
 
 def input_gradient(dz: Tensor, shape: torch.Size, weight: Tensor, stride: int) -> Tensor | None:
-    """The gradient of ``convolve``'s signs, channels_last and of their ``shape``, from that of z and
-    the signs of the weights, both channels_last. None where the processor multiplies no tiles."""
+    """The gradient of ``convolve``'s signs, channels_last and of their ``shape``, from that of z
+    and the signs of the weights, both channels_last. None where no tiles are multiplied."""
     n, c, height, width = shape
     dx = torch.empty(shape, dtype=dz.dtype, memory_format=torch.channels_last)
     sizes = n, height, width, c, len(weight), stride

@@ -191,49 +191,67 @@ inline void each_line(int64_t images, int lines, int threads, const Row& row) {
   for (int64_t i = 0; i < images * lines; i++) row(i / lines, int(i % lines));
 }
 
-// One position of a max-pooling's output: the maxima of y = norm(relu(z)) over the window.
+constexpr int LANES = 16;
+
+// body(first, count) for pieces of the channels, all but the last of LANES, which the compiler sees.
+template <class Body>
+inline void each_lanes(int channels, const Body& body) {
+  int first = 0;
+  for (; first + LANES <= channels; first += LANES) body(first, LANES);
+  if (first < channels) body(first, channels - first);
+}
+
+// At most LANES channels of one position of a max-pooling's output: the maxima of y = norm(relu(z))
+// over the window, z there, and their places in it.
+struct Maxima {
+  float y[LANES], z[LANES], place[LANES];
+};
+
 template <class T>
-inline void pool_position(const Images& images, const T* z, const float* mean, const float* slope,
-                          const float* bias, Rectifier relu, int line, int column,
-                          float* best, float* places, T* top) {
-  const int channels = images.channels;
+inline void find_maxima(const Images& images, const T* z, const float* mean, const float* slope,
+                        const float* bias, Rectifier relu, int line, int column, int first,
+                        int count, Maxima& found) {
   bool is_first = true;
   for (int k = 0; k < 9; k++) {
     const int h = 2 * line - 1 + k / 3, w = 2 * column - 1 + k % 3;
     if (h < 0 || h >= images.height || w < 0 || w >= images.width) continue;
-    const T* at = z + (int64_t(h) * images.width + w) * channels;
+    const T* at = z + (int64_t(h) * images.width + w) * images.channels + first;
     const float place = float(k);
-    for (int c = 0; c < channels; c++) {
-      const float value = load(at + c);
+    for (int i = 0; i < count; i++) {
+      const int c = first + i;
+      const float value = load(at + i);
       const float y = as_stored(at, bias[c] + (relu(value) - mean[c]) * slope[c]);
-      const bool wins = is_first | (y > best[c]) | (y != y);
-      best[c] = wins ? y : best[c];
-      places[c] = wins ? place : places[c];
-      store(top + c, wins ? value : load(top + c));
+      const bool wins = is_first | (y > found.y[i]) | (y != y);
+      found.y[i] = wins ? y : found.y[i];
+      found.z[i] = wins ? value : found.z[i];
+      found.place[i] = wins ? place : found.place[i];
     }
     is_first = false;
   }
 }
 
 template <class T>
-void pool(const T* z, const Norm& norm, const Images& images, Rectifier relu, T* x, T* xb, uint8_t* index, T* top,
-          int threads) {
+void pool(const T* z, const Norm& norm, const Images& images, Rectifier relu, T* x, T* xb,
+          uint8_t* index, T* top, int threads) {
   const int channels = images.channels, width = images.pooled_width();
   std::vector<float> slope(channels);
   for (int c = 0; c < channels; c++) slope[c] = norm.weight[c] * norm.rstd[c];
   const int64_t area = int64_t(images.height) * images.width * channels;
   each_line(images.count, images.pooled_height(), threads, [&](int64_t image, int line) {
-    std::vector<float> best(channels), places(channels);
-    for (int column = 0; column < width; column++) {
-      const int64_t at =
-          ((image * images.pooled_height() + line) * width + column) * channels;
-      pool_position(images, z + image * area, norm.mean, slope.data(), norm.bias, relu, line,
-                    column, best.data(), places.data(), top + at);
-      for (int c = 0; c < channels; c++) {
-        store(x + at + c, best[c]);
-        if (xb) store(xb + at + c, sign(best[c]));
-        index[at + c] = uint8_t(int(places[c]));
+    Maxima found;
+    const auto piece = [&](int64_t to, int column, int first, int count) {
+      find_maxima(images, z + image * area, norm.mean, slope.data(), norm.bias, relu, line, column,
+                  first, count, found);
+      for (int i = 0; i < count; i++) {
+        store(x + to + i, found.y[i]);
+        if (xb) store(xb + to + i, sign(found.y[i]));
+        store(top + to + i, found.z[i]);
+        index[to + i] = uint8_t(int(found.place[i]));
       }
+    };
+    for (int column = 0; column < width; column++) {
+      const int64_t at = ((image * images.pooled_height() + line) * width + column) * channels;
+      each_lanes(channels, [&](int first, int count) { piece(at + first, column, first, count); });
     }
   });
 }
@@ -247,20 +265,22 @@ void unpool(const T* g, const uint8_t* index, const T* z, const Norm& norm, cons
   Shape shape(1, channels);
   shape.repeats = 1;
   const Gradient gradient(shape, norm, sums, count, training);
+  const int height = images.pooled_height();
   each_line(images.count, images.height, threads, [&](int64_t image, int h) {
-    std::vector<float> total(channels);
-    for (int w = 0; w < images.width; w++) {
-      std::fill(total.begin(), total.end(), 0.0f);
-      for (int line = h / 2; line <= std::min((h + 1) / 2, images.pooled_height() - 1); line++)
+    const auto piece = [&](int64_t at, int w, int first, int count) {
+      float total[LANES] = {};
+      for (int line = h / 2; line <= std::min((h + 1) / 2, height - 1); line++)
         for (int column = w / 2; column <= std::min((w + 1) / 2, width - 1); column++) {
           const int place = (h - 2 * line + 1) * 3 + w - 2 * column + 1;
-          const int64_t at =
-              ((image * images.pooled_height() + line) * width + column) * channels;
-          for (int c = 0; c < channels; c++)
-            total[c] += index[at + c] == place ? load(g + at + c) : 0.0f;
+          const int64_t from = ((image * height + line) * width + column) * channels + first;
+          for (int i = 0; i < count; i++)
+            total[i] += index[from + i] == place ? load(g + from + i) : 0.0f;
         }
+      gradient(total, z + at, relu, dz + at, first, count);
+    };
+    for (int w = 0; w < images.width; w++) {
       const int64_t at = ((image * images.height + h) * images.width + w) * channels;
-      gradient(total.data(), z + at, relu, dz + at, 0, channels);
+      each_lanes(channels, [&](int first, int count) { piece(at + first, w, first, count); });
     }
   });
 }
