@@ -65,6 +65,8 @@ class Runner {
         float* to = at.floats(s.output) + (int64_t(channel) * phases * phases + phase) * s.output_plane;
         for (int row = 0; row < s.out_height; row++, to += s.out_pitch)
           finite &= spread_row(channel, s.stride * row + a, b, to);
+        // Vectors read behind the last row, where whatever lies may make denormals, which are slow.
+        std::memset(to, 0, sizeof(float) * size_t(s.output_plane - s.out_height * s.out_pitch));
       }
     return finite;
   }
