@@ -29,6 +29,7 @@ from launch.bench import peers, results
 from launch.bench.plain import PlainNetwork
 from launch.bench.timing import take_turns
 from models import ARCHS, BinaryNetwork, build_model
+from native.build import NoLibrary
 from native.engine import Engine, instruction_sets
 from pipeline.export.engine import UNNAMED
 from pipeline.export.fuse import fused
@@ -66,7 +67,12 @@ class Provider(NamedTuple):
 
 
 def measure(config: Config, rounds: int) -> list[results.Row]:
-    """The rows of all providers, batches and numbers of threads."""
+    """The rows of all providers, batches and numbers of threads. Raises UserError where the engine
+    cannot be built."""
+    try:
+        instruction_sets()
+    except NoLibrary as error:
+        raise UserError(str(error)) from None
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         everybody = [*providers(config, Path(folder))]

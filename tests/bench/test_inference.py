@@ -1,6 +1,7 @@
 """The benchmark of inference, in small: who takes part, and what is refused a time."""
 
 import csv
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -69,3 +70,11 @@ def test_a_package_that_is_missing_is_told_from_a_fault():
         assert inference._calls([fault(missing)], 1) == ({}, ["it"])
     with pytest.raises(ValueError):
         inference._calls([fault(ValueError())], 1)
+
+
+def test_without_a_compiler_there_is_nothing_to_measure(monkeypatch):
+    reason = "there is no C++ compiler; install g++ or clang++"
+    monkeypatch.setattr(build, "library", MagicMock(side_effect=build.NoLibrary(reason)))
+    with pytest.raises(UserError) as caught:
+        inference.measure(CONFIG, rounds=2)
+    assert str(caught.value) == reason

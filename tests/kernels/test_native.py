@@ -1,7 +1,9 @@
 """The C++ of a training on a CPU against the reference in float64, and where it cannot be built."""
 
 import ctypes
+import dataclasses
 import itertools
+import platform
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 from kernels import ESTIMATORS, _native, convolve, get_estimator, norm_pool_binarize, reference
 from kernels.weights import binarize_weights
 from native import build
+from tests import first_quick
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 0.01}
 DTYPES = [torch.float32, torch.bfloat16]
@@ -21,6 +24,9 @@ try:
 except build.NoLibrary as error:
     REASON = str(error)
 needs_compiler = pytest.mark.skipif(bool(REASON), reason=REASON)
+ON_X86 = platform.machine() == "x86_64"
+NO_TILES = "-mno-amx-tile", "-mno-amx-bf16", "-mno-amx-int8"
+LESS = NO_TILES, (*NO_TILES, "-mno-avx512f"), ("-march=x86-64-v3",), ("-march=x86-64",)
 
 
 def close(found, expected, dtype, scale=1.0):
@@ -218,6 +224,17 @@ def test_convolutions_of_signs(n, height, width, channels, outputs, stride, dtyp
     expected = both(x.double(), w.double(), stride, dz.double())
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b.to(dtype))  # all sums are of integers
+
+
+@needs_compiler
+@pytest.mark.skipif(not ON_X86, reason="the options are those of x86")
+@pytest.mark.parametrize("options", first_quick(*LESS))
+def test_a_processor_that_has_less_gives_the_same_sums(options, monkeypatch, without_library):
+    """Matrix tiles, population counts and wide vectors are each taken away."""
+    recipe = _native.recipe()
+    fewer = dataclasses.replace(recipe, options=(*recipe.options, *options))
+    monkeypatch.setattr(_native, "recipe", lambda: fewer)
+    test_convolutions_of_signs()
 
 
 @needs_compiler

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from native.engine import Engine
 from native.layers import AvgPool, Convolution, MaxPool, Prelu
+from native.plan import SPREAD
 from tests.native.test_convolution import neutral, signs
 
 SEEDS, SIDES = st.integers(0, 2**32 - 1), st.integers(1, 19)
@@ -75,3 +76,18 @@ def test_an_offset_moves_the_signs_behind_a_max_pooling(instructions):
     layers = [MaxPool(0, 2, 2, offset=offset), Convolution(1, point, neutral(8))]
     weight = torch.where(torch.from_numpy(point), 1.0, -1.0)
     assert torch.equal(run(layers, x, instructions), F.conv2d(signs(pooled), weight))
+
+
+@settings(max_examples=25)
+@given(seed=SEEDS, height=SIDES, width=SIDES, size=st.integers(1, 3), stride=st.integers(1, 2))
+def test_no_vector_reads_numbers_whose_products_are_denormal(seed, height, width, size, stride):
+    """They take a hundred times as long, and what lies behind a map could be such numbers."""
+    weights = drawn(seed, 4, 8, size, size).numpy()
+    layer = Convolution(0, weights, neutral(4), stride, size // 2)
+    engine = Engine([layer], 8)
+    engine(drawn(seed + 1, 1, 8, height + size, width + size).numpy())
+    (plan,) = engine._plans.values()
+    (spread,) = [each for each in plan.steps if each.kind == SPREAD]
+    planes = 8 * min(size, stride) ** 2 * spread.output_plane
+    read = plan.arenas[0][spread.output :].view(np.float32)[:planes]
+    assert ((read == 0) | (abs(read) > 1e-30)).all()
