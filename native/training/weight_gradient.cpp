@@ -29,7 +29,7 @@ inline void add_tile(const float* dz, int dz_step, const float* x, int x_step, i
   for (int i = 0; i < count; i++, dz += dz_step, x += x_step)
     for (int v = 0; v < COLUMNS; v++) {
       Vector here = *reinterpret_cast<const Vector*>(x + v * LANES);
-#ifdef __x86_64__
+#ifdef __AVX__
       asm("" : "+x"(here));  // read once, and not with each product
 #endif
       for (int o = 0; o < ROWS; o++) sums[o][v] += here * dz[o];
