@@ -2,9 +2,10 @@
 //
 // One factor of every product is +1 or -1, which is exact in bfloat16, and the other one, of dz, is
 // the sum of three bfloat16 where it is a float: so every product is exact, and of floats the sums
-// are as near as those of fused multiply-adds. Those of +-1 are integers, and exact. Work is cut into pieces that do not depend on the
-// number of threads, whose sums are added in their order: every number of threads gives the same
-// bits.
+// are as near as those of fused multiply-adds; only what is smaller than 1e-33 loses bits, since tiles
+// take denormal numbers for 0. Sums of +-1 are integers, and exact. Work is cut into pieces that do
+// not depend on the number of threads, whose sums are added in their order: every number of threads
+// gives the same bits.
 #include "tiles.h"
 
 #ifdef __AMX_BF16__
@@ -178,7 +179,9 @@ inline void split(const float* from, int64_t count, uint16_t* to, int64_t apart,
 inline void narrow(const Bfloat16* from, int64_t count, uint16_t* to) { split(from, count, to, 0); }
 inline void narrow(const float* from, int64_t count, uint16_t* to) { split(from, count, to, 0, 1); }
 
-inline void store_lanes(float* to, __m512 x, __mmask16 lanes) { _mm512_mask_storeu_ps(to, lanes, x); }
+inline void store_lanes(float* to, __m512 x, __mmask16 lanes) {
+  _mm512_mask_storeu_ps(to, lanes, x);
+}
 inline void store_lanes(Bfloat16* to, __m512 x, __mmask16 lanes) {
   _mm256_mask_storeu_epi16(to, lanes, (__m256i)_mm512_cvtneps_pbh(x));
 }
@@ -245,8 +248,9 @@ class Neighbours {
     for (int k = 0; k < channels; k += 2 * SIDE)
       for (size_t tile = 0; tile < starts.size() && pixels[tile][0] < count; tile += 2) {
         const bool is_last = tile + 1 == starts.size(), is_narrow = k + SIDE >= channels;
-        const Square<PARTS> square{rows(tile), rows(is_last ? tile : tile + 1), of(k),
-                                   is_narrow ? nullptr : of(k + SIDE), int64_t(stride) * depth, apart};
+        const uint16_t* const right = is_narrow ? nullptr : of(k + SIDE);
+        const Square<PARTS> square{rows(tile), rows(is_last ? tile : tile + 1), of(k), right,
+                                   int64_t(stride) * depth, apart};
         if (is_narrow)
           square.sum_left(offsets, sums);
         else
