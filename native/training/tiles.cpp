@@ -61,7 +61,9 @@ struct Square {
   const uint16_t *one, *two, *left, *right;
   int64_t pitch, apart;
 
-  // The four (SIDE, SIDE) sums over the steps, whose rows lie at ``offsets``.
+  // The (SIDE, SIDE) sums over the steps, whose rows lie at ``offsets``; with ``left`` alone the
+  // first and the third.
+  template <bool HAS_RIGHT>
   void sum(const std::vector<int64_t>& offsets, float* sums) const {
     const int64_t bytes = pitch * int64_t(sizeof(uint16_t));
     _tile_zero(0);
@@ -70,38 +72,20 @@ struct Square {
     _tile_zero(3);
     for (size_t step = 0; step < offsets.size(); step++) {
       _tile_loadd(6, left + step * SIDE * DEPTH, 64);
-      _tile_loadd(7, right + step * SIDE * DEPTH, 64);
+      if (HAS_RIGHT) _tile_loadd(7, right + step * SIDE * DEPTH, 64);
       for (int part = 0; part < PARTS; part++) {
         _tile_loadd(4, one + offsets[step] + part * apart, bytes);
         _tile_loadd(5, two + offsets[step] + part * apart, bytes);
         _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
+        if (HAS_RIGHT) _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+        if (HAS_RIGHT) _tile_dpbf16ps(3, 5, 7);
       }
     }
     _tile_stored(0, sums, 64);
-    _tile_stored(1, sums + SUMS, 64);
+    if (HAS_RIGHT) _tile_stored(1, sums + SUMS, 64);
     _tile_stored(2, sums + 2 * SUMS, 64);
-    _tile_stored(3, sums + 3 * SUMS, 64);
-  }
-
-  // The same with ``left`` alone: the first and the third.
-  void sum_left(const std::vector<int64_t>& offsets, float* sums) const {
-    const int64_t bytes = pitch * int64_t(sizeof(uint16_t));
-    _tile_zero(0);
-    _tile_zero(2);
-    for (size_t step = 0; step < offsets.size(); step++) {
-      _tile_loadd(6, left + step * SIDE * DEPTH, 64);
-      for (int part = 0; part < PARTS; part++) {
-        _tile_loadd(4, one + offsets[step] + part * apart, bytes);
-        _tile_loadd(5, two + offsets[step] + part * apart, bytes);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(2, 5, 6);
-      }
-    }
-    _tile_stored(0, sums, 64);
-    _tile_stored(2, sums + 2 * SUMS, 64);
+    if (HAS_RIGHT) _tile_stored(3, sums + 3 * SUMS, 64);
   }
 };
 
@@ -252,9 +236,9 @@ class Neighbours {
         const Square<PARTS> square{rows(tile), rows(is_last ? tile : tile + 1), of(k), right,
                                    int64_t(stride) * depth, apart};
         if (is_narrow)
-          square.sum_left(offsets, sums);
+          square.template sum<false>(offsets, sums);
         else
-          square.sum(offsets, sums);
+          square.template sum<true>(offsets, sums);
         for (int i = 0; i < (is_last ? 1 : 2) * SIDE; i++) {
           const int64_t pixel = pixels[tile + i / SIDE][i % SIDE];
           if (pixel < 0 || pixel >= count) continue;
