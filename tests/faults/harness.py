@@ -29,7 +29,8 @@ from tests.data.fixtures import cifar_tree
 from tests.kernels.device import IS_INTERPRETED
 from tests.train.tiny import TINY
 
-EPOCHS, LINES = 3, 18  # of a whole run; lines in metrics.jsonl: 3 times 5 steps and an epoch
+EPOCHS = 3  # of a whole run, unless its Lab says otherwise
+LINES = 6  # an epoch's in metrics.jsonl: those of 5 steps, and its own
 HUNG = 30  # seconds after which a process that hangs is noticed; a busy machine may take as long
 NOT_COMPARED = ("seconds", "images_per_second", "data_wait")
 CONFIG = f"""
@@ -37,7 +38,7 @@ seed: 3
 deterministic: true
 model: {{arch: ARCH, num_classes: 2}}
 data: {{batch_size: 8, eval_batch_size: 5}}
-train: {{epochs: {EPOCHS}, precision: fp64, device: cpu}}
+train: {{epochs: EPOCHS, precision: fp64, device: cpu}}
 log: {{every: 1, eta: 0}}
 checkpoint: {{keep: 3, every_steps: 2}}
 """
@@ -61,11 +62,12 @@ class Lab:
     ``arch``: the network; forked runs know the one of tests/train/tiny.py, too.
     """
 
-    def __init__(self, root: Path, arch: str = "resnet20") -> None:
+    def __init__(self, root: Path, arch: str = "resnet20", epochs: int = EPOCHS) -> None:
         self.root = root
+        self.epochs = epochs
         self.data = cifar_tree(root / "data", more_tests=1)
         self.config = root / "tiny.yaml"
-        self.config.write_text(CONFIG.replace("ARCH", arch))
+        self.config.write_text(CONFIG.replace("ARCH", arch).replace("EPOCHS", str(epochs)))
         self.references: dict[int, Run] = {}
 
     def reference(self, size: int) -> "Run":
@@ -191,7 +193,7 @@ class Run:
         return [{k: v for k, v in line.items() if k not in NOT_COMPARED} for line in lines]
 
     def weights(self) -> dict[str, torch.Tensor]:
-        state = load(self.folder / "checkpoints" / f"epoch_{EPOCHS:04d}.pt")
+        state = load(self.folder / "checkpoints" / f"epoch_{self.lab.epochs:04d}.pt")
         momentum = state["optimizer"]["state"]
         buffers = {f"momentum {i}": each["momentum_buffer"] for i, each in momentum.items()}
         statistics = {
@@ -360,7 +362,8 @@ def trial(
     name: str | None = None,
     earliest: int = 1,
 ) -> Result:
-    """Break a run as ``seed`` says, or by the given ``faults``, and compare it in the end.
+    """Break a run as ``seed`` says, or by the given ``faults`` one after the other, each after the
+    run has recovered from the one before, and compare it in the end.
 
     ``earliest``: the first line of metrics.jsonl after which it may be broken.
     """
@@ -371,9 +374,10 @@ def trial(
     result = Result(seed, size, run.meeting, [])
     run.patience = HUNG if "SIGSTOP" in chosen else run.patience
     run.start()
-    for name in chosen:
-        line = rng.randrange(earliest, LINES - 5)  # few seconds are left in the last lines
-        if not _reach(run, line):
+    span = (LINES * lab.epochs - 6 - earliest) // len(chosen)  # few seconds are left in the last 6
+    for number, name in enumerate(chosen):
+        line = earliest + number * span + rng.randrange(span)
+        if not _reach(run, line, recoveries=number):
             break  # it was over before
         time.sleep(rng.uniform(0, 0.5))
         _strike(run, name, rng)
@@ -386,9 +390,16 @@ def trial(
     return result
 
 
-def _reach(run: Run, line: int) -> bool:
-    """Wait for that line in metrics.jsonl and for all workers; whether that came."""
-    return run.wait_until(lambda: run.lines() >= line and len(run.workers()) == run.size)
+def _reach(run: Run, line: int, recoveries: int) -> bool:
+    """Wait until the run has gone on so often, for that line in metrics.jsonl and for all workers;
+    whether that came."""
+    return run.wait_until(
+        lambda: (
+            run.said.count("going on after") >= recoveries
+            and run.lines() >= line
+            and len(run.workers()) == run.size
+        )
+    )
 
 
 def _strike(run: Run, name: str, rng: random.Random) -> None:

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from tests.faults.harness import MEETINGS, Run, check_same, trial
+from tests.faults.harness import FAULTS, MEETINGS, Lab, Run, check_same, trial
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
@@ -29,34 +29,54 @@ def seed_of(size, meeting):
     return next(seed for seed in range(1000) if kind(seed) == (size, meeting))
 
 
-# What is always said, by a rank or by torchrun.
+# What is always said, by a rank or by torchrun; besides, each time, that the run goes on.
 SAYS = {
-    "SIGKILL": ["going on after"],
-    "SIGSTOP": ["does not answer, it hangs or is lost (", "going on after"],
+    "SIGKILL": [],
+    "SIGSTOP": ["does not answer, it hangs or is lost ("],
     "signal": ["interrupted; saved", "this job was asked to stop; start another"],
-    "full": ["rank 0: error: cannot write", "going on after"],
-    "stop": ["interrupted; saved", "going on after"],
-    "orphans": ["interrupted; saved", "going on after"],
-    "power": ["going on after"],
-    "torn": ["going on after"],
-    "cut": ["going on from the one before", "going on after"],
-    "flip": ["going on after"],
+    "full": ["rank 0: error: cannot write"],
+    "stop": ["interrupted; saved"],
+    "orphans": ["interrupted; saved"],
+    "power": [],
+    "torn": [],
+    "cut": ["going on from the one before"],
+    "flip": [],
     "resize": ["processes now, 2 before"],
 }
 
 
-TRIED = [*((fault, "make") for fault in SAYS), ("SIGKILL", "two nodes"), ("signal", "standalone")]
+# Together, since each life of a run costs the start of all its processes.
+TRIED = [
+    (("SIGKILL", "full", "stop"), "make"),
+    (("signal", "cut", "orphans"), "make"),
+    (("SIGSTOP", "flip", "power"), "make"),
+    (("torn", "resize"), "make"),
+    (("SIGKILL",), "two nodes"),
+    (("signal",), "standalone"),
+]
 
 
-@pytest.mark.parametrize(("fault", "meeting"), TRIED)
-def test_a_run_survives(lab, fault, meeting):
-    name = f"{fault}_{meeting}"
-    result = trial(lab, seed_of(2, meeting), [fault], name, earliest=7)  # an epoch was saved
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """With runs that are long enough for three faults."""
+    return Lab(tmp_path_factory.mktemp("faults"), epochs=5)
+
+
+def test_every_fault_is_tried():
+    assert {fault for faults, _ in TRIED for fault in faults} == FAULTS.keys() == SAYS.keys()
+
+
+@pytest.mark.parametrize(("faults", "meeting"), TRIED)
+def test_a_run_survives(lab, faults, meeting):
+    name = "_".join([*faults, meeting])
+    result = trial(lab, seed_of(2, meeting), list(faults), name, earliest=7)  # an epoch was saved
     assert not result.error, result.error
-    assert result.faults == [fault]
-    said = Run(lab, f"{fault}_{meeting}", 2).said
-    for words in SAYS[fault]:
-        assert words in said
+    assert result.faults == list(faults)
+    said = Run(lab, name, 2).said
+    assert said.count("going on after") == len(faults)
+    for fault in faults:
+        for words in SAYS[fault]:
+            assert words in said
 
 
 def test_a_signal_in_evaluation(lab):
