@@ -149,9 +149,12 @@ def recorded_epochs(folder: Path) -> list[dict[str, Any]]:
 
 
 def _check_nothing_is_lost(config: Config) -> None:
-    """Raise UserError where a run that has done epochs would be started over."""
+    """Raise UserError where a run that has done epochs would be started over.
+
+    One that was killed after its first epoch was recorded and before it was saved begins again.
+    """
     folder, count = config.run_folder, len(recorded_epochs(config.run_folder))
-    if count or (folder / "plots").exists():
+    if count > 1 or (folder / "plots").exists():
         raise UserError(
             f"{folder} holds a run of {count} epochs, but none of its checkpoints; bring them "
             f"back, or set {_new_name(config)} to start another run"

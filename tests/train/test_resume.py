@@ -176,11 +176,21 @@ def test_a_run_without_any_checkpoint_is_not_started_over(root):
     assert (checkpoints(root, "tiny-2") / "best.pt").exists()
 
 
-def test_a_run_that_was_killed_in_its_first_epoch_begins_again(root, monkeypatch):
+def stop_before_the_first_save(patch):
+    def save(self, content, *, best):
+        raise KeyboardInterrupt
+
+    patch.setattr(CheckpointStore, "save", save)
+
+
+@pytest.mark.parametrize(
+    "stop", [lambda patch: stop_at(patch, 3), stop_before_the_first_save], ids=["step", "save"]
+)
+def test_a_run_that_was_killed_before_it_saved_begins_again(root, monkeypatch, stop):
     reference = lines(root / "runs/tiny")
     shutil.rmtree(root / "runs")
     with monkeypatch.context() as patch:
-        stop_at(patch, 3)
+        stop(patch)
         with pytest.raises(KeyboardInterrupt):
             run(root)
     records = (root / "runs/tiny/metrics.jsonl").read_bytes()
