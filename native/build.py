@@ -4,6 +4,7 @@ The library is kept in the user's cache folder under the hash of all that it was
 options and compiler. Where that folder cannot be written to, or is full, a process keeps its own.
 """
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -67,22 +68,37 @@ def library(recipe: Recipe = ENGINE) -> Path:
     Raises NoLibrary where there is no compiler, or it fails.
     """
     compiler, cache = _compiler(), _cache()
-    kept = cache and cache / f"{_digest(compiler, recipe)}.so"
-    if kept and kept.exists():
+    name = _digest(compiler, recipe)
+    if cache and (kept := _kept(cache, name)):
         return kept
     logging.getLogger("reste").info("C++ is compiled for this processor, once: 5 to 15 seconds")
     try:
         made = compiled(compiler, Path(tempfile.mkdtemp(dir=_own_folder().name)), recipe)
     except OSError as error:
         raise NoLibrary(f"no temporary file can be written: {error.strerror}") from None
-    return _copied(made, kept) if kept else made
+    return _copied(made, cache, name) if cache else made
 
 
-def _copied(made: Path, kept: Path) -> Path:
-    """``kept``, a copy of ``made``; ``made`` itself where there is no room for one. Two processes
-    at once make the same copy."""
+def _kept(cache: Path, name: str) -> Path | None:
+    """The library ``name``, which holds what was written. What a disk or a power cut has damaged
+    would end the process that loads it."""
+    for path in cache.glob(f"{name}-*.so"):
+        with contextlib.suppress(OSError):
+            if path.name == _file_name(name, path.read_bytes()):
+                return path
+    return None
+
+
+def _file_name(name: str, content: bytes) -> str:
+    return f"{name}-{hashlib.sha256(content).hexdigest()[:16]}.so"
+
+
+def _copied(made: Path, cache: Path, name: str) -> Path:
+    """A copy of ``made`` in ``cache``; ``made`` itself where there is no room for one. Two
+    processes at once make the same copy."""
     try:
-        with tempfile.TemporaryDirectory(dir=kept.parent) as part:
+        kept = cache / _file_name(name, made.read_bytes())
+        with tempfile.TemporaryDirectory(dir=cache) as part:
             os.replace(shutil.copy(made, part), kept)
     except OSError:
         return made
@@ -90,18 +106,18 @@ def _copied(made: Path, kept: Path) -> Path:
 
 
 def compiled(
-    compiler: str, folder: Path, recipe: Recipe = ENGINE, options: Sequence[str] = ()
+    compiler: Sequence[str], folder: Path, recipe: Recipe = ENGINE, options: Sequence[str] = ()
 ) -> Path:
     """A new library in ``folder``; raises NoLibrary with the compiler's first complaint."""
     path, jobs = folder / "library.so", []
     given = [*OPTIONS, *recipe.options, *options, f"-I{recipe.folder}"]
     for source, own in recipe.write(folder):
         target = str(folder / f"{source.stem}.o")
-        jobs.append(_started([compiler, *given, *own, "-c", str(source), "-o", target]))
+        jobs.append(_started([*compiler, *given, *own, "-c", str(source), "-o", target]))
     for said, job in [(job.communicate()[1], job) for job in jobs]:
         _check(compiler, job.returncode, said)
     objects = sorted(map(str, folder.glob("*.o")))
-    link = _started([compiler, "-shared", *given, *objects, "-o", str(path)])
+    link = _started([*compiler, "-shared", *given, *objects, "-o", str(path)])
     said = link.communicate()[1]
     _check(compiler, link.returncode, said)
     return path
@@ -114,31 +130,35 @@ def _started(command: Sequence[str]) -> "subprocess.Popen[str]":
     )
 
 
-def _check(compiler: str, code: int, said: str) -> None:
+def _check(compiler: Sequence[str], code: int, said: str) -> None:
     if code:
         complaints = [line.strip() for line in said.splitlines() if "rror" in line]
-        raise NoLibrary(f"{compiler} fails: {(complaints or ['it does not say why'])[0]}")
+        raise NoLibrary(f"{' '.join(compiler)} fails: {(complaints or ['it does not say why'])[0]}")
 
 
 def _machine() -> str:
     return NAMES.get(platform.machine(), platform.machine())
 
 
-def _compiler() -> str:
-    """The path of $CXX, or of the first compiler that is installed."""
-    for name in (*shlex.split(os.environ.get("CXX", ""))[:1], "c++", "g++", "clang++"):
-        if sys.platform != "win32" and (path := shutil.which(name)):
-            return path
+def _compiler() -> list[str]:
+    """The words of $CXX, such as ``ccache g++``, or the first compiler that is installed; the first
+    word is a path."""
+    for words in (shlex.split(os.environ.get("CXX", "")), ["c++"], ["g++"], ["clang++"]):
+        if sys.platform != "win32" and words and (path := shutil.which(words[0])):
+            return [path, *words[1:]]
     raise NoLibrary("there is no C++ compiler; install g++ or clang++")
 
 
-def _digest(compiler: str, recipe: Recipe) -> str:
-    """A hash of all that makes the library what it is. A compiler is told by its file."""
-    file = Path(compiler).resolve()
-    facts = [str(file), str(file.stat().st_size), str(file.stat().st_mtime_ns), _machine()]
+def _digest(compiler: Sequence[str], recipe: Recipe) -> str:
+    """A hash of all that makes the library what it is. A compiler is told by its file, and so is
+    what runs it."""
+    facts = [*compiler, _machine()]
+    for program in filter(None, map(shutil.which, compiler)):
+        file = Path(program).resolve()
+        facts += [str(file), str(file.stat().st_size), str(file.stat().st_mtime_ns)]
     facts += [repr((OPTIONS, recipe.sources, recipe.of_a_machine, recipe.options, recipe.texts))]
     if "-march=native" in recipe.options:  # what this processor has, as the compiler sees it
-        command = [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
+        command = [*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
         facts.append(subprocess.run(command, capture_output=True, encoding="utf-8").stdout)
     hashing = hashlib.sha256("\n".join(facts).encode())
     for source in sorted([*recipe.folder.glob("*.cpp"), *recipe.folder.glob("*.h")]):

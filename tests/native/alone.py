@@ -25,9 +25,9 @@ def compiled(compiler, folder, machine, options=()):
     options = (*build.OPTIONS, *build.ENGINE.options, *options)
     for name, own in sources.items():
         source, target = build.HERE / f"{name}.cpp", folder / f"{name}.o"
-        run([compiler, *own, *options, "-c", source, "-o", target])
+        run([*compiler, *own, *options, "-c", source, "-o", target])
         objects.append(target)
-    run([compiler, *options, HERE / "alone.cpp", *objects, "-o", path])
+    run([*compiler, *options, HERE / "alone.cpp", *objects, "-o", path])
     return path
 
 

@@ -109,7 +109,7 @@ def emulated(tmp_path_factory):
     for program in (CROSS, EMULATOR):
         if shutil.which(program) is None:
             pytest.skip(f"needs {program}")
-    path = alone.compiled(CROSS, tmp_path_factory.mktemp("emulated"), "aarch64")
+    path = alone.compiled([CROSS], tmp_path_factory.mktemp("emulated"), "aarch64")
     return [EMULATOR, "-L", "/usr/aarch64-linux-gnu", path]
 
 

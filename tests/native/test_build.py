@@ -73,6 +73,28 @@ def test_what_it_is_made_of_makes_another(place, what, monkeypatch, tmp_path):
     assert built(recipe) != path
 
 
+def test_what_was_damaged_is_built_anew(place):
+    path = built()
+    path.write_bytes(b"cut short")
+    before = runs(place)
+    assert built() == path and path.read_bytes() == b"" and runs(place) > before
+
+
+def test_a_compiler_may_have_several_words(place, monkeypatch):
+    launcher = place / "launcher"
+    launcher.write_text(f'#!/bin/sh\necho launched >> {place / "launched"}\nexec "$@"\n')
+    launcher.chmod(0o755)
+    alone = built()
+    monkeypatch.setenv("CXX", f"{launcher} {place / 'compiler'} -some-option")
+    assert built() != alone
+    assert len((place / "launched").read_text().splitlines()) == runs(place) / 2 > 0
+    with open(place / "compiler", "a") as file:
+        file.write("# another\n")
+    before = runs(place)
+    built()
+    assert runs(place) > before
+
+
 def test_a_folder_that_others_may_write_to_is_not_trusted(place):
     path = built()
     path.parent.chmod(0o777)
