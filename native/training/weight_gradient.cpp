@@ -4,6 +4,7 @@
 // number of threads, and the sums of the chunks are added in their order: every number of threads
 // gives the same bits.
 #include <algorithm>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -20,15 +21,24 @@ constexpr int LANES = 16;
 #else
 constexpr int LANES = 8;
 #endif
-typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float Vector __attribute__((vector_size(4 * LANES)));
 constexpr int ROWS = 4, COLUMNS = 2;  // outputs and vectors of channels of a tile
+
+// From and to any address.
+inline Vector read(const float* from) {
+  Vector values;
+  std::memcpy(&values, from, sizeof values);
+  return values;
+}
+
+inline void write(const Vector& values, float* to) { std::memcpy(to, &values, sizeof values); }
 
 // sums (ROWS, COLUMNS * LANES) += the products of dz and x at ``count`` positions of a line.
 inline void add_tile(const float* dz, int dz_step, const float* x, int x_step, int count,
                      Vector (&sums)[ROWS][COLUMNS]) {
   for (int i = 0; i < count; i++, dz += dz_step, x += x_step)
     for (int v = 0; v < COLUMNS; v++) {
-      Vector here = *reinterpret_cast<const Vector*>(x + v * LANES);
+      Vector here = read(x + v * LANES);
 #ifdef __AVX__
       asm("" : "+x"(here));  // read once, and not with each product
 #endif
@@ -81,13 +91,11 @@ inline void add_tap(int channels, int step, const float* x, const float* dz, int
       float* at[ROWS];
       for (int r = 0; r < ROWS; r++) {
         at[r] = sums + size_t(o + r) * TAPS * channels + k;
-        for (int v = 0; v < COLUMNS; v++)
-          tile[r][v] = *reinterpret_cast<Vector*>(at[r] + v * LANES);
+        for (int v = 0; v < COLUMNS; v++) tile[r][v] = read(at[r] + v * LANES);
       }
       add_tile(dz + o, OUTPUTS, x + k, step, count, tile);
       for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < COLUMNS; v++)
-          *reinterpret_cast<Vector*>(at[r] + v * LANES) = tile[r][v];
+        for (int v = 0; v < COLUMNS; v++) write(tile[r][v], at[r] + v * LANES);
     }
 }
 

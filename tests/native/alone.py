@@ -14,6 +14,9 @@ from native.library import Images, Step
 from native.plan import Plan
 
 HERE = Path(__file__).parent
+# Options of sanitizers; each ends the program at what it finds.
+ADDRESSES = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+THREADS = ("-fsanitize=thread",)
 TABLES = ("weights", "offsets", "base", "edges", "start")
 POINTERS = (*TABLES, "mean", "slope", "bias", "leak", "shift", "threshold")
 
@@ -31,8 +34,9 @@ def compiled(compiler, folder, machine, options=()):
     return path
 
 
-def run(command):
+def run(command, **variables):
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # what it takes, it keeps
+    environment |= {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1", **variables}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -84,10 +84,10 @@ def with_head(random, layers, images):
     return [*layers, *head], images
 
 
-@pytest.fixture(scope="module")
-def checked(tmp_path_factory, known_sets):
-    """The program under the address sanitizer and that of undefined behaviour."""
-    options = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+@pytest.fixture(scope="module", params=[alone.ADDRESSES, alone.THREADS], ids=" ".join)
+def checked(request, tmp_path_factory, known_sets):
+    """The program under the sanitizers of addresses and of threads."""
+    options = ("-O1", "-g", *request.param)
     folder = tmp_path_factory.mktemp("checked")
     return alone.compiled(build._compiler(), folder, build._machine(), options)
 
@@ -95,7 +95,7 @@ def checked(tmp_path_factory, known_sets):
 @pytest.mark.slow
 @settings(max_examples=40)
 @given(seed=SEEDS, threads=st.integers(1, 3))
-def test_nothing_is_read_or_written_beside_the_buffers(checked, known_sets, seed, threads):
+def test_buffers_are_kept_and_threads_do_not_race(checked, known_sets, seed, threads):
     layers, images = network(seed)
     for name in known_sets:
         found = alone.results([checked], layers, images, name, threads)
