@@ -10,6 +10,7 @@ struct Avx2 {
   using Ints = __m256i;
   using Floats = __m256;
   static constexpr int bytes = 32, lanes = 8, tile = 4, real_tile = 3;
+  static constexpr bool has_wide = false;
 
   static Bytes zero_bytes() { return _mm256_setzero_si256(); }
   static Bytes load(const uint8_t* from) {
@@ -74,4 +75,4 @@ bool is_supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_sup
 
 }  // namespace
 
-KERNELS(avx2, Avx2, is_supported)
+KERNELS(avx2, Avx2, is_supported, nullptr)

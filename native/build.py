@@ -21,6 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 OPTIONS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread", "-w")
+AVX512 = ("-mavx512f", "-mavx512bw")
 NAMES = {"AMD64": "x86_64", "arm64": "aarch64"}  # of machines, on other systems
 Sources = tuple[tuple[str, tuple[str, ...]], ...]  # names, and options of their own
 
@@ -49,7 +50,7 @@ ENGINE = Recipe(
     folder=HERE,
     sources=(("engine", ()), ("instructions", ()), ("portable", ()), ("steps", ())),
     of_a_machine=(
-        ("x86_64", (("avx2", ("-mavx2", "-mfma")), ("avx512", ("-mavx512f", "-mavx512bw")))),
+        ("x86_64", (("avx2", ("-mavx2", "-mfma")), ("avx512", AVX512), ("amx", AVX512))),
         ("aarch64", (("neon", ()),)),
     ),
     # A product and a sum become one operation only where the sources say so.

@@ -20,6 +20,7 @@ from native.plan import Plan
 
 MOST_PLANS = 8  # sizes of images that an engine remembers
 MOST_THREADS = 256
+WITH_TILES = ("amx",)  # the instruction sets that multiply tiles
 
 
 class Engine:
@@ -53,7 +54,8 @@ class Engine:
     def _plan(self, height: int, width: int) -> Plan:
         size = height, width
         if size not in self._plans:
-            plan = Plan(self.layers, self.channels, height, width)
+            has_tiles = self.instructions in WITH_TILES
+            plan = Plan(self.layers, self.channels, height, width, has_tiles=has_tiles)
             while len(self._plans) >= MOST_PLANS:
                 del self._plans[next(iter(self._plans))]
             self._plans[size] = plan

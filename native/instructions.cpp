@@ -2,7 +2,7 @@
 #include "tasks.h"
 
 #if defined(__x86_64__)
-extern const Kernels avx512_kernels, avx2_kernels;
+extern const Kernels amx_kernels, avx512_kernels, avx2_kernels;
 #elif defined(__aarch64__)
 extern const Kernels neon_kernels;
 #endif
@@ -11,7 +11,7 @@ extern const Kernels portable_kernels;
 const Kernels* const* all_kernels(int* count) {
   static const Kernels* const all[] = {
 #if defined(__x86_64__)
-      &avx512_kernels, &avx2_kernels,
+      &amx_kernels, &avx512_kernels, &avx2_kernels,
 #elif defined(__aarch64__)
       &neon_kernels,
 #endif

@@ -56,29 +56,58 @@ inline typename S::Floats prelu(const Prelu& task, int channel, typename S::Floa
   return S::plus(S::leaky(x, S::all(task.leak[channel])), S::all(task.shift[channel]));
 }
 
-// Norm, residual, PReLU and sign of S::bytes positions of a block of outputs.
+constexpr int PARTS = 4;  // vectors of reals for a vector of bytes, of every instruction set
+
+// Signs of S::bytes positions, as they are collected and then stored.
 template <class S>
-inline void finish(const BinaryTask& task, int block, int p, int16_t (&z)[BLOCK][S::bytes]) {
-  constexpr int PARTS = S::bytes / S::lanes;
-  typename S::Ints signs[PARTS];
-  for (auto& each : signs) each = S::zero_ints();
+struct Signs {
+  typename S::Ints parts[PARTS];
+  const bool is_wide;
+
+  explicit Signs(bool is_wide) : is_wide(is_wide) {
+    for (auto& each : parts) each = S::zero_ints();
+    if constexpr (S::has_wide)
+      if (is_wide)
+        for (auto& each : parts) each = S::minus_ones();
+  }
+
+  void add(int part, int output, typename S::Floats y, typename S::Floats threshold) {
+    if constexpr (S::has_wide)
+      if (is_wide) {
+        parts[part] = S::with_one(parts[part], y, threshold, output);
+        return;
+      }
+    parts[part] = S::with_bit(parts[part], y, threshold, 1 << output);
+  }
+
+  void store(uint8_t* next, ptrdiff_t at, const uint8_t* edges) const {
+    if constexpr (S::has_wide)
+      if (is_wide) return S::store_wide(next + 4 * at, parts, edges);
+    S::store_signs(next + at, parts, S::load(edges));
+  }
+};
+
+// Norm, residual, PReLU and sign of S::bytes positions of a block of outputs, of which ``sums(o, i)``
+// is vector number i.
+template <class S, class Sums>
+inline void finish(const BinaryTask& task, int block, int p, const Sums& sums) {
+  Signs<S> signs(task.next_is_wide);
   for (int o = 0; o < BLOCK; o++) {
     const int channel = block * BLOCK + o;
     const auto mean = S::all(task.norm.mean[channel]), slope = S::all(task.norm.slope[channel]);
     const auto bias = S::all(task.norm.bias[channel]), threshold = S::all(task.threshold[channel]);
     const ptrdiff_t at = channel * task.plane + p;
     for (int i = 0; i < PARTS; i++) {
-      auto u = S::from_shorts(z[o] + i * S::lanes);
+      auto u = sums(o, i);
       if (task.norm.relu) u = S::relu(u);
       auto y = S::fma(S::subtract(u, mean), slope, bias);
       if (task.residual) y = S::plus(y, S::load(task.residual + at + i * S::lanes));
       if (task.prelu.leak) y = prelu<S>(task.prelu, channel, y);
       if (task.real) S::store(task.real + at + i * S::lanes, y);
-      signs[i] = S::with_bit(signs[i], y, threshold, 1 << o);
+      signs.add(i, o, y, threshold);
     }
   }
-  if (task.next)
-    S::store_signs(task.next + block * task.next_plane + p, signs, S::load(task.edges + p));
+  if (task.next) signs.store(task.next, block * task.next_plane + p, task.edges + p);
 }
 
 template <class S, int P>
@@ -93,7 +122,8 @@ inline void binary_tile(const BinaryTask& task, int block, int p) {
     for (int o = 0; o < BLOCK; o++)
       for (int i = 0; i < S::bytes; i++)
         z[o][i] = int16_t(base[i] - 2 * counts[o][v * S::bytes + i]);
-    finish<S>(task, block, p + v * S::bytes, z);
+    finish<S>(task, block, p + v * S::bytes,
+              [&z](int o, int i) { return S::from_shorts(z[o] + i * S::lanes); });
   }
 }
 
@@ -164,22 +194,17 @@ void real(const RealTask& task, int rank, int size) {
 
 template <class S>
 void sign(const SignTask& task, int rank, int size) {
-  constexpr int PARTS = S::bytes / S::lanes;
   const Range range = part(task.blocks, rank, size);
   for (int block = range.first; block < range.last; block++) {
     const float* real = task.real + block * BLOCK * task.plane;
-    uint8_t* next = task.next + block * task.next_plane;
     for (int p = 0; p < task.positions; p += S::bytes) {
-      typename S::Ints signs[PARTS];
-      for (auto& each : signs) each = S::zero_ints();
+      Signs<S> signs(task.next_is_wide);
       for (int o = 0; o < BLOCK; o++) {
         const auto threshold = S::all(task.threshold[block * BLOCK + o]);
-        for (int i = 0; i < PARTS; i++) {
-          const auto y = S::load(real + o * task.plane + p + i * S::lanes);
-          signs[i] = S::with_bit(signs[i], y, threshold, 1 << o);
-        }
+        for (int i = 0; i < PARTS; i++)
+          signs.add(i, o, S::load(real + o * task.plane + p + i * S::lanes), threshold);
       }
-      S::store_signs(next + p, signs, S::load(task.edges + p));
+      signs.store(task.next, block * task.next_plane + p, task.edges + p);
     }
   }
 }
@@ -188,19 +213,19 @@ void sign(const SignTask& task, int rank, int size) {
 // every width of a vector.
 template <class S>
 void linear(const LinearTask& task, int rank, int size) {
-  constexpr int PARTS = LANES / S::lanes;
+  constexpr int VECTORS = LANES / S::lanes;
   const Range range = part(task.count, rank, size);
   for (int o = range.first; o < range.last; o++) {
     const float* w = task.weights + ptrdiff_t(o) * task.length;
-    typename S::Floats sums[PARTS];
+    typename S::Floats sums[VECTORS];
     for (auto& each : sums) each = S::all(0.0f);
     for (int i = 0; i < task.length; i += LANES)
-      for (int j = 0; j < PARTS; j++) {
+      for (int j = 0; j < VECTORS; j++) {
         const int at = i + j * S::lanes;
         sums[j] = S::fma(S::load(w + at), S::load(task.inputs + at), sums[j]);
       }
     float lanes[LANES];
-    for (int j = 0; j < PARTS; j++) S::store(lanes + j * S::lanes, sums[j]);
+    for (int j = 0; j < VECTORS; j++) S::store(lanes + j * S::lanes, sums[j]);
     for (int half = LANES / 2; half; half /= 2)
       for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
     task.outputs[o] = task.bias[o] + lanes[0];
@@ -217,7 +242,7 @@ void maxima(float* to, const float* from, int count) {
 
 }  // namespace
 
-#define KERNELS(name, S, is_supported) \
+#define KERNELS(name, S, is_supported, wide) \
   extern const Kernels name##_kernels; \
-  const Kernels name##_kernels = {#name, is_supported, binary<S>, real<S>, sign<S>, linear<S>, \
-                                 maxima<S>};
+  const Kernels name##_kernels = {#name, is_supported, binary<S>, wide, real<S>, sign<S>, \
+                                 linear<S>, maxima<S>};

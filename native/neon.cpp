@@ -10,6 +10,7 @@ struct Neon {
   using Ints = uint32x4_t;
   using Floats = float32x4_t;
   static constexpr int bytes = 16, lanes = 4, tile = 4, real_tile = 5;
+  static constexpr bool has_wide = false;
 
   static Bytes zero_bytes() { return vdupq_n_u8(0); }
   static Bytes load(const uint8_t* from) { return vld1q_u8(from); }
@@ -57,4 +58,4 @@ bool is_supported() { return true; }
 
 }  // namespace
 
-KERNELS(neon, Neon, is_supported)
+KERNELS(neon, Neon, is_supported, nullptr)

@@ -13,6 +13,8 @@ BLOCK = 4
 ROUND = 3
 OUTSIDE = 0x80
 WIDEST = 64
+SIDE = 16  # outputs of a tile of weights
+WIDE = 64  # channels of a tile of weights
 
 
 @functools.cache
@@ -47,14 +49,34 @@ def binary_weights(weight: Array, steps: int) -> Array:
     return aligned(pairs[:, :, 0] | pairs[:, :, 1] << 4)
 
 
-def binary_offsets(channels: int, size: int, stride: int, plane: int, pitch: int) -> Array:
-    """(steps,) int64, by block of channels and tap, filled up with bytes that are all OUTSIDE."""
+def wide_weights(weight: Array) -> Array:
+    """(O / 16, steps, 16) uint64 from bool (O, I, k, k): a step is 64 channels of a tap."""
+    count, channels, size, _ = weight.shape
+    steps = weight.reshape(count // SIDE, SIDE, channels // WIDE, WIDE, size * size)
+    bits = np.packbits(steps.transpose(0, 2, 4, 1, 3), axis=-1, bitorder="little")
+    return aligned(bits.reshape(count // SIDE, -1, SIDE, WIDE // 8).view("<u8")[..., 0])
+
+
+def _taps_of_signs(size: int, stride: int, plane: int, pitch: int) -> Array:
+    """(size * size,): how far from a position the sign of each tap lies, in elements."""
     taps = np.arange(size) if size == 3 else np.array([1])
     row, column = taps[:, None], taps[None, :]
     phase = (row % stride) * stride + column % stride
-    tap = phase * plane + row // stride * pitch + column // stride
+    return (phase * plane + row // stride * pitch + column // stride).reshape(-1)
+
+
+def wide_offsets(channels: int, size: int, stride: int, plane: int, pitch: int) -> Array:
+    """(steps,) int64, in bytes, in the order of ``wide_weights``."""
+    tap = _taps_of_signs(size, stride, plane, pitch)
+    first = np.arange(channels // WIDE) * (WIDE // BLOCK) * plane * stride**2
+    return _int64(BLOCK * (first[:, None] + tap).reshape(-1))
+
+
+def binary_offsets(channels: int, size: int, stride: int, plane: int, pitch: int) -> Array:
+    """(steps,) int64, by block of channels and tap, filled up with bytes that are all OUTSIDE."""
+    tap = _taps_of_signs(size, stride, plane, pitch)
     blocks = np.arange(channels // BLOCK) * plane * stride**2
-    offsets = (blocks[:, None] + tap.reshape(-1)).reshape(-1)
+    offsets = (blocks[:, None] + tap).reshape(-1)
     nothing = channels // BLOCK * plane * stride**2
     return _int64(np.append(offsets, [nothing] * (-len(offsets) % ROUND)))
 

@@ -46,12 +46,21 @@ SPREAD, PHASES, BINARY, REAL, POOL, SIGN, SKIP, MEAN, FLATTEN, NORM, LINEAR, AVE
 class Plan:
     """``program`` for images of ``channels`` x ``height`` x ``width``, and ``arena``, its bytes.
 
-    Raises ValueError, with a reason, where the layers do not fit together or do what the library
-    cannot.
+    ``has_tiles``: its kernels take wide signs too. Raises ValueError, with a reason, where the
+    layers do not fit together or do what the library cannot.
     """
 
-    def __init__(self, layers: Sequence[Layer], channels: int, height: int, width: int) -> None:
-        self.layers = layers
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        channels: int,
+        height: int,
+        width: int,
+        *,
+        has_tiles: bool = False,
+    ) -> None:
+        self.layers, self._has_tiles = layers, has_tiles
+        self.zeros: list[tuple[int, int]] = []  # places and bytes that are zeros at first
         self.kept: list[Any] = []  # the arrays that the steps point to
         self.steps: list[Step] = []
         self._arena = Arena()
@@ -72,7 +81,10 @@ class Plan:
     def places(self, count: int) -> list[int]:
         """The addresses of ``count`` arenas."""
         while len(self.arenas) < count:
-            self.arenas.append(packing.aligned(np.full(self.arena, packing.OUTSIDE, np.uint8)))
+            content = np.full(self.arena, packing.OUTSIDE, np.uint8)
+            for place, count_of_bytes in self.zeros:
+                content[place : place + count_of_bytes] = 0
+            self.arenas.append(packing.aligned(content))
         return [arena.ctypes.data for arena in self.arenas[:count]]
 
     def _program(self) -> Program:
@@ -116,8 +128,24 @@ class Plan:
         """Give a value its places, as it is needed."""
         if value.real < 0 and self._is_read_as(number, signs=False):
             value.real = self._arena.take(real_bytes(value))
-        if self._is_read_as(number, signs=True):
-            value.signs = self._arena.take(sign_bytes(value), kind(value))
+        self._place_signs(number, value)
+
+    def _place_signs(self, number: int, value: Value) -> None:
+        if not self._is_read_as(number, signs=True):
+            return
+        value.is_wide = self._has_tiles and all(
+            isinstance(layer, Convolution) and _fills_tiles(layer)
+            for layer in self.layers
+            if layer.input == number and _takes_signs(layer)
+        )
+        value.signs = self._take_signs(sign_bytes(value), kind(value), value.is_wide)
+
+    def _take_signs(self, size: int, kind: object, is_wide: bool) -> int:
+        """A place for signs, whose borders hold what stands for no pixel."""
+        place = self._arena.take(size, kind)
+        if is_wide:
+            self.zeros.append((place, size))
+        return place
 
     def _end(self, number: int) -> None:
         """Give back the places of what layer ``number`` is the last to read."""
@@ -140,8 +168,7 @@ class Plan:
         if not real:
             return
         images.real = self._arena.take(real_bytes(images))
-        if self._is_read_as(0, signs=True):
-            images.signs = self._arena.take(sign_bytes(images), kind(images))
+        self._place_signs(0, images)
         self._spread(Value(*images.shape, images.pitch), images, images.real, images.plane, 1, 1, 0)
         self._sign(images)
 
@@ -201,9 +228,12 @@ class Plan:
     def _next(self, value: Value) -> dict[str, Any]:
         if value.signs < 0:
             return {}
-        start = value.signs + value.pitch + 1
-        edges = packing.edges(value.height, value.width, value.pitch)
-        return {"next": start, "next_plane": value.sign_plane, "edges": edges}
+        return {
+            "next": value.signs + (value.pitch + 1) * value.sign_size,
+            "next_plane": value.sign_plane,
+            "next_is_wide": value.is_wide,
+            "edges": packing.edges(value.height, value.width, value.pitch),
+        }
 
     def _norm(self, norm: Norm, channels: int) -> dict[str, Any]:
         arrays = {"mean": norm.mean, "slope": norm.slope, "bias": norm.bias}
@@ -265,17 +295,22 @@ class Plan:
         residual = self._residual(number, layer, value)
         self._place(number, value)
         place, plane, give_back = self._phases(source, value, layer.stride)
-        offsets = packing.binary_offsets(channels, size, layer.stride, plane, value.pitch)
+        make_offsets = packing.wide_offsets if source.is_wide else packing.binary_offsets
+        offsets = make_offsets(channels, size, layer.stride, plane, value.pitch)
         self._step(
             BINARY,
             blocks=blocks(count),
             steps=len(offsets),
             positions=value.positions,
             input=place,
+            input_plane=plane * layer.stride**2,
+            input_is_wide=source.is_wide,
             residual=residual,
             output=value.real,
             output_plane=value.plane,
-            weights=packing.binary_weights(layer.weight, len(offsets)),
+            weights=packing.wide_weights(layer.weight)
+            if source.is_wide
+            else packing.binary_weights(layer.weight, len(offsets)),
             offsets=offsets,
             base=packing.base(source.shape, value.pitch, size, layer.stride, layer.padding),
             threshold=self._threshold(value, layer.offset),
@@ -304,8 +339,9 @@ class Plan:
             return source.signs, source.sign_plane, lambda: None
         plane = rounded_up(value.plane + 2 * value.pitch + 3, WIDEST)
         count = blocks(source.channels)
-        bytes_, phases = (count * stride**2 + 1) * plane, ("phases", source.shape, stride)
-        place = self._arena.take(bytes_, phases)
+        bytes_ = (count * stride**2 + 1) * plane * source.sign_size
+        phases = ("phases", source.shape, stride, source.is_wide)
+        place = self._take_signs(bytes_, phases, source.is_wide)
         self._step(
             PHASES,
             blocks=count,
@@ -317,6 +353,7 @@ class Plan:
             stride=stride,
             input=source.signs,
             input_plane=source.sign_plane,
+            input_is_wide=source.is_wide,
             output=place,
             output_plane=plane,
         )
@@ -437,6 +474,12 @@ _ADD: dict[type, Any] = {
 
 def _takes_signs(layer: Layer) -> bool:
     return isinstance(layer, Convolution) and layer.is_binary
+
+
+def _fills_tiles(layer: Convolution) -> bool:
+    """Whether the weights of a binary convolution fill tiles, and outputs come by two tiles."""
+    count, channels = layer.weight.shape[:2]
+    return channels % packing.WIDE == 0 and count % (2 * packing.SIDE) == 0
 
 
 def _last_uses(layers: Sequence[Layer]) -> dict[int, int]:

@@ -15,6 +15,7 @@ struct Portable {
   using Ints = Ints4;
   using Floats = Floats4;
   static constexpr int bytes = 16, lanes = 4, tile = 1, real_tile = 2;
+  static constexpr bool has_wide = false;
 
   template <class V, class T>
   static V read(const T* from) {
@@ -74,4 +75,4 @@ bool is_supported() { return true; }
 
 }  // namespace
 
-KERNELS(portable, Portable, is_supported)
+KERNELS(portable, Portable, is_supported, nullptr)

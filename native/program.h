@@ -16,6 +16,7 @@ struct Step {
   int32_t channels, height, width, pitch;              // of the input
   int32_t out_height, out_width, out_pitch;            // of the output
   int32_t size, stride, padding;                       // of a window
+  int32_t input_is_wide, next_is_wide;                 // signs, see tasks.h
   int64_t input, input_plane, output, output_plane;
   int64_t residual, next, next_plane;
   const void* weights;

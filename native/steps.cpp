@@ -73,22 +73,17 @@ class Runner {
 
   // The same for signs, whose planes hold the border already.
   void phases() const {
-    const Range range = part(s.blocks, at.rank, at.size);
-    for (int block = range.first; block < range.last; block++)
-      for (int phase = 0; phase < s.stride * s.stride; phase++) {
-        uint8_t* to = at.bytes(s.output) + (int64_t(block) * s.stride * s.stride + phase) * s.output_plane;
-        const uint8_t* from = at.bytes(s.input) + block * s.input_plane;
-        for (int row = 0; row < s.out_height; row++, to += s.out_pitch)
-          phase_row(from, s.stride * row + phase / s.stride, phase % s.stride, to);
-      }
+    if (s.input_is_wide) return phases_of<uint32_t>(0);
+    phases_of<uint8_t>(OUTSIDE);
   }
 
   void binary() const {
     BinaryTask task{at.bytes(s.input), s.offsets, s.steps, static_cast<const uint8_t*>(s.weights),
                     at.differences, s.base, s.blocks, s.positions, norm(), {s.leak, s.shift},
                     at.floats(s.residual), at.floats(s.output), s.output_plane, s.threshold,
-                    at.bytes(s.next), s.next_plane, s.edges};
-    at.kernels.binary(task, at.rank, at.size);
+                    at.bytes(s.next), s.next_plane, s.next_is_wide != 0, s.edges,
+                    ptrdiff_t(4) * s.input_plane};
+    (s.input_is_wide ? at.kernels.wide : at.kernels.binary)(task, at.rank, at.size);
   }
 
   void real() const {
@@ -99,7 +94,7 @@ class Runner {
 
   void sign() const {
     SignTask task{at.floats(s.input), s.input_plane, s.blocks, s.positions, s.threshold,
-                  at.bytes(s.next), s.next_plane, s.edges};
+                  at.bytes(s.next), s.next_plane, s.next_is_wide != 0, s.edges};
     at.kernels.sign(task, at.rank, at.size);
   }
 
@@ -204,8 +199,23 @@ class Runner {
     return are_finite(to + columns.first, columns.last - columns.first);
   }
 
-  void phase_row(const uint8_t* from, int row, int shift, uint8_t* to) const {
-    std::memset(to, OUTSIDE, s.out_pitch);
+  template <class Sign>
+  void phases_of(Sign outside) const {
+    const Range range = part(s.blocks, at.rank, at.size);
+    Sign* const first = reinterpret_cast<Sign*>(at.bytes(s.output));
+    const Sign* const source = reinterpret_cast<const Sign*>(at.bytes(s.input));
+    for (int block = range.first; block < range.last; block++)
+      for (int phase = 0; phase < s.stride * s.stride; phase++) {
+        Sign* to = first + (int64_t(block) * s.stride * s.stride + phase) * s.output_plane;
+        const Sign* from = source + block * s.input_plane;
+        for (int row = 0; row < s.out_height; row++, to += s.out_pitch)
+          phase_row(from, s.stride * row + phase / s.stride, phase % s.stride, outside, to);
+      }
+  }
+
+  template <class Sign>
+  void phase_row(const Sign* from, int row, int shift, Sign outside, Sign* to) const {
+    std::fill_n(to, s.out_pitch, outside);
     if (row >= s.height + 2) return;
     const Range columns = inside(s.out_pitch, s.width + 2, s.stride, shift);
     from += row * s.pitch + shift;

@@ -7,6 +7,9 @@
 // Reals: a plane of floats for every channel. Signs: a plane of bytes for every four channels,
 // whose low bits are 1 where the channels are >= 0. The plane of signs has one more row above and
 // one column to the left: pixel p lies at p + (W + 2) + 1. All bytes that are no pixel are OUTSIDE.
+//
+// Wide signs: the same with four bytes in place of each, 1 or -1 for each of the four channels, or
+// 0 where there is no pixel.
 #pragma once
 
 #include <cstddef>
@@ -47,7 +50,13 @@ struct BinaryTask {
   const float* threshold;       // (outputs,) the sign of y is + where it is not below
   uint8_t* next;                // the signs of y or null, from the byte of position 0 on
   ptrdiff_t next_plane;
+  bool next_is_wide;
   const uint8_t* edges;         // (positions,) OUTSIDE where a position is no pixel, else 0
+  // Where the input is wide, the offsets and weights are others, and there are no differences, and
+  // no base.
+  //   offsets   (steps,) from a position to the first of the 16 planes that a step reads
+  //   weights   (blocks / 4, steps, 16) uint64: 64 channels of a tap of each of 16 outputs
+  ptrdiff_t apart;              // bytes between two planes of the input
 };
 
 // y[o][p] = norm(start + the sum over the steps of weights * input[p + offset]), by fma, in the
@@ -74,6 +83,7 @@ struct SignTask {
   const float* threshold;
   uint8_t* next;
   ptrdiff_t next_plane;
+  bool next_is_wide;
   const uint8_t* edges;
 };
 
@@ -91,6 +101,7 @@ struct Kernels {
   const char* name;
   bool (*is_supported)();
   void (*binary)(const BinaryTask&, int rank, int size);
+  void (*wide)(const BinaryTask&, int rank, int size);  // the same where the input is wide, or null
   void (*real)(const RealTask&, int rank, int size);
   void (*sign)(const SignTask&, int rank, int size);
   void (*linear)(const LinearTask&, int rank, int size);

@@ -18,7 +18,7 @@ def rounded_up(count: int, unit: int) -> int:
 class Value:
     """A map of C x H x W, whose rows are ``pitch`` apart, or a vector: C x 1 x 1.
 
-    ``real`` and ``signs`` are where it lies, or -1.
+    ``real`` and ``signs`` are where it lies, or -1. ``is_wide``: its signs are wide ones.
     """
 
     channels: int
@@ -27,6 +27,7 @@ class Value:
     pitch: int
     real: int = -1
     signs: int = -1
+    is_wide: bool = False
 
     @property
     def positions(self) -> int:
@@ -39,8 +40,13 @@ class Value:
 
     @property
     def sign_plane(self) -> int:
-        """Bytes of a plane of signs."""
+        """Elements of a plane of signs."""
         return rounded_up(rounded_up(self.positions, WIDEST) + 2 * self.pitch + 3, WIDEST)
+
+    @property
+    def sign_size(self) -> int:
+        """Bytes of an element of a plane of signs."""
+        return 4 if self.is_wide else 1
 
     @property
     def is_vector(self) -> bool:
@@ -106,9 +112,9 @@ def real_bytes(value: Value) -> int:
 
 def sign_bytes(value: Value) -> int:
     """The bytes of all planes of signs, and of one more, which is all OUTSIDE."""
-    return (blocks(value.channels) + 1) * value.sign_plane
+    return (blocks(value.channels) + 1) * value.sign_plane * value.sign_size
 
 
 def kind(value: Value) -> object:
     """What places of signs must have in common for one to take another's: the same borders."""
-    return ("signs", *value.shape, value.pitch)
+    return ("signs", *value.shape, value.pitch, value.is_wide)

@@ -38,6 +38,9 @@ bool are_permitted() {
   return yes;
 }
 
+// What was written lies in memory: compilers do not know what instructions for tiles read.
+inline void write_all() { asm volatile("" ::: "memory"); }
+
 // Eight full tiles for the calling thread, as long as this lives.
 struct Tiles {
   Tiles() {
@@ -48,6 +51,7 @@ struct Tiles {
     } config;
     std::fill(config.bytes, config.bytes + 8, uint16_t(64));
     std::fill(config.rows, config.rows + 8, uint8_t(SIDE));
+    write_all();
     _tile_loadconfig(&config);
   }
   ~Tiles() { _tile_release(); }
@@ -66,6 +70,7 @@ struct Square {
   template <bool HAS_RIGHT>
   void sum(const std::vector<int64_t>& offsets, float* sums) const {
     const int64_t bytes = pitch * int64_t(sizeof(uint16_t));
+    write_all();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -95,6 +100,7 @@ template <int PARTS>
 inline void add_taps(const uint16_t* rows, int64_t pitch, int64_t apart,
                      const uint16_t* const (&columns)[3], int64_t steps, float* sums) {
   const int64_t bytes = pitch * int64_t(sizeof(uint16_t));
+  write_all();
   _tile_loadd(0, sums, 64);
   _tile_loadd(1, sums + SUMS, 64);
   _tile_loadd(2, sums + 2 * SUMS, 64);

@@ -59,11 +59,15 @@ int main(int, char** arguments) {
   const size_t arena = size_t(number());
   std::vector<int64_t> gaps(static_cast<size_t>(number()));
   for (auto& gap : gaps) gap = number();
+  std::vector<int64_t> zeros(size_t(2) * static_cast<size_t>(number()));
+  for (auto& zero : zeros) zero = number();
   const int threads = std::atoi(arguments[3]);
   std::vector<uint8_t*> arenas;
   for (int i = 0; i < threads; i++) {
     arenas.push_back(static_cast<uint8_t*>(std::aligned_alloc(64, arena)));
     std::memset(arenas.back(), 0x80, arena);
+    for (size_t z = 0; z < zeros.size(); z += 2)
+      std::memset(arenas.back() + zeros[z], 0, size_t(zeros[z + 1]));
     for (const int64_t gap : gaps) ASAN_POISON_MEMORY_REGION(arenas.back() + gap, 64);
   }
   images->arenas = arenas.data();

@@ -5,11 +5,13 @@ import os
 import struct
 import subprocess
 import tempfile
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from native import build
+from native.engine import WITH_TILES
 from native.library import Images, Step
 from native.plan import Plan
 
@@ -43,7 +45,7 @@ def run(command, **variables):
 
 def results(command, layers, images, instructions, threads=1):
     """What the last layer gives for the images, by the program that ``command`` starts."""
-    plan = Plan(layers, *images.shape[1:])
+    plan = Plan(layers, *images.shape[1:], has_tiles=instructions in WITH_TILES)
     with tempfile.TemporaryDirectory() as folder:
         program, out = Path(folder) / "program", Path(folder) / "results"
         program.write_bytes(_written(plan, np.ascontiguousarray(images)))
@@ -65,8 +67,8 @@ def _written(plan, images):
     call = Images(strides=strides, count=len(images))
     parts = [*arrays, program, steps, call, images]
     found = struct.pack("<q", len(arrays)) + b"".join(map(_counted, parts))
-    gaps = plan.gaps
-    return found + struct.pack(f"<{2 + len(gaps)}q", plan.arena, len(gaps), *gaps)
+    numbers = [plan.arena, len(plan.gaps), *plan.gaps, len(plan.zeros), *chain(*plan.zeros)]
+    return found + struct.pack(f"<{len(numbers)}q", *numbers)
 
 
 def _counted(part):

@@ -15,7 +15,7 @@ def known_sets():
         pytest.skip(str(error))
 
 
-@pytest.fixture(params=["avx512", "avx2", "neon", "portable"])
+@pytest.fixture(params=["amx", "avx512", "avx2", "neon", "portable"])
 def instructions(request, known_sets):
     """Each instruction set that this processor has."""
     if request.param not in known_sets:

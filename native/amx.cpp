@@ -1,0 +1,144 @@
+// x86 with matrix tiles of bytes (AMX), besides AVX-512.
+//
+// A tile of sums has 16 outputs and 16 positions. Its left factor is a tile of weights, 16 outputs and
+// 64 channels of a tap, which are kept as bits. Its right factor are wide signs as they lie: 16 planes
+// of four channels, and 16 positions of each.
+#include "avx512.h"
+
+#include <cstdlib>
+
+#include "kernels.h"
+
+#if defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define WITH_TILES __attribute__((target("amx-tile,amx-int8")))
+
+namespace {
+
+constexpr int SIDE = 16;                // rows of a tile, and numbers of a row of sums
+constexpr int TILE = 1024;              // bytes
+constexpr int OUTPUTS = 2 * SIDE;       // that are computed together: two tiles of weights a step
+constexpr int POSITIONS = Avx512::bytes;
+
+// A system has to be asked for tiles. It grants them to all threads of the process.
+bool has_amx() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned tiles = 1u << 24, of_bytes = 1u << 25;
+  if (!has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  if (!(d & tiles) || !(d & of_bytes)) return false;
+  static const bool is_permitted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+  return is_permitted;
+}
+
+// What was written lies in memory: compilers do not know what instructions for tiles read.
+inline void write_all() { asm volatile("" ::: "memory"); }
+
+// Eight full tiles for the calling thread, as long as this lives.
+struct Tiles {
+  WITH_TILES Tiles() {
+    struct alignas(64) {
+      uint8_t palette = 1, start = 0, reserved[14] = {};
+      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE};
+    } config;
+    write_all();
+    _tile_loadconfig(&config);
+  }
+  WITH_TILES ~Tiles() { _tile_release(); }
+};
+
+// The weights of OUTPUTS outputs as bytes: two tiles for each step.
+class Weights {
+ public:
+  explicit Weights(const BinaryTask& task)
+      : task_(task), bytes_(static_cast<int8_t*>(std::aligned_alloc(64, size_t(task.steps) * 2 * TILE))) {
+    if (!bytes_) std::abort();
+  }
+  ~Weights() { std::free(bytes_); }
+  Weights(const Weights&) = delete;
+
+  const int8_t* of(int group) {
+    if (group != held_) expand(group);
+    held_ = group;
+    return bytes_;
+  }
+
+ private:
+  void expand(int group) {
+    const auto* bits = reinterpret_cast<const uint64_t*>(task_.weights) +
+                       ptrdiff_t(group) * 2 * task_.steps * SIDE;
+    const __m512i minus = _mm512_set1_epi8(-1), plus = _mm512_set1_epi8(1);
+    for (int half = 0; half < 2; half++)
+      for (int step = 0; step < task_.steps; step++, bits += SIDE) {
+        int8_t* to = bytes_ + (2 * step + half) * TILE;
+        for (int o = 0; o < SIDE; o++)
+          _mm512_store_si512(to + 64 * o, _mm512_mask_mov_epi8(minus, bits[o], plus));
+      }
+  }
+
+  const BinaryTask& task_;
+  int8_t* const bytes_;
+  int held_ = -1;
+};
+
+// sums (OUTPUTS, POSITIONS) of 2 * SIDE positions from p on.
+WITH_TILES void multiply(const BinaryTask& task, const int8_t* weights, int p, int32_t* sums) {
+  const uint8_t* signs = task.signs + 4 * ptrdiff_t(p);
+  write_all();
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int step = 0; step < task.steps; step++, weights += 2 * TILE) {
+    const uint8_t* here = signs + task.offsets[step];
+    _tile_loadd(4, weights, 64);
+    _tile_loadd(6, here, task.apart);
+    _tile_loadd(7, here + 64, task.apart);
+    _tile_loadd(5, weights + TILE, 64);
+    _tile_dpbssd(0, 4, 6);
+    _tile_dpbssd(1, 4, 7);
+    _tile_dpbssd(2, 5, 6);
+    _tile_dpbssd(3, 5, 7);
+  }
+  constexpr int pitch = 4 * POSITIONS;
+  _tile_stored(0, sums, pitch);
+  _tile_stored(1, sums + SIDE, pitch);
+  _tile_stored(2, sums + SIDE * POSITIONS, pitch);
+  _tile_stored(3, sums + SIDE * POSITIONS + SIDE, pitch);
+}
+
+void wide(const BinaryTask& task, int rank, int size) {
+  const Tiles tiles;
+  Weights weights(task);
+  alignas(64) int32_t sums[OUTPUTS * POSITIONS] = {};
+  const int parts = rounded_up(task.positions, POSITIONS) / POSITIONS;
+  const Range range = part(task.blocks * BLOCK / OUTPUTS * parts, rank, size);
+  for (int i = range.first; i < range.last; i++) {
+    const int group = i / parts, p = i % parts * POSITIONS;
+    for (int first = p; first < p + POSITIONS && first < task.positions; first += 2 * SIDE)
+      multiply(task, weights.of(group), first, sums + first - p);
+    for (int block = 0; block < OUTPUTS / BLOCK; block++)
+      finish<Avx512>(task, group * OUTPUTS / BLOCK + block, p, [&](int o, int i) {
+        const int32_t* from = sums + (block * BLOCK + o) * POSITIONS + i * SIDE;
+        return _mm512_cvtepi32_ps(_mm512_load_si512(from));
+      });
+  }
+}
+
+}  // namespace
+
+KERNELS(amx, Avx512, has_amx, wide)
+
+#else
+
+namespace {
+bool has_amx() { return false; }
+}  // namespace
+
+KERNELS(amx, Avx512, has_amx, nullptr)
+
+#endif
