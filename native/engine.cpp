@@ -38,7 +38,7 @@ class Run {
     const float* image = images_.pixels + number * images_.strides[0];
     const Place place{arena, image, images_.strides, program_.differences, kernels_, rank, size_};
     bool is_finite = true;
-    for (int i = 0; i < program_.count; i++) {
+    for (int i = 0; i < program_.count; i += 1 + program_.steps[i].joined) {
       is_finite &= run_step(program_.steps[i], place);
       if (!is_finite) bad_.store(number);
       barrier_.wait();

@@ -13,7 +13,7 @@ class Step(ctypes.Structure):
         *((name, c_int32) for name in ("channels", "height", "width", "pitch")),
         *((name, c_int32) for name in ("out_height", "out_width", "out_pitch")),
         *((name, c_int32) for name in ("size", "stride", "padding")),
-        *((name, c_int32) for name in ("input_is_wide", "next_is_wide")),
+        *((name, c_int32) for name in ("input_is_wide", "next_is_wide", "joined")),
         *((name, c_int64) for name in ("input", "input_plane", "output", "output_plane")),
         *((name, c_int64) for name in ("residual", "next", "next_plane")),
         *((name, c_void_p) for name in ("weights", "offsets", "base", "edges")),

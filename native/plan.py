@@ -61,6 +61,7 @@ class Plan:
     ) -> None:
         self.layers, self._has_tiles = layers, has_tiles
         self.zeros: list[tuple[int, int]] = []  # places and bytes that are zeros at first
+        self._joined: tuple[Step, int, int] | None = None  # a convolution that pools, and its input
         self.kept: list[Any] = []  # the arrays that the steps point to
         self.steps: list[Step] = []
         self._arena = Arena()
@@ -280,9 +281,18 @@ class Plan:
             offsets=offsets,
             **self._norm(layer.norm, count),
         )
-        self._arena.give(place, bytes_)
+        if self._is_only_pooled(number):
+            self._joined = self.steps[-1], place, bytes_
+        else:
+            self._arena.give(place, bytes_)
         self._sign(value, layer.offset)
         return value
+
+    def _is_only_pooled(self, number: int) -> bool:
+        """Whether the next layer is a max-pooling, and the only one that reads a value."""
+        readers = [layer for layer in self.layers if number in reads(layer)]
+        is_next = readers == list(self.layers[number : number + 1])
+        return is_next and any(isinstance(layer, MaxPool) for layer in readers)
 
     def _binary(self, number: int, layer: Convolution, height: int, width: int) -> Value:
         source, size = self.values[layer.input], layer.weight.shape[2]
@@ -371,6 +381,11 @@ class Plan:
             POOL, source, value, size=layer.size, stride=layer.stride, padding=layer.padding
         )
         self._sign(value, layer.offset)
+        if self._joined:
+            convolution, place, bytes_ = self._joined
+            convolution.joined = 2 if value.signs >= 0 else 1
+            self._arena.give(place, bytes_)  # which is read until the pooling is done
+            self._joined = None
         return value
 
     def _avg_pool(self, number: int, layer: AvgPool) -> Value:

@@ -17,6 +17,7 @@ struct Step {
   int32_t out_height, out_width, out_pitch;            // of the output
   int32_t size, stride, padding;                       // of a window
   int32_t input_is_wide, next_is_wide;                 // signs, see tasks.h
+  int32_t joined;                                      // so many of the next steps are done with it
   int64_t input, input_plane, output, output_plane;
   int64_t residual, next, next_plane;
   const void* weights;

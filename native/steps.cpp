@@ -27,9 +27,10 @@ Range inside(int columns, int width, int stride, int shift) {
 }
 
 // Steps that are known beforehand are taken several at a time.
-void gather(float* __restrict to, const float* __restrict from, int count, int64_t step) {
+template <class T>
+void gather(T* __restrict to, const T* __restrict from, int count, int64_t step) {
   if (step == 1) {
-    std::memcpy(to, from, sizeof(float) * size_t(count));
+    std::memcpy(to, from, sizeof(T) * size_t(count));
   } else if (step == 2) {
     for (int i = 0; i < count; i++) to[i] = from[2 * i];
   } else {
@@ -87,22 +88,15 @@ class Runner {
   }
 
   void real() const {
-    RealTask task{at.floats(s.input), s.offsets, s.steps, static_cast<const float*>(s.weights),
-                  s.start, s.blocks, s.positions, norm(), at.floats(s.output), s.output_plane};
-    at.kernels.real(task, at.rank, at.size);
+    if (s.joined) return real_and_joined();
+    at.kernels.real(real_task(), at.rank, at.size);
   }
 
-  void sign() const {
-    SignTask task{at.floats(s.input), s.input_plane, s.blocks, s.positions, s.threshold,
-                  at.bytes(s.next), s.next_plane, s.next_is_wide != 0, s.edges};
-    at.kernels.sign(task, at.rank, at.size);
-  }
+  void sign() const { at.kernels.sign(sign_task(), at.rank, at.size); }
 
   void pool() const {
     const Range range = part(s.channels, at.rank, at.size);
-    std::vector<float> line(size_t(s.width + 2 * s.padding));
-    for (int channel = range.first; channel < range.last; channel++)
-      for (int row = 0; row < s.out_height; row++) pool_row(channel, row, line.data());
+    pool_planes(range, at.floats(s.input) + range.first * s.input_plane);
   }
 
   // Means of windows beside each other, over what lies in the map of each.
@@ -175,6 +169,52 @@ class Runner {
  private:
   Norm norm() const { return {s.mean, s.slope, s.bias, s.relu != 0}; }
 
+  RealTask real_task() const {
+    return {at.floats(s.input), s.offsets, s.steps, static_cast<const float*>(s.weights),
+            s.start, s.blocks, s.positions, norm(), at.floats(s.output), s.output_plane};
+  }
+
+  SignTask sign_task() const {
+    return {at.floats(s.input), s.input_plane, s.blocks, s.positions, s.threshold,
+            at.bytes(s.next), s.next_plane, s.next_is_wide != 0, s.edges};
+  }
+
+  // A convolution, and the pooling and signs that follow it, block by block of its outputs: all in
+  // the place of the first block of this rank, which a cache holds.
+  void real_and_joined() const {
+    const Range range = part(s.blocks, at.rank, at.size);
+    const RealTask whole = real_task();
+    float* const planes = whole.real + range.first * BLOCK * s.output_plane;
+    for (int block = range.first; block < range.last; block++) {
+      const int first = block * BLOCK;
+      RealTask task = whole;
+      task.weights += ptrdiff_t(block) * s.steps * BLOCK;
+      task.start += first;
+      task.norm = {s.mean + first, s.slope + first, s.bias + first, s.relu != 0};
+      task.blocks = 1;
+      task.real = planes;
+      at.kernels.real(task, 0, 1);
+      Runner((&s)[1], at).pool_planes({first, first + BLOCK}, planes);
+      if (s.joined > 1) Runner((&s)[2], at).sign_block(block);
+    }
+  }
+
+  void sign_block(int block) const {
+    SignTask task = sign_task();
+    task.real += block * BLOCK * task.plane;
+    task.threshold += block * BLOCK;
+    task.next += block * task.next_plane * (task.next_is_wide ? 4 : 1);
+    task.blocks = 1;
+    at.kernels.sign(task, 0, 1);
+  }
+
+  // ``from``: the plane of the first channel of the range.
+  void pool_planes(const Range& channels, const float* from) const {
+    std::vector<float> line(size_t(s.width + 2 * s.padding));
+    for (int channel = channels.first; channel < channels.last; channel++, from += s.input_plane)
+      for (int row = 0; row < s.out_height; row++) pool_row(from, channel, row, line.data());
+  }
+
   // The inputs of ``linear`` are read in groups of LANES.
   void end_with_zeros(int length) const {
     if (at.rank == 0)
@@ -218,9 +258,8 @@ class Runner {
     std::fill_n(to, s.out_pitch, outside);
     if (row >= s.height + 2) return;
     const Range columns = inside(s.out_pitch, s.width + 2, s.stride, shift);
-    from += row * s.pitch + shift;
-    for (int column = columns.first; column < columns.last; column++)
-      to[column] = from[s.stride * column];
+    from += row * s.pitch + shift + s.stride * columns.first;
+    gather(to + columns.first, from, columns.last - columns.first, s.stride);
   }
 
   float mean_of(int channel, int top, int left) const {
@@ -234,8 +273,7 @@ class Runner {
 
   // The maxima of the rows of a window, which lie side by side, then those of its columns at every
   // place, of which every ``stride``-th is wanted.
-  void pool_row(int channel, int row, float* line) const {
-    const float* from = at.floats(s.input) + channel * s.input_plane;
+  void pool_row(const float* from, int channel, int row, float* line) const {
     float* to = at.floats(s.output) + channel * s.output_plane + row * s.out_pitch;
     const int top = s.stride * row - s.padding;
     const int width = s.width + 2 * s.padding;
