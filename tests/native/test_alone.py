@@ -60,7 +60,8 @@ def shortcut(random, width, wider):
 def network(seed):
     """Layers with every kind of step, and images of a size that fits."""
     random = np.random.default_rng(seed)
-    width, wider = 4 * random.integers(1, 10, 2)
+    unit, most = [(4, 9), (64, 2)][random.integers(2)]  # the latter fill tiles
+    width, wider = unit * random.integers(1, most + 1, 2)
     size, stride = random.choice([(7, 2), (3, 1), (5, 3), (1, 1)])
     layers = [
         real(random, 0, 3, width, size, stride, size // 2),
