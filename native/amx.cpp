@@ -5,8 +5,6 @@
 // of four channels, and 16 positions of each.
 #include "avx512.h"
 
-#include <cstdlib>
-
 #include "kernels.h"
 
 #if defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
@@ -23,6 +21,7 @@ constexpr int SIDE = 16;                // rows of a tile, and numbers of a row 
 constexpr int TILE = 1024;              // bytes
 constexpr int OUTPUTS = 2 * SIDE;       // that are computed together: two tiles of weights a step
 constexpr int POSITIONS = Avx512::bytes;
+constexpr int NEAR = 18;                // steps whose weights the nearest cache holds
 
 // A system has to be asked for tiles. It grants them to all threads of the process.
 bool has_amx() {
@@ -51,49 +50,54 @@ struct Tiles {
   WITH_TILES ~Tiles() { _tile_release(); }
 };
 
-// The weights of OUTPUTS outputs as bytes: two tiles for each step.
+// The weights of OUTPUTS outputs at NEAR steps at most, as bytes: two tiles for each step.
 class Weights {
  public:
-  explicit Weights(const BinaryTask& task)
-      : task_(task), bytes_(static_cast<int8_t*>(std::aligned_alloc(64, size_t(task.steps) * 2 * TILE))) {
-    if (!bytes_) std::abort();
-  }
-  ~Weights() { std::free(bytes_); }
-  Weights(const Weights&) = delete;
+  explicit Weights(const BinaryTask& task) : task_(task) {}
 
-  const int8_t* of(int group) {
-    if (group != held_) expand(group);
-    held_ = group;
+  const int8_t* of(int group, int first, int last) {
+    if (group != group_ || first != first_) expand(group, first, last);
+    group_ = group, first_ = first;
     return bytes_;
   }
 
  private:
-  void expand(int group) {
-    const auto* bits = reinterpret_cast<const uint64_t*>(task_.weights) +
-                       ptrdiff_t(group) * 2 * task_.steps * SIDE;
+  void expand(int group, int first, int last) {
     const __m512i minus = _mm512_set1_epi8(-1), plus = _mm512_set1_epi8(1);
-    for (int half = 0; half < 2; half++)
-      for (int step = 0; step < task_.steps; step++, bits += SIDE) {
-        int8_t* to = bytes_ + (2 * step + half) * TILE;
+    for (int half = 0; half < 2; half++) {
+      const ptrdiff_t start = ptrdiff_t(2 * group + half) * task_.steps + first;
+      const auto* bits = reinterpret_cast<const uint64_t*>(task_.weights) + start * SIDE;
+      for (int step = 0; step < last - first; step++, bits += SIDE)
         for (int o = 0; o < SIDE; o++)
-          _mm512_store_si512(to + 64 * o, _mm512_mask_mov_epi8(minus, bits[o], plus));
-      }
+          _mm512_store_si512(bytes_ + (2 * step + half) * TILE + 64 * o,
+                             _mm512_mask_mov_epi8(minus, bits[o], plus));
+    }
   }
 
   const BinaryTask& task_;
-  int8_t* const bytes_;
-  int held_ = -1;
+  alignas(64) int8_t bytes_[2 * NEAR * TILE];
+  int group_ = -1, first_ = -1;
 };
 
-// sums (OUTPUTS, POSITIONS) of 2 * SIDE positions from p on.
-WITH_TILES void multiply(const BinaryTask& task, const int8_t* weights, int p, int32_t* sums) {
+// sums (OUTPUTS, POSITIONS) of 2 * SIDE positions from p on, over some steps: begun, or gone on with.
+WITH_TILES void multiply(const BinaryTask& task, const int8_t* weights, int first, int last, int p,
+                         int32_t* sums) {
+  constexpr int pitch = 4 * POSITIONS;
+  int32_t* const lower = sums + SIDE * POSITIONS;
   const uint8_t* signs = task.signs + 4 * ptrdiff_t(p);
   write_all();
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int step = 0; step < task.steps; step++, weights += 2 * TILE) {
+  if (first == 0) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  } else {
+    _tile_loadd(0, sums, pitch);
+    _tile_loadd(1, sums + SIDE, pitch);
+    _tile_loadd(2, lower, pitch);
+    _tile_loadd(3, lower + SIDE, pitch);
+  }
+  for (int step = first; step < last; step++, weights += 2 * TILE) {
     const uint8_t* here = signs + task.offsets[step];
     _tile_loadd(4, weights, 64);
     _tile_loadd(6, here, task.apart);
@@ -104,28 +108,39 @@ WITH_TILES void multiply(const BinaryTask& task, const int8_t* weights, int p, i
     _tile_dpbssd(2, 5, 6);
     _tile_dpbssd(3, 5, 7);
   }
-  constexpr int pitch = 4 * POSITIONS;
   _tile_stored(0, sums, pitch);
   _tile_stored(1, sums + SIDE, pitch);
-  _tile_stored(2, sums + SIDE * POSITIONS, pitch);
-  _tile_stored(3, sums + SIDE * POSITIONS + SIDE, pitch);
+  _tile_stored(2, lower, pitch);
+  _tile_stored(3, lower + SIDE, pitch);
 }
 
+// Parts of POSITIONS positions. Weights that are more than the nearest cache holds are used at PARTS
+// of them before the next follow.
 void wide(const BinaryTask& task, int rank, int size) {
   const Tiles tiles;
   Weights weights(task);
-  alignas(64) int32_t sums[OUTPUTS * POSITIONS] = {};
+  alignas(64) static thread_local int32_t sums[PARTS][OUTPUTS * POSITIONS];
   const int parts = rounded_up(task.positions, POSITIONS) / POSITIONS;
-  const Range range = part(task.blocks * BLOCK / OUTPUTS * parts, rank, size);
+  const bool fits = task.steps <= NEAR;
+  const int together = fits ? 1 : PARTS, steps = fits ? task.steps : NEAR / 2;
+  const int turns = rounded_up(parts, together) / together;
+  const Range range = part(task.blocks * BLOCK / OUTPUTS * turns, rank, size);
   for (int i = range.first; i < range.last; i++) {
-    const int group = i / parts, p = i % parts * POSITIONS;
-    for (int first = p; first < p + POSITIONS && first < task.positions; first += 2 * SIDE)
-      multiply(task, weights.of(group), first, sums + first - p);
-    for (int block = 0; block < OUTPUTS / BLOCK; block++)
-      finish<Avx512>(task, group * OUTPUTS / BLOCK + block, p, [&](int o, int i) {
-        const int32_t* from = sums + (block * BLOCK + o) * POSITIONS + i * SIDE;
-        return _mm512_cvtepi32_ps(_mm512_load_si512(from));
-      });
+    const int group = i / turns, start = i % turns * together;
+    const int end = start + together < parts ? start + together : parts;
+    for (int first = 0; first < task.steps; first += steps) {
+      const int last = first + steps < task.steps ? first + steps : task.steps;
+      const int8_t* bytes = weights.of(group, first, last);
+      for (int part = start; part < end; part++)
+        for (int p = 0; p < POSITIONS && part * POSITIONS + p < task.positions; p += 2 * SIDE)
+          multiply(task, bytes, first, last, part * POSITIONS + p, sums[part - start] + p);
+    }
+    for (int part = start; part < end; part++)
+      for (int block = 0; block < OUTPUTS / BLOCK; block++)
+        finish<Avx512>(task, group * OUTPUTS / BLOCK + block, part * POSITIONS, [&](int o, int i) {
+          const int32_t* from = sums[part - start] + (block * BLOCK + o) * POSITIONS + i * SIDE;
+          return _mm512_cvtepi32_ps(_mm512_load_si512(from));
+        });
   }
 }
 
