@@ -28,6 +28,7 @@ def _measure(name: str, options: argparse.Namespace) -> None:
         inference,
         kernels,
         loaders,
+        official_run,
         preparing,
         results,
         road,
@@ -50,6 +51,9 @@ def _measure(name: str, options: argparse.Namespace) -> None:
     config = load_config(path, options.overrides)
     if name == "inference":
         return inference.write(inference.measure(config, options.rounds), commit)
+    if name == "official":
+        official_run.train(config, options.official)
+        return
     device = get_device(config)
     config = settle_precision(config, device)
     rows: list[results.Row] = []
@@ -131,6 +135,18 @@ TRAIN.add_argument("--images", metavar="N", type=whole(1), help="images of an ep
 TRAIN.add_argument(
     "--official", metavar="CHECKOUT", type=Path, help="the official code, which is timed as well"
 )
+OFFICIAL = _parser(
+    "official",
+    "--official CHECKOUT",
+    """Train by the official code itself, as a run that compare shows beside ours.
+
+    Its main.py trains on CIFAR-10 with the flags that say what the config says, on a CPU too.
+    """,
+    ("cifar10_resnet20 --official /path/to/ReSTE data.path=/path/to/cifar10 run.name=official",),
+)
+OFFICIAL.add_argument(
+    "--official", metavar="CHECKOUT", type=Path, required=True, help="the official code"
+)
 LOADER = _parser(
     "loader",
     "[--rounds N] [--sweep]",
@@ -209,6 +225,7 @@ SCALING = Parser(
 PARSERS = {
     "kernels": KERNELS,
     "train": TRAIN,
+    "official": OFFICIAL,
     "loader": LOADER,
     "inference": INFERENCE,
     "export": EXPORT,

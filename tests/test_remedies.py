@@ -69,6 +69,8 @@ KEYS = {
 }
 # Errors whose remedy another test follows.
 FOLLOWED = {
+    "launch/bench/official_run.py:flags": "test_what_it_does_not_know_is_refused",
+    "launch/bench/official_run.py:train": "test_what_it_logs_becomes_a_run",
     "pipeline/report/sync.py:_explained": "test_what_wandb_does_not_take_has_a_way_out",
     "pipeline/run/sweep.py:check_folder": "test_one_name_for_every_trial_is_refused",
     "pipeline/run/recorder.py:__init__": "test_a_run_that_another_process_finishes_is_kept",
