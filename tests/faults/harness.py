@@ -33,14 +33,14 @@ EPOCHS = 3  # of a whole run, unless its Lab says otherwise
 LINES = 6  # an epoch's in metrics.jsonl: those of 5 steps, and its own
 HUNG = 30  # seconds after which a process that hangs is noticed; a busy machine may take as long
 NOT_COMPARED = ("seconds", "images_per_second", "data_wait")
-CONFIG = f"""
+CONFIG = """
 seed: 3
 deterministic: true
-model: {{arch: ARCH, num_classes: 2}}
-data: {{batch_size: 8, eval_batch_size: 5}}
-train: {{epochs: EPOCHS, precision: fp64, device: cpu}}
-log: {{every: 1, eta: 0}}
-checkpoint: {{keep: 3, every_steps: 2}}
+model: {arch: ARCH, num_classes: 2}
+data: {batch_size: 8, eval_batch_size: 5}
+train: {epochs: EPOCHS, precision: fp64, device: cpu}
+log: {every: 1, eta: 0}
+checkpoint: {keep: 3, every_steps: 2}
 """
 # Ways of torchrun: that of ``make``, and two where its store outlives a restart; on two nodes, of
 # which this machine plays both, each torchrun counts restarts for itself.
