@@ -61,9 +61,11 @@ def _kinds(epochs: list[Record]) -> list[str]:
 def _map(figure: Any, axes: Any, rows: list[list[float]], *, is_log: bool) -> None:
     everything = sum(rows, [])
     scale = "log" if is_log and min(everything) > 0 and max(everything) < math.inf else "linear"
+    # matplotlib would draw shares that are all 0 between -0.1 and 0.1.
+    limits = {"vmin": 0, "vmax": 1} if not any(everything) else {}
     done = len(rows[0])
     image = axes.imshow(
-        rows, cmap=COLOURS, norm=scale, aspect="auto", interpolation="nearest",
+        rows, cmap=COLOURS, norm=scale, **limits, aspect="auto", interpolation="nearest",
         extent=(0.5, done + 0.5, len(rows) - 0.5, -0.5),
     )  # fmt: skip
     axes.grid(visible=False)

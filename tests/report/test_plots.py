@@ -111,6 +111,12 @@ def test_indicators_are_a_row_a_layer_and_a_column_an_epoch():
     assert rows == [pytest.approx([0.1, 1.1, 2.1]), pytest.approx([0.2, 1.2, 2.2])]
 
 
+def test_shares_that_are_all_0_have_a_scale_of_shares():
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    heatmaps._map(figure, axes := figure.subplots(), [[0.0, 0.0], [0.0, 0.0]], is_log=False)
+    assert axes.images[0].get_clim() == (0, 1)
+
+
 @pytest.mark.parametrize(
     "records",
     [
