@@ -276,7 +276,9 @@ def _plot(rows: list[results.Row]) -> None:
     bars = axes.barh(
         [str(row["provider"]) for row in rows], [float(str(row["min_ms"])) for row in rows]
     )
-    axes.bar_label(bars, padding=3)
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.margins(x=0.1)
+    axes.spines[["top", "right"]].set_visible(False)
     axes.invert_yaxis()
     axes.set_xlabel("ms an image, least of all turns")
     axes.set_title(f"{rows[0]['network']} at {rows[0]['side']} px, one image, one thread")
