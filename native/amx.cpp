@@ -33,7 +33,8 @@ bool has_amx() {
   return is_permitted;
 }
 
-// What was written lies in memory: compilers do not know what instructions for tiles read.
+// What was written lies in memory: compilers do not know what instructions for tiles read. Their
+// first macros for them also take addresses as they stand, so each sum is in brackets.
 inline void write_all() { asm volatile("" ::: "memory"); }
 
 // Eight full tiles for the calling thread, as long as this lives.
@@ -93,25 +94,25 @@ WITH_TILES void multiply(const BinaryTask& task, const int8_t* weights, int firs
     _tile_zero(3);
   } else {
     _tile_loadd(0, sums, pitch);
-    _tile_loadd(1, sums + SIDE, pitch);
+    _tile_loadd(1, (sums + SIDE), pitch);
     _tile_loadd(2, lower, pitch);
-    _tile_loadd(3, lower + SIDE, pitch);
+    _tile_loadd(3, (lower + SIDE), pitch);
   }
   for (int step = first; step < last; step++, weights += 2 * TILE) {
     const uint8_t* here = signs + task.offsets[step];
     _tile_loadd(4, weights, 64);
     _tile_loadd(6, here, task.apart);
-    _tile_loadd(7, here + 64, task.apart);
-    _tile_loadd(5, weights + TILE, 64);
+    _tile_loadd(7, (here + 64), task.apart);
+    _tile_loadd(5, (weights + TILE), 64);
     _tile_dpbssd(0, 4, 6);
     _tile_dpbssd(1, 4, 7);
     _tile_dpbssd(2, 5, 6);
     _tile_dpbssd(3, 5, 7);
   }
   _tile_stored(0, sums, pitch);
-  _tile_stored(1, sums + SIDE, pitch);
+  _tile_stored(1, (sums + SIDE), pitch);
   _tile_stored(2, lower, pitch);
-  _tile_stored(3, lower + SIDE, pitch);
+  _tile_stored(3, (lower + SIDE), pitch);
 }
 
 // Parts of POSITIONS positions. Weights that are more than the nearest cache holds are used at PARTS

@@ -158,7 +158,8 @@ def _digest(compiler: Sequence[str], recipe: Recipe) -> str:
         file = Path(program).resolve()
         facts += [str(file), str(file.stat().st_size), str(file.stat().st_mtime_ns)]
     facts += [repr((OPTIONS, recipe.sources, recipe.of_a_machine, recipe.options, recipe.texts))]
-    if "-march=native" in recipe.options:  # what this processor has, as the compiler sees it
+    if "-march=native" in (*compiler, *recipe.options):
+        # What this processor has, as the compiler sees it.
         command = [*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
         facts.append(subprocess.run(command, capture_output=True, encoding="utf-8").stdout)
     hashing = hashlib.sha256("\n".join(facts).encode())

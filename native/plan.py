@@ -291,8 +291,11 @@ class Plan:
     def _is_only_pooled(self, number: int) -> bool:
         """Whether the next layer is a max-pooling, and the only one that reads a value."""
         readers = [layer for layer in self.layers if number in reads(layer)]
-        is_next = readers == list(self.layers[number : number + 1])
-        return is_next and any(isinstance(layer, MaxPool) for layer in readers)
+        return (
+            len(readers) == 1
+            and readers[0] is self.layers[number]
+            and isinstance(readers[0], MaxPool)
+        )
 
     def _binary(self, number: int, layer: Convolution, height: int, width: int) -> Value:
         source, size = self.values[layer.input], layer.weight.shape[2]

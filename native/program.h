@@ -9,7 +9,8 @@ enum Kind : int32_t {
 };
 
 // One step. Values lie in an arena, at bytes from its start, or -1 where there is none; an input of
-// -1 is the image. Every byte of an arena is OUTSIDE at first, which as a float is a number too.
+// -1 is the image. Every byte of an arena is OUTSIDE at first, which as a float is a number too, and
+// 0 in the places of wide signs.
 // Weights and tables are the caller's, and stay. Planes are counted in elements.
 struct Step {
   int32_t kind, blocks, steps, positions, relu;

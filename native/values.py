@@ -111,7 +111,7 @@ def real_bytes(value: Value) -> int:
 
 
 def sign_bytes(value: Value) -> int:
-    """The bytes of all planes of signs, and of one more, which is all OUTSIDE."""
+    """The bytes of all planes of signs, and of one more, of no pixels."""
     return (blocks(value.channels) + 1) * value.sign_plane * value.sign_size
 
 

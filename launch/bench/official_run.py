@@ -106,9 +106,12 @@ def train(config: Config, checkout: Path) -> Path:
     logging.getLogger().addHandler(records)  # with which logging.basicConfig does nothing any more
     logging.getLogger().setLevel(logging.INFO)
     torch.manual_seed(config.seed)
-    with _in_place(checkout, words, splits, get_device(config)):
-        runpy.run_path(str(checkout / "main.py"), run_name="__main__")
-    recorder.close()
+    try:
+        with _in_place(checkout, words, splits, get_device(config)):
+            runpy.run_path(str(checkout / "main.py"), run_name="__main__")
+    finally:
+        logging.getLogger().removeHandler(records)
+        recorder.close()
     draw_run(config.run_folder)
     logger.info("the run lies in %s", config.run_folder)
     return config.run_folder

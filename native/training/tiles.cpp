@@ -38,7 +38,8 @@ bool are_permitted() {
   return yes;
 }
 
-// What was written lies in memory: compilers do not know what instructions for tiles read.
+// What was written lies in memory: compilers do not know what instructions for tiles read. Their
+// first macros for them also take addresses as they stand, so each sum is in brackets.
 inline void write_all() { asm volatile("" ::: "memory"); }
 
 // Eight full tiles for the calling thread, as long as this lives.
@@ -76,11 +77,11 @@ struct Square {
     _tile_zero(2);
     _tile_zero(3);
     for (size_t step = 0; step < offsets.size(); step++) {
-      _tile_loadd(6, left + step * SIDE * DEPTH, 64);
-      if (HAS_RIGHT) _tile_loadd(7, right + step * SIDE * DEPTH, 64);
+      _tile_loadd(6, (left + step * SIDE * DEPTH), 64);
+      if (HAS_RIGHT) _tile_loadd(7, (right + step * SIDE * DEPTH), 64);
       for (int part = 0; part < PARTS; part++) {
-        _tile_loadd(4, one + offsets[step] + part * apart, bytes);
-        _tile_loadd(5, two + offsets[step] + part * apart, bytes);
+        _tile_loadd(4, (one + offsets[step] + part * apart), bytes);
+        _tile_loadd(5, (two + offsets[step] + part * apart), bytes);
         _tile_dpbf16ps(0, 4, 6);
         if (HAS_RIGHT) _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(2, 5, 6);
@@ -88,9 +89,9 @@ struct Square {
       }
     }
     _tile_stored(0, sums, 64);
-    if (HAS_RIGHT) _tile_stored(1, sums + SUMS, 64);
-    _tile_stored(2, sums + 2 * SUMS, 64);
-    if (HAS_RIGHT) _tile_stored(3, sums + 3 * SUMS, 64);
+    if (HAS_RIGHT) _tile_stored(1, (sums + SUMS), 64);
+    _tile_stored(2, (sums + 2 * SUMS), 64);
+    if (HAS_RIGHT) _tile_stored(3, (sums + 3 * SUMS), 64);
   }
 };
 
@@ -102,10 +103,10 @@ inline void add_taps(const uint16_t* rows, int64_t pitch, int64_t apart,
   const int64_t bytes = pitch * int64_t(sizeof(uint16_t));
   write_all();
   _tile_loadd(0, sums, 64);
-  _tile_loadd(1, sums + SUMS, 64);
-  _tile_loadd(2, sums + 2 * SUMS, 64);
+  _tile_loadd(1, (sums + SUMS), 64);
+  _tile_loadd(2, (sums + 2 * SUMS), 64);
 #define TAP(n)                                              \
-  _tile_loadd(3, columns[n] + step * SIDE * DEPTH, 64);     \
+  _tile_loadd(3, (columns[n] + step * SIDE * DEPTH), 64);     \
   _tile_dpbf16ps(n, 4, 3);                                  \
   if (PARTS > 1) {                                          \
     _tile_dpbf16ps(n, 5, 3);                                \
@@ -114,15 +115,15 @@ inline void add_taps(const uint16_t* rows, int64_t pitch, int64_t apart,
   for (int64_t step = 0; step < steps; step++, rows += DEPTH) {
     _tile_loadd(4, rows, bytes);
     if (PARTS > 1) {
-      _tile_loadd(5, rows + apart, bytes);
-      _tile_loadd(6, rows + 2 * apart, bytes);
+      _tile_loadd(5, (rows + apart), bytes);
+      _tile_loadd(6, (rows + 2 * apart), bytes);
     }
     TAP(0) TAP(1) TAP(2)
   }
 #undef TAP
   _tile_stored(0, sums, 64);
-  _tile_stored(1, sums + SUMS, 64);
-  _tile_stored(2, sums + 2 * SUMS, 64);
+  _tile_stored(1, (sums + SUMS), 64);
+  _tile_stored(2, (sums + 2 * SUMS), 64);
 }
 
 // The positions of some images, row behind row, with zeros between them: one behind each row and a

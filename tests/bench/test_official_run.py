@@ -74,7 +74,8 @@ def test_what_it_logs_becomes_a_run(given):
         official_run.train(*given)
     key, value = re.search(r"set (\S+)=(\S+)", str(caught.value)).groups()
     again = official_run.train(given[0].changed({key: value}), given[1])
-    assert len((again / "metrics.jsonl").read_text().splitlines()) == 6
+    for each in (folder, again):
+        assert len((each / "metrics.jsonl").read_text().splitlines()) == 6
 
 
 def test_its_flags_are_those_of_the_config(given):
