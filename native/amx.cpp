@@ -10,46 +10,22 @@
 #if defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 
 #include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
-#define WITH_TILES __attribute__((target("amx-tile,amx-int8")))
+#include "amx.h"
 
 namespace {
 
-constexpr int SIDE = 16;                // rows of a tile, and numbers of a row of sums
 constexpr int TILE = 1024;              // bytes
 constexpr int OUTPUTS = 2 * SIDE;       // that are computed together: two tiles of weights a step
 constexpr int POSITIONS = Avx512::bytes;
 constexpr int NEAR = 18;                // steps whose weights the nearest cache holds
 
-// A system has to be asked for tiles. It grants them to all threads of the process.
 bool has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned tiles = 1u << 24, of_bytes = 1u << 25;
   if (!has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  if (!(d & tiles) || !(d & of_bytes)) return false;
-  static const bool is_permitted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-  return is_permitted;
+  return (d & tiles) && (d & of_bytes) && are_permitted();
 }
-
-// What was written lies in memory: compilers do not know what instructions for tiles read. Their
-// first macros for them also take addresses as they stand, so each sum is in brackets.
-inline void write_all() { asm volatile("" ::: "memory"); }
-
-// Eight full tiles for the calling thread, as long as this lives.
-struct Tiles {
-  WITH_TILES Tiles() {
-    struct alignas(64) {
-      uint8_t palette = 1, start = 0, reserved[14] = {};
-      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE};
-    } config;
-    write_all();
-    _tile_loadconfig(&config);
-  }
-  WITH_TILES ~Tiles() { _tile_release(); }
-};
 
 // The weights of OUTPUTS outputs at NEAR steps at most, as bytes: two tiles for each step.
 class Weights {
@@ -81,8 +57,9 @@ class Weights {
 };
 
 // sums (OUTPUTS, POSITIONS) of 2 * SIDE positions from p on, over some steps: begun, or gone on with.
-WITH_TILES void multiply(const BinaryTask& task, const int8_t* weights, int first, int last, int p,
-                         int32_t* sums) {
+__attribute__((target("amx-tile,amx-int8")))
+void multiply(const BinaryTask& task, const int8_t* weights, int first, int last, int p,
+              int32_t* sums) {
   constexpr int pitch = 4 * POSITIONS;
   int32_t* const lower = sums + SIDE * POSITIONS;
   const uint8_t* signs = task.signs + 4 * ptrdiff_t(p);

@@ -163,7 +163,8 @@ def _digest(compiler: Sequence[str], recipe: Recipe) -> str:
         command = [*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
         facts.append(subprocess.run(command, capture_output=True, encoding="utf-8").stdout)
     hashing = hashlib.sha256("\n".join(facts).encode())
-    for source in sorted([*recipe.folder.glob("*.cpp"), *recipe.folder.glob("*.h")]):
+    shared = HERE.glob("*.h")  # which sources of every folder may include
+    for source in sorted({*recipe.folder.glob("*.cpp"), *recipe.folder.glob("*.h"), *shared}):
         hashing.update(source.name.encode() + source.read_bytes())
     return hashing.hexdigest()[:32]
 

@@ -308,12 +308,9 @@ class Plan:
         residual = self._residual(number, layer, value)
         self._place(number, value)
         place, plane, give_back = self._phases(source, value, layer.stride)
-        make_offsets = packing.wide_offsets if source.is_wide else packing.binary_offsets
-        offsets = make_offsets(channels, size, layer.stride, plane, value.pitch)
         self._step(
             BINARY,
             blocks=blocks(count),
-            steps=len(offsets),
             positions=value.positions,
             input=place,
             input_plane=plane * layer.stride**2,
@@ -321,15 +318,11 @@ class Plan:
             residual=residual,
             output=value.real,
             output_plane=value.plane,
-            weights=packing.wide_weights(layer.weight)
-            if source.is_wide
-            else packing.binary_weights(layer.weight, len(offsets)),
-            offsets=offsets,
-            base=packing.base(source.shape, value.pitch, size, layer.stride, layer.padding),
             threshold=self._threshold(value, layer.offset),
             **self._prelu(layer.prelu, value),
             **self._next(value),
             **self._norm(layer.norm, count),
+            **_factors(source, layer, plane, value.pitch),
         )
         give_back()
         return value
@@ -498,6 +491,25 @@ def _fills_tiles(layer: Convolution) -> bool:
     """Whether the weights of a binary convolution fill tiles, and outputs come by two tiles."""
     count, channels = layer.weight.shape[:2]
     return channels % packing.WIDE == 0 and count % (2 * packing.SIDE) == 0
+
+
+def _factors(source: Value, layer: Convolution, plane: int, pitch: int) -> dict[str, Any]:
+    """The weights of a binary convolution, and where it finds signs, in the form of these."""
+    channels, size, stride = *layer.weight.shape[1:3], layer.stride
+    if source.is_wide:
+        offsets = packing.wide_offsets(channels, size, stride, plane, pitch)
+        return {
+            "steps": len(offsets),
+            "offsets": offsets,
+            "weights": packing.wide_weights(layer.weight),
+        }
+    offsets = packing.binary_offsets(channels, size, stride, plane, pitch)
+    return {
+        "steps": len(offsets),
+        "offsets": offsets,
+        "weights": packing.binary_weights(layer.weight, len(offsets)),
+        "base": packing.base(source.shape, pitch, size, stride, layer.padding),
+    }
 
 
 def _last_uses(layers: Sequence[Layer]) -> dict[int, int]:

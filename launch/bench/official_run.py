@@ -17,8 +17,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from PIL import Image
 
+from launch.bench.rivals import PilImages
 from pipeline.data.cifar_files import CifarSplit, load_cifar
 from pipeline.report.plots import draw_run
 from pipeline.run.config import Config
@@ -124,8 +124,8 @@ def _in_place(
     """The command line of main.py, and what is put in the place of its images and of its card."""
     import torchvision
 
-    def images(*, train: bool, transform: Any, **_: Any) -> Images:
-        return Images(splits[0 if train else 1], transform)
+    def images(*, train: bool, transform: Any, **_: Any) -> PilImages:
+        return PilImages(splits[0 if train else 1], transform)
 
     def itself(self: Any, *_: Any, **__: Any) -> Any:
         return self
@@ -138,20 +138,6 @@ def _in_place(
             for owner in (torch.Tensor, torch.nn.Module):
                 stack.enter_context(patch.object(owner, "cuda", itself))
         yield
-
-
-class Images(torch.utils.data.Dataset[Any]):
-    """Images of PIL's, as torchvision's data set gives them, with a transform."""
-
-    def __init__(self, split: CifarSplit, transform: Any) -> None:
-        self.split, self.transform = split, transform
-
-    def __len__(self) -> int:
-        return len(self.split.labels)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = Image.fromarray(self.split.images[index].numpy())
-        return self.transform(image), int(self.split.labels[index])
 
 
 class Records(logging.Handler):

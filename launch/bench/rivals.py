@@ -65,7 +65,7 @@ class Official:
     def epochs(self, splits: Splits, batch_size: int, workers: int) -> Callable[[], None]:
         """What trains on all images once and evaluates."""
         loaders = [
-            DataLoader(PilImages(split, train=train), batch_size, train, num_workers=workers,
+            DataLoader(PilImages(split, transform(train)), batch_size, train, num_workers=workers,
                        pin_memory=self.device.type == "cuda")
             for split, train in zip(splits, (True, False), strict=True)
         ]  # fmt: skip
@@ -90,15 +90,20 @@ def read(logits: Tensor, loss: Tensor, labels: Tensor) -> None:
     _ = loss.item(), hits[:, 0].float().mean().item(), hits.any(1).float().mean().item()
 
 
+def transform(train: bool) -> Callable[[Any], Tensor]:
+    """The official transforms of CIFAR-10."""
+    from torchvision import transforms
+
+    augment = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+    normalize = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    return transforms.Compose([*(augment if train else []), *normalize])
+
+
 class PilImages(Dataset[tuple[Tensor, int]]):
-    """Images as torchvision's CIFAR10 with the official transforms gives them."""
+    """Images as torchvision's CIFAR10 with a transform of PIL's images gives them."""
 
-    def __init__(self, split: CifarSplit, *, train: bool) -> None:
-        from torchvision import transforms
-
-        augment = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
-        normalize = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-        self.transform = transforms.Compose([*(augment if train else []), *normalize])
+    def __init__(self, split: CifarSplit, transform: Callable[[Any], Tensor]) -> None:
+        self.transform = transform
         self.images, self.labels = split.images.numpy(), split.labels.tolist()
 
     def __len__(self) -> int:

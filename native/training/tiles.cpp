@@ -10,16 +10,14 @@
 
 #ifdef __AMX_BF16__
 
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <utility>
 #include <vector>
 
+#include "../amx.h"
+
 namespace {
 
-constexpr int SIDE = 16;          // rows of a tile, and floats of a row of sums
 constexpr int DEPTH = 32;         // bfloat16 of a row of a factor: products that a sum takes at once
 constexpr int SUMS = SIDE * SIDE;
 constexpr int OUTPUTS = 32;       // of a piece of the gradient of weights
@@ -31,32 +29,6 @@ template <class T>
 constexpr int PARTS = sizeof(T) == sizeof(float) ? 3 : 1;  // bfloat16 of a value of dz
 
 int tiles_of(int count) { return (count + SIDE - 1) / SIDE; }
-
-// Whether the system lets this process use tiles, which it has to ask for.
-bool are_permitted() {
-  static const bool yes = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-  return yes;
-}
-
-// What was written lies in memory: compilers do not know what instructions for tiles read. Their
-// first macros for them also take addresses as they stand, so each sum is in brackets.
-inline void write_all() { asm volatile("" ::: "memory"); }
-
-// Eight full tiles for the calling thread, as long as this lives.
-struct Tiles {
-  Tiles() {
-    struct alignas(64) {
-      uint8_t palette = 1, start = 0, reserved[14] = {};
-      uint16_t bytes[16] = {};
-      uint8_t rows[16] = {};
-    } config;
-    std::fill(config.bytes, config.bytes + 8, uint16_t(64));
-    std::fill(config.rows, config.rows + 8, uint8_t(SIDE));
-    write_all();
-    _tile_loadconfig(&config);
-  }
-  ~Tiles() { _tile_release(); }
-};
 
 // Four tiles of sums: 0 and 1 of the rows ``one``, 2 and 3 of the rows ``two``, which are ``pitch``
 // apart; 0 and 2 with the columns ``left``, 1 and 3 with ``right``. A step is a tile of columns, and

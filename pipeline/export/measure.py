@@ -11,7 +11,7 @@ from pipeline.export.pack import unpack
 from pipeline.export.packed import Packed
 from pipeline.export.source import Source
 from pipeline.run.console import logger
-from pipeline.run.threads import choose
+from pipeline.run.threads import take_threads
 from pipeline.train.evaluation import Evaluation
 from pipeline.train.scoring import arrange_classes
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def measured(source: Source, shrunk: Packed, path: Path) -> Packed:
     """``shrunk`` with its accuracy on the validation images of ``source``, the network in ``path``,
     and a warning that says what it was before. Raises UserError where there are no images."""
-    torch.set_num_threads(choose(source.config.train.threads).threads)
+    take_threads(source.config.train.threads)
     before = _score(source.network, source, path)
     after = _score(unpack(shrunk), source, path)
     logger.warning(

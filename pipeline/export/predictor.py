@@ -17,7 +17,7 @@ from pipeline.export.program import Array
 from pipeline.export.source import open_source
 from pipeline.run.classes import CIFAR10
 from pipeline.run.console import logger
-from pipeline.run.threads import choose
+from pipeline.run.threads import choose, take_threads
 
 Logits = Callable[[Array], Array]  # of images (N, 3, H, W), both float32
 
@@ -61,7 +61,7 @@ def open_predictor(path: Path, overrides: Sequence[str]) -> Predictor:
         open_ = load(entry, f"a {path.suffix} file", (package,))
         return Predictor(*open_(path, choose(None).threads))
     source = open_source(path, overrides)
-    torch.set_num_threads(choose(source.config.train.threads).threads)
+    take_threads(source.config.train.threads)
     logits = on_engine(source.packed) or in_torch(source.network)
     return Predictor(source.packed.about, source.packed.num_classes, logits)
 

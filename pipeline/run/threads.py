@@ -39,6 +39,11 @@ def settle_threads(config: Config, begun: int | None = None, *, looks: bool = Tr
     return config.changed({"train.threads": choice.threads})
 
 
+def take_threads(wanted: int | None) -> None:
+    """Let this process take as many threads as ``choose`` finds, without a word."""
+    torch.set_num_threads(choose(wanted).threads)
+
+
 def choose(wanted: int | None, begun: int | None = None, *, looks: bool = True) -> Choice:
     """The threads for this process: ``wanted``, else what a person put into OMP_NUM_THREADS, else
     ``begun``, else its share of the cores; never more than there are.
